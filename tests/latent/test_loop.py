@@ -1,0 +1,277 @@
+"""The loop against itself written the long way: uncached, literal, one row at a time, one group at a time."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from vital_jax.latent.loop import embed, empty_suffix, extend, grow, prefill, teacher_force, think
+from vital_jax.latent.sample import sample
+from vital_jax.models.attention import Causal
+from vital_jax.models.lora import merge_lora
+from vital_jax.models.qwen3_vl import Prefix
+
+# Float32 on a CPU with sums taken in another order: a few units in the seventh digit of numbers of order one to ten.
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+def variables(params):
+    return {"params": params["base"], "lora": params["lora"]}
+
+
+@pytest.fixture(scope="module")
+def setup():
+    vital = toy.method()
+    return vital, toy.params(vital), toy.batch()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def run(vital, params, batch, max_steps=4, fused=True):
+    """Prefill and teacher-force a batch, G = 1."""
+    v = variables(params)
+    z0, prompt = prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
+    return teacher_force(
+        vital.model, v, prompt, z0[:, None], batch["answer"][:, None], batch["latent_steps"][:, None], max_steps, fused
+    )
+
+
+def full_passes(vital, params, row):
+    """One row without any cache: K + 1 full passes over embeddings that grow by one, then the answer. Returns z_1..z_K and h."""
+    return _full_passes(vital, params, row, int(row["lengths"][0]), int(row["latent_steps"][0]))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _full_passes(vital, params, row, n, K):
+    model, v = vital.model, variables(params)
+    prefix = embed(model, v, row)
+    x, positions = prefix.x[:, :n], prefix.positions[:, :, :n]
+    deepstack = prefix.deepstack[:, :, :n]
+    words = model.apply(v, row["answer"][:, :-1], method="embed_tokens")
+    z = []
+
+    def states(x):
+        extra = x.shape[1] - n
+        later = jnp.broadcast_to(row["next_position"][0] + jnp.arange(extra), (3, 1, extra))
+        deep = jnp.pad(deepstack, [(0, 0), (0, 0), (0, extra), (0, 0)])
+        full = jnp.concatenate([positions, later], axis=-1)
+        mask = Causal(jnp.asarray([x.shape[1]]))
+        return model.apply(v, x[:, None], full[:, :, None], mask, method="decode", deepstack=deep)[0][:, 0]
+
+    for _ in range(K):
+        x = jnp.concatenate([x, states(x)[:, -1:]], axis=1)
+        z.append(x[:, -1])
+    h = states(jnp.concatenate([x, words], axis=1))[:, n:]
+    return h[:, :K], h[:, max(K - 1, 0) :]
+
+
+def test_cached_rows_equal_uncached_full_passes(setup):
+    vital, params, batch = setup
+    got = run(vital, params, batch, 4, False)
+    for i, K in enumerate(batch["latent_steps"]):
+        z, h = full_passes(vital, params, toy.row(batch, i))
+        np.testing.assert_allclose(got.z[i, 0, :K], z[0], **CLOSE)
+        np.testing.assert_allclose(got.h[i, 0], h[0], **CLOSE)
+
+
+def test_fused_last_step_equals_literal_steps(setup):
+    vital, params, batch = setup
+    literal, fused = (run(vital, params, batch, 4, f) for f in (False, True))
+    for name in ("u", "z", "z0", "h"):
+        np.testing.assert_allclose(getattr(fused, name), getattr(literal, name), err_msg=name, **CLOSE)
+
+
+@pytest.mark.parametrize("max_steps", [1, 2])
+def test_fused_equals_literal_in_the_earlier_phases(setup, max_steps):
+    vital, params, _ = setup
+    batch = toy.batch(K=max_steps)
+    literal, fused = (run(vital, params, batch, max_steps, f) for f in (False, True))
+    np.testing.assert_allclose(fused.z, literal.z, **CLOSE)
+    np.testing.assert_allclose(fused.h, literal.h, **CLOSE)
+
+
+def test_rows_of_unequal_steps_equal_each_row_alone(setup):
+    vital, params, batch = setup
+    got = run(vital, params, batch)
+    assert sorted(batch["latent_steps"]) == [1, 2, 3, 4]
+    for i, K in enumerate(batch["latent_steps"]):
+        alone = run(vital, params, toy.row(batch, i), int(K))
+        np.testing.assert_allclose(got.z[i, 0, :K], alone.z[0, 0], **CLOSE)
+        np.testing.assert_allclose(got.h[i], alone.h[0], **CLOSE)
+        assert not np.any(got.z[i, 0, K:]) and not np.any(got.u[i, 0, K:])
+
+
+def test_inputs_are_the_previous_outputs(setup):
+    vital, params, batch = setup
+    got = run(vital, params, batch, 4, False)
+    row = int(np.argmax(batch["latent_steps"]))
+    np.testing.assert_array_equal(got.u[row, 0, 0], got.z0[row, 0])
+    np.testing.assert_array_equal(got.u[row, 0, 1:], got.z[row, 0, :-1])
+
+
+def scalar(thought):
+    """A loss that touches every output."""
+    weight = jnp.cos(jnp.arange(thought.h.size)).reshape(thought.h.shape)
+    return jnp.sum(jnp.sin(thought.z)) + jnp.sum(weight * thought.h)
+
+
+def test_fused_gradients_equal_literal_gradients(setup):
+    vital, params, batch = setup
+    literal, fused = (
+        jax.grad(lambda lora, f=f: scalar(run(vital, {**params, "lora": lora}, batch, 4, f)))(params["lora"])
+        for f in (False, True)
+    )
+    for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(literal), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.max(jnp.abs(b))))
+
+
+def test_loop_gradients_equal_gradients_through_full_passes(setup):
+    vital, params, batch = setup
+    row = toy.row(batch, 3)
+    assert row["latent_steps"][0] == 4
+
+    def long(lora):
+        z, h = full_passes(vital, {**params, "lora": lora}, row)
+        weight = jnp.cos(jnp.arange(h.size)).reshape(h.shape)
+        return jnp.sum(jnp.sin(z)) + jnp.sum(weight * h)
+
+    slow = jax.grad(long)(params["lora"])
+    quick = jax.grad(lambda lora: scalar(run(vital, {**params, "lora": lora}, row)))(params["lora"])
+    for a, b in zip(jax.tree.leaves(quick), jax.tree.leaves(slow), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.max(jnp.abs(b))))
+    assert all(float(jnp.max(jnp.abs(g))) > 0 for g in jax.tree.leaves(slow))
+
+
+def test_remat_changes_nothing(setup):
+    vital, params, batch = setup
+    full = toy.method(model=toy.backbone(remat="full"))
+    grads = [
+        jax.grad(lambda lora, m=m: scalar(run(m, {**params, "lora": lora}, batch)))(params["lora"])
+        for m in (vital, full)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, grads), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(b))))
+
+
+def test_merged_adapters_equal_unmerged(setup):
+    vital, params, batch = setup
+    merged = {**params, "base": merge_lora(params["base"], params["lora"], toy.LORA)}
+    without = run(vital, {**merged, "lora": jax.tree.map(jnp.zeros_like, params["lora"])}, batch)
+    np.testing.assert_allclose(run(vital, params, batch).h, without.h, **CLOSE)
+    plain = run(vital, {**params, "lora": jax.tree.map(jnp.zeros_like, params["lora"])}, batch)
+    assert np.max(np.abs(plain.h - without.h)) > 0.1
+
+
+def test_a_call_with_three_groups_equals_three_calls(setup):
+    vital, params, batch = setup
+    v = variables(params)
+    z0, prompt = prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
+    r = np.random.default_rng(5)
+    starts = z0[:, None] + jnp.asarray(r.normal(size=(4, 3, toy.WIDTH)), jnp.float32)
+    answers, steps = r.integers(0, 50, (4, 3, 5)), r.integers(1, 5, (4, 3))
+    together = teacher_force(vital.model, v, prompt, starts, answers, steps, 4)
+    for g in range(3):
+        cut = slice(g, g + 1)
+        alone = teacher_force(vital.model, v, prompt, starts[:, cut], answers[:, cut], steps[:, cut], 4)
+        np.testing.assert_allclose(together.h[:, cut], alone.h, **CLOSE)
+        np.testing.assert_allclose(together.z[:, cut], alone.z, **CLOSE)
+
+
+def test_recorded_latents_replay_in_one_parallel_pass(setup):
+    """`extend` with all inputs at once equals the loop that made them: the replay that policy optimisation needs."""
+    vital, params, batch = setup
+    v = variables(params)
+    z0, prompt = prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
+    z, _ = think(vital.model, v, prompt, z0[:, None], 4)
+    u = jnp.concatenate([z0[:, None, None], z[:, :, :-1]], axis=2)
+    positions = batch["next_position"][:, None, None] + jnp.arange(4)
+    replayed, _ = extend(
+        vital.model, v, prompt, empty_suffix(prompt, 1, 4), u, positions, jnp.tril(jnp.ones((4, 4), bool)), 0
+    )
+    np.testing.assert_allclose(replayed, z, **CLOSE)
+
+
+def test_decode_path_latents_and_log_probs_equal_the_training_path(setup):
+    vital, params, batch = setup
+    v = variables(params)
+    z0, prompt = prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
+    steps = jnp.asarray(batch["latent_steps"])[:, None]
+    got = jax.jit(lambda: sample(vital.model, v, prompt, z0[:, None], steps, 4, length=6, end=toy.VOCAB))()
+    forced = teacher_force(vital.model, v, prompt, z0[:, None], got.tokens, steps, 4)
+    np.testing.assert_allclose(got.z, forced.z, **CLOSE)
+    np.testing.assert_allclose(got.u, forced.u, **CLOSE)
+    logits = vital.model.apply(v, forced.h, method="logits")
+    np.testing.assert_array_equal(np.argmax(logits, axis=-1), got.tokens)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), got.tokens[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(got.log_probs, chosen, **CLOSE)
+
+
+def test_an_answer_ends_at_its_end_token(setup):
+    vital, params, batch = setup
+    v = variables(params)
+    z0, prompt = prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
+    steps = jnp.asarray(batch["latent_steps"])[:, None]
+    free = sample(vital.model, v, prompt, z0[:, None], steps, 4, length=6, end=toy.VOCAB)
+    end = int(free.tokens[0, 0, 2])
+    stopped = sample(vital.model, v, prompt, z0[:, None], steps, 4, length=6, end=end)
+    first = int(np.argmax(np.asarray(free.tokens[0, 0]) == end))
+    np.testing.assert_array_equal(stopped.tokens[0, 0, :first], free.tokens[0, 0, :first])
+    assert np.all(np.asarray(stopped.tokens[0, 0, first:]) == end)
+    assert not np.any(stopped.log_probs[0, 0, first + 1 :])
+
+
+def test_padding_is_never_seen(setup):
+    """Values on padded columns, NaN included, reach neither the loss nor its gradient."""
+    vital, params, batch = setup
+    v = variables(params)
+    prefix = embed(vital.model, v, batch)
+    pad = (jnp.arange(prefix.x.shape[1]) >= prefix.lengths[:, None])[..., None]
+    assert np.any(pad)
+
+    def loss(x, deepstack):
+        z0, prompt = prefill(vital.model, v, Prefix(x, deepstack, *prefix[2:]), batch["next_position"])
+        return scalar(
+            teacher_force(
+                vital.model, v, prompt, z0[:, None], batch["answer"][:, None], batch["latent_steps"][:, None], 4
+            )
+        )
+
+    clean, grad = jax.value_and_grad(loss)(prefix.x, prefix.deepstack)
+    dirty = jnp.where(pad, 37.0, prefix.x)
+    np.testing.assert_allclose(loss(dirty, prefix.deepstack), clean, rtol=1e-6)
+    assert not np.any(np.where(pad, grad, 0)) and np.all(np.isfinite(grad))
+    broken = {**batch, "tokens": np.where(np.arange(14) < batch["lengths"][:, None], batch["tokens"], toy.VOCAB + 5)}
+    assert np.all(np.isfinite(embed(vital.model, v, broken).x))
+
+
+def test_k_zero_reads_the_answer_from_the_prompt(setup):
+    vital, params, batch = setup
+    got = run(vital, params, batch, 0)
+    np.testing.assert_allclose(got.h[:, 0, 0], got.z0[:, 0], **CLOSE)
+    prefix_row = toy.row(batch, 1)
+    z, h = full_passes(vital, params, {**prefix_row, "latent_steps": np.array([0])})
+    assert z.shape[1] == 0
+    np.testing.assert_allclose(got.h[1, 0, 1:], h[0], **CLOSE)
+
+
+def test_pre_norm_state_feeds_back_the_other_state(setup):
+    vital, params, batch = setup
+    pre = toy.method(model=toy.backbone(latent_state="pre_norm"))
+    literal, fused = (run(pre, params, batch, 4, f) for f in (False, True))
+    np.testing.assert_allclose(fused.h, literal.h, rtol=1e-5, atol=1e-4)
+    post = run(vital, params, batch)
+    v = variables(params)
+    # z_0 is the same state on two sides of the norm; z_1 is not, since another vector was fed back.
+    normed = lambda x: pre.model.apply(v, x, method="head_input")  # noqa: E731
+    np.testing.assert_allclose(normed(literal.z0), post.z0, **CLOSE)
+    assert np.max(np.abs(normed(literal.z[:, :, 0]) - post.z[:, :, 0])) > 0.1
+
+
+def test_grow_keeps_what_is_there(setup):
+    cache = tuple(jnp.ones((2, 1, 1, 3, 2, 4)) for _ in range(2))
+    grown = grow(cache, 2)
+    assert grown[0].shape == (2, 1, 1, 5, 2, 4)
+    np.testing.assert_array_equal(grown[0][:, :, :, :3], cache[0])
+    assert not np.any(grown[0][:, :, :, 3:])

@@ -1,0 +1,96 @@
+"""A toy VITAL: a two-tower model of a few thousand parameters and batches of random but well-formed arrays, float32 throughout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vital_jax.methods.vital import Vital
+from vital_jax.models.config import DecoderConfig, LoraConfig, Qwen3VLConfig, VisionConfig
+from vital_jax.models.decoder import Decoder
+from vital_jax.models.lora import init_lora
+from vital_jax.models.qwen3_vl import Qwen3VL, init_qwen3_vl
+
+VOCAB, WIDTH, ROI = 61, 32, 12
+DECODER = DecoderConfig(VOCAB, WIDTH, 3, 4, 2, 8, 48, 5e6, mrope_section=(2, 1, 1))
+CONFIG = Qwen3VLConfig(DECODER, VisionConfig(16, 3, 2, 24, WIDTH, (0, 1), 4, patch=2), 57, 58, 59)
+TEXT = DecoderConfig(VOCAB, 24, 2, 4, 2, 8, 40, 1e6, tied=True)
+LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
+
+
+def perturb(tree, seed: int = 1):
+    """Adds noise to every leaf, so that nothing is at its neutral start (zero biases and adapters, unit scales)."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return structure.unflatten(
+        [x + 0.1 * jax.random.normal(key, x.shape, x.dtype) for x, key in zip(leaves, keys, strict=True)]
+    )
+
+
+def backbone(**options) -> Qwen3VL:
+    """The toy backbone, float32."""
+    return Qwen3VL(CONFIG, options.pop("lora", LORA), **{"dtype": jnp.float32, **options})
+
+
+def method(**options) -> Vital:
+    """The toy method."""
+    model = options.pop("model", None) or backbone()
+    return Vital(model, **{"decoder": Decoder(TEXT), "roi_width": ROI, "projector_dropout": 0.0, **options})
+
+
+def params(vital: Vital, lora: bool = True) -> dict:
+    """Base, lora and scaffold, every leaf away from its neutral start."""
+
+    def draw(key):
+        keys = jax.random.split(key, 3)
+        tree = {"base": init_qwen3_vl(vital.model, keys[0]), "scaffold": vital.init_scaffold(keys[2])}
+        return perturb({**tree, "lora": init_lora(DECODER, LORA, keys[1])} if lora else tree)
+
+    return jax.jit(draw)(jax.random.key(0))
+
+
+def batch(
+    rows: int = 4, seed: int = 0, S: int = 14, P: int = 16, T: int = 5, K: int = 4, C: int = 6, steps=None
+) -> dict:
+    """A batch of `rows` prompts of uneven length with an image each, and 1..K steps in turn."""
+    r = np.random.default_rng(seed)
+    lengths = r.integers(P // 4 + 4, S + 1, rows).astype(np.int32)
+    latent_steps = np.asarray(steps if steps is not None else 1 + np.arange(rows) % K, np.int32)
+    positions = np.zeros((rows, 3, S), np.int32)
+    for row, n in enumerate(lengths):
+        positions[row, :, :n] = np.sort(r.integers(0, n, (3, n)), axis=-1)
+    words = r.integers(2, C + 1, (rows, K))
+    chain_mask = (np.arange(C) < words[..., None]) & (np.arange(K) < latent_steps[:, None])[..., None]
+    roi = r.normal(size=(2, rows, ROI)).astype(np.float32)
+    roi /= np.linalg.norm(roi, axis=-1, keepdims=True)
+    tokens = r.integers(0, 50, (rows, S)).astype(np.int32)
+    return {
+        "tokens": np.where(np.arange(S) < lengths[:, None], tokens, 0),
+        "lengths": lengths,
+        "positions": positions,
+        "next_position": positions.max((1, 2)) + 1,
+        "patches": r.normal(size=(rows, P, CONFIG.vision.patch_width)).astype(np.float32),
+        "patch_index": r.integers(0, 16, (rows, P, 4)).astype(np.int32),
+        "patch_weight": r.dirichlet(np.ones(4), (rows, P)).astype(np.float32),
+        "patch_coords": r.integers(0, 8, (rows, P, 2)).astype(np.int32),
+        "patch_segment": np.repeat([[1] * (P // 2) + [2] * (P // 4) + [0] * (P - P // 2 - P // 4)], rows, 0).astype(
+            np.int32
+        ),
+        "patch_target": np.repeat([[1, 2, *[4] * (P // 4 > 2), *[S] * (P // 4 - 3)]], rows, 0).astype(np.int32),
+        "answer": r.integers(0, 50, (rows, T)).astype(np.int32),
+        "answer_mask": np.arange(T) < r.integers(1, T + 1, rows)[:, None],
+        "latent_steps": latent_steps,
+        "chain": r.integers(0, 50, (rows, K, C)).astype(np.int32),
+        "chain_mask": chain_mask,
+        "roi": roi[0],
+        "roi_global": roi[1],
+        "roi_mask": np.arange(rows) % 3 != 1,
+        "index": np.arange(rows, dtype=np.int32),
+    }
+
+
+def row(batch: dict, i: int) -> dict:
+    """One row of a batch, alone."""
+    return {name: value[i : i + 1] for name, value in batch.items()}
+
+
+WEIGHTS = {"text": 1.0, "visual": 0.1}

@@ -1,0 +1,15 @@
+"""vital_jax: latent-reasoning medical vision-language models in JAX.
+
+One alphabet serves every einsum, shape comment and docstring of the package:
+
+    B batch                 G rollouts per prompt      S prefix tokens
+    K latent steps          T answer tokens            U suffix slots (latents, then answer)
+    C chain tokens          P image patches            L layers
+    D model width           N query heads              M key/value heads
+    H head width            F feed-forward width       V vocabulary
+    E width of the region-of-interest encoder
+
+This is research software, not a medical device.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Hugging Face folders to our parameter trees and back, by one name table."""

@@ -1,0 +1,198 @@
+"""Weights from a Hugging Face folder into sharded arrays, one leaf at a time, biggest first.
+
+Each process reads only the byte ranges of its own devices, directly into the stacked buffer that becomes the device array. Peak host memory
+is therefore one copy of the model (on a CPU, where host and device are one) plus one leaf.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vital_jax.hub import names
+from vital_jax.hub.names import Entry
+from vital_jax.hub.safetensors import Tensor, read_folder
+from vital_jax.models.config import DecoderConfig, qwen3_config, qwen3_vl_config, read_json
+from vital_jax.models.decoder import Decoder, abstract_decoder
+from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
+
+_LISTED = 12
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        leaves.update(_flatten(value, path + "/") if isinstance(value, Mapping) else {path: value})
+    return leaves
+
+
+def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
+
+
+def _listing(items: Iterable[str]) -> str:
+    items = list(items)
+    return ", ".join(items[:_LISTED]) + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")
+
+
+def check_coverage(
+    entries: Iterable[Entry], leaves: Mapping[str, Any], tensors: Iterable[str], where: str, unused: str | None = None
+) -> None:
+    """Every leaf of ours and every tensor of the file is named exactly once, or an error lists the ones that are not.
+
+    Args:
+      entries: the name table. leaves: our leaves by path. tensors: names in the file. where: named in the error.
+      unused: a regex of tensors this model has no use for.
+    Raises: ValueError.
+    """
+    entries = list(entries)
+    ours = [entry.path for entry in entries]
+    wanted = [name for entry in entries for name in entry.names]
+    held = {name for name in tensors if not (unused and re.fullmatch(unused, name))}
+    problems = {
+        "leaves without a name": sorted(set(leaves) - set(ours)),
+        "names without a leaf": sorted(set(ours) - set(leaves)),
+        "named twice": sorted(
+            {x for xs in (ours, wanted) for x in xs if xs.count(x) > 1} if len(set(wanted)) != len(wanted) else []
+        ),
+        "missing tensors": sorted(set(wanted) - held),
+        "extra tensors": sorted(held - set(wanted)),
+    }
+    found = [f"{kind}: {_listing(items)}" for kind, items in problems.items() if items]
+    if found:
+        hint = "; lm_head.weight follows tie_word_embeddings of config.json" if "lm_head.weight" in str(found) else ""
+        raise ValueError(f"{where} does not fit the model: {'; '.join(found)}{hint}")
+
+
+def _check_shapes(
+    entries: Iterable[Entry], leaves: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
+) -> None:
+    wrong = []
+    for entry in entries:
+        shape = leaves[entry.path].shape
+        if entry.stacked and shape[0] != len(entry.names):
+            wrong.append(f"{entry.path} stacks {len(entry.names)} tensors, the model has {shape[0]}")
+        inner = shape[1:] if entry.stacked else shape
+        for name in entry.names:
+            held = tensors[name].shape
+            # A patch embedding is a convolution in the file and a matrix here: [out, c, t, h, w] is [out, c t h w].
+            flat = (held[0], int(np.prod(held[1:]))) if len(inner) == 2 and len(held) > 2 else held
+            if flat != inner:
+                wrong.append(f"{name} is {list(held)}, the model needs {list(inner)}")
+    if wrong:
+        raise ValueError(f"{where}: misshapen tensors: {_listing(wrong)}")
+
+
+def _reader(entry: Entry, shape: tuple[int, ...], dtype: Any, tensors: Mapping[str, Tensor]) -> Callable:
+    """A callback for `jax.make_array_from_callback`: the slice of a leaf that one device holds."""
+
+    def one(name: str, index: tuple[slice, ...], inner: tuple[int, ...]) -> np.ndarray:
+        if not inner:
+            return tensors[name].rows()
+        start, stop, _ = index[0].indices(inner[0])
+        rows = tensors[name].rows(start, stop)
+        return rows.reshape(stop - start, *inner[1:])[(slice(None), *index[1:])]
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if not entry.stacked:
+            return np.asarray(one(entry.names[0], index, shape), dtype)
+        layers = range(*index[0].indices(shape[0]))
+        inner = [len(range(*part.indices(size))) for part, size in zip(index[1:], shape[1:], strict=True)]
+        out = np.empty((len(layers), *inner), dtype)
+        for slot, layer in enumerate(layers):
+            out[slot] = one(entry.names[layer], index[1:], shape[1:])
+        return out
+
+    return read
+
+
+def load_params(
+    folder: str | Path,
+    entries: Iterable[Entry],
+    abstract: Mapping[str, Any],
+    dtype: Any = jnp.bfloat16,
+    sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
+    unused: str | None = None,
+) -> dict[str, Any]:
+    """Reads a parameter tree.
+
+    Args:
+      folder: holds model.safetensors, or shards with an index.
+      entries: the name table of the model.
+      abstract: the tree of shapes (`jax.eval_shape` of the model's init).
+      dtype: of the arrays made.
+      sharding: path and shape to sharding; the first device by default.
+      unused: a regex of tensors to leave alone.
+    Raises: ValueError that lists missing, extra or misshapen tensors; FileNotFoundError.
+    """
+    entries, leaves, tensors = list(entries), _flatten(abstract), read_folder(folder)
+    check_coverage(entries, leaves, tensors, str(folder), unused)
+    _check_shapes(entries, leaves, tensors, str(folder))
+    sharding = sharding or (lambda path, shape: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
+    dtype = np.dtype(dtype)
+    loaded = {}
+    for entry in sorted(entries, key=lambda entry: -int(np.prod(leaves[entry.path].shape))):
+        shape = tuple(leaves[entry.path].shape)
+        read = _reader(entry, shape, dtype, tensors)
+        loaded[entry.path] = jax.make_array_from_callback(shape, sharding(entry.path, shape), read)
+        loaded[entry.path].block_until_ready()
+    return _nest({path: loaded[path] for path in leaves})
+
+
+def to_tensors(
+    entries: Iterable[Entry], params: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] = {}
+) -> dict[str, np.ndarray]:
+    """The way back: a parameter tree as Hugging Face tensors (host arrays). `shapes` overrides a tensor's shape (the convolution)."""
+    leaves = _flatten(params)
+    tensors = {}
+    for entry in entries:
+        array = np.asarray(leaves[entry.path])
+        for i, name in enumerate(entry.names):
+            tensors[name] = (array[i] if entry.stacked else array).reshape(
+                shapes.get(name, array.shape[int(entry.stacked) :])
+            )
+    return tensors
+
+
+def fingerprint(folder: str | Path) -> str:
+    """A short identity of a model folder: names, shapes and dtypes of all tensors, and both ends of each one's bytes.
+
+    It tells two checkpoints of one architecture apart without reading 16 GB.
+    """
+    digest = hashlib.sha256(json.dumps(read_json(folder), sort_keys=True).encode())
+    for name, tensor in sorted(read_folder(folder).items()):
+        digest.update(f"{name}{tensor.shape}{tensor.dtype}".encode())
+        last = tensor.shape[0] if tensor.shape else 1
+        for start, stop in ((0, min(1, last)), (max(0, last - 1), last)):
+            digest.update(tensor.rows(start, stop).tobytes()[:4096])
+    return digest.hexdigest()[:16]
+
+
+def load_qwen3_vl(
+    folder: str | Path, sharding: Callable | None = None, param_dtype: Any = jnp.bfloat16, **options: Any
+):
+    """A Qwen3-VL folder as (model, parameters). `options` go to `Qwen3VL`; `param_dtype` is what the frozen base is kept in."""
+    model = Qwen3VL(qwen3_vl_config(folder), **options)
+    entries = names.qwen3_vl_entries(model.config)
+    return model, load_params(folder, entries, abstract_qwen3_vl(model), param_dtype, sharding)
+
+
+def load_qwen3(folder: str | Path, sharding: Callable | None = None, param_dtype: Any = jnp.float32, **options: Any):
+    """A Qwen3 text folder as (model, parameters)."""
+    config: DecoderConfig = qwen3_config(folder)
+    model = Decoder(config, **options)
+    return model, load_params(folder, names.qwen3_entries(config), abstract_decoder(model), param_dtype, sharding)

@@ -1,0 +1,174 @@
+"""Does our Qwen3-VL compute what transformers computes, on this checkpoint? Vision features, deepstack features, rope indices, logits.
+
+The prompts are made here from random tokens and pixels, so no tokenizer is needed: one with two images of unlike sizes between words, one
+shorter with a single image. The reference reads them one at a time and unpadded; ours are one padded batch with spare budget. The sides run
+one after the other, the reference in its own process, and only arrays on disk pass between them.
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vital_jax.hub.load import load_qwen3_vl
+from vital_jax.hub.safetensors import read_folder
+from vital_jax.models.attention import Causal
+from vital_jax.models.config import Qwen3VLConfig, qwen3_vl_config
+from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.pipeline.patches import plan
+from vital_jax.pipeline.prompts import rope_index
+
+# Allowed difference per unit of the largest number compared, which counts as at least 8: 2e-5 up to |logit| = 8 in float32. bfloat16 keeps
+# eight bits, and the two sides round after other operations; four units in its last place.
+_RELATIVE = {"float32": 2e-5 / 8, "bfloat16": 2.0**-6}
+_PROMPTS = (  # words, then images as (rows, columns) of patches, in turn
+    (5, (6, 8), 4, (4, 14), 7),
+    (3, (10, 4), 6),
+)
+Case = dict[str, np.ndarray]
+
+
+def make_case(config: Qwen3VLConfig, seed: int = 0) -> Case:
+    """Random prompts: `rows`, and for each row ids [S], grids [images, 3], patches [P, patch_width]."""
+    r = np.random.default_rng(seed)
+    special = min(config.image_token_id, config.vision_start_token_id, config.vision_end_token_id)
+    merge = config.vision.merge
+    case: Case = {"rows": np.asarray(len(_PROMPTS))}
+    for row, parts in enumerate(_PROMPTS):
+        ids, grids = [], []
+        for part in parts:
+            if isinstance(part, int):
+                ids += r.integers(0, special, part).tolist()
+                continue
+            pads = part[0] * part[1] // merge**2
+            ids += [config.vision_start_token_id, *[config.image_token_id] * pads, config.vision_end_token_id]
+            grids.append((1, *part))
+        count = sum(h * w for _, h, w in grids)
+        case[f"ids_{row}"] = np.asarray(ids, np.int32)
+        case[f"grids_{row}"] = np.asarray(grids, np.int32)
+        case[f"patches_{row}"] = r.uniform(-1, 1, (count, config.vision.patch_width)).astype(np.float32)
+    return case
+
+
+def make_batch(case: Case, config: Qwen3VLConfig, spare: int = 8) -> dict[str, np.ndarray]:
+    """The prompts as one padded batch (pipeline/batch.py), with `spare` columns and patches more than the longest needs."""
+    rows = range(int(case["rows"]))
+    merge = config.vision.merge
+    S = max(len(case[f"ids_{row}"]) for row in rows) + spare
+    P = max(len(case[f"patches_{row}"]) for row in rows) + spare * merge**2
+    made = []
+    for row in rows:
+        ids, patches = case[f"ids_{row}"], case[f"patches_{row}"]
+        grids = [tuple(int(x) for x in grid) for grid in case[f"grids_{row}"]]
+        positions, following = rope_index(ids, grids, config.image_token_id, merge)
+        target = np.flatnonzero(ids == config.image_token_id)
+        made.append(
+            {
+                "tokens": np.pad(ids, (0, S - len(ids))),
+                "lengths": np.int32(len(ids)),
+                "positions": np.pad(positions, ((0, 0), (0, S - len(ids)))),
+                "next_position": np.int32(following),
+                "patches": np.pad(patches, ((0, P - len(patches)), (0, 0))),
+                "patch_target": np.pad(target, (0, P // merge**2 - len(target)), constant_values=S).astype(np.int32),
+                **plan(grids, P, merge, config.vision.grid, f"prompt {row}")._asdict(),
+            }
+        )
+    return {name: np.stack([row[name] for row in made]) for name in made[0]}
+
+
+def run_ours(model: Qwen3VL, params: dict[str, Any], case: Case) -> dict[str, np.ndarray]:
+    """What `compare` compares, from our model: per row vision, deepstack, positions and logits, padding cut away."""
+    batch = make_batch(case, model.config)
+
+    @jax.jit
+    def forward(params, batch):
+        variables = {"params": params}
+        vision, deepstack = model.apply(variables, batch, method="encode_images")
+        prefix = model.apply(variables, batch, method="embed")
+        x, positions = prefix.x[:, None], prefix.positions[:, :, None]
+        h, _ = model.apply(variables, x, positions, Causal(prefix.lengths), deepstack=prefix.deepstack, method="decode")
+        return vision, deepstack, model.apply(variables, h[:, 0], method="logits")
+
+    with jax.default_matmul_precision("highest"):
+        vision, deepstack, logits = (np.asarray(x, np.float64) for x in forward(params, batch))
+    out = {}
+    for row in range(int(case["rows"])):
+        words, tokens = len(case[f"ids_{row}"]), len(case[f"patches_{row}"]) // model.config.vision.merge**2
+        out[f"vision_{row}"] = vision[row, :tokens]
+        out |= {f"deepstack_{i}_{row}": feature[row, :tokens] for i, feature in enumerate(deepstack)}
+        out[f"positions_{row}"] = batch["positions"][row, :, :words]
+        out[f"logits_{row}"] = logits[row, :words]
+    return out
+
+
+def run_reference(folder: str | Path, case: Case, dtype: str = "float32") -> dict[str, np.ndarray]:
+    """The same from transformers, in a process of its own. Raises RuntimeError with its last line where it fails."""
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = Path(scratch) / "case.npz", Path(scratch) / "reference.npz"
+        np.savez(paths[0], **case)
+        command = [sys.executable, "-m", "vital_jax.hub.reference", str(paths[0]), str(folder), str(paths[1]), dtype]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise RuntimeError(f"the reference failed: {lines[-1]}")
+        with np.load(paths[1], allow_pickle=False) as held:
+            return dict(held)
+
+
+def compare(ours: dict[str, np.ndarray], reference: dict[str, np.ndarray], dtype: str = "float32") -> dict[str, Any]:
+    """One report: the largest difference of each kind over all rows, its tolerance, and whether everything passed."""
+
+    def entry(kind: str) -> dict[str, Any]:
+        names = [name for name in reference if name.rpartition("_")[0] == kind]
+        largest = max(float(np.max(np.abs(reference[name]))) for name in names)
+        difference = max(float(np.max(np.abs(ours[name] - reference[name]))) for name in names)
+        tolerance = _RELATIVE[dtype] * max(8.0, largest)
+        return {
+            "max_abs_diff": difference,
+            "max_abs_value": largest,
+            "tolerance": tolerance,
+            "passed": bool(difference <= tolerance),
+        }
+
+    if set(ours) != set(reference):
+        raise ValueError(f"the two sides give other things: {sorted(set(ours) ^ set(reference))}")
+    kinds = sorted({name.rpartition("_")[0] for name in reference if name.startswith("deepstack")})
+    equal = all(np.array_equal(ours[name], reference[name]) for name in reference if name.startswith("positions"))
+    report = {
+        "logits": entry("logits"),
+        "vision": entry("vision"),
+        "deepstack": [entry(kind) for kind in kinds],
+        "rope": {"equal": bool(equal)},
+    }
+    parts = [report["logits"], report["vision"], *report["deepstack"]]
+    return {**report, "dtype": dtype, "passed": bool(equal and all(part["passed"] for part in parts))}
+
+
+def memory_plan(folder: str | Path, dtype: str) -> str:
+    """What each side will hold, in words. Reads headers only."""
+    numbers = sum(int(np.prod(tensor.shape)) for tensor in read_folder(folder).values())
+    held = numbers * np.dtype(jnp.dtype(dtype)).itemsize / 2**30
+    return (
+        f"{numbers / 1e6:,.1f} M parameters in {dtype}: {held:,.2f} GiB for transformers, then {held:,.2f} GiB for ours"
+    )
+
+
+def check(folder: str | Path, dtype: str = "float32", seed: int = 0) -> dict[str, Any]:
+    """The whole comparison on a local folder.
+
+    Args:
+      folder: a Qwen3-VL folder. dtype: float32 | bfloat16, what both sides keep and compute in. seed: of the prompts.
+    Returns: {"logits": {...}, "vision": {...}, "deepstack": [{...}], "rope": {"equal": b}, "dtype", "passed"}.
+    Raises: FileNotFoundError or ValueError naming what is wrong with the folder; RuntimeError where the reference fails.
+    """
+    if dtype not in _RELATIVE:
+        raise ValueError(f"dtype {dtype!r}: use one of {', '.join(_RELATIVE)}")
+    case = make_case(qwen3_vl_config(folder), seed)
+    reference = run_reference(folder, case, dtype)
+    model, params = load_qwen3_vl(folder, param_dtype=jnp.dtype(dtype), dtype=jnp.dtype(dtype), attention="xla")
+    return compare(run_ours(model, params, case), reference, dtype)

@@ -1,0 +1,48 @@
+"""The other side of the parity check: transformers on torch, run in a process of its own so that its memory is gone before ours is taken.
+
+    python -m vital_jax.hub.reference CASE.npz FOLDER OUT.npz DTYPE
+
+Reads prompts from CASE.npz, one after the other and unpadded, and writes what `vital_jax.hub.parity` compares.
+"""
+
+import sys
+
+import numpy as np
+
+
+def main(case_path: str, folder: str, out_path: str, dtype: str) -> None:
+    """Runs the reference. Raises SystemExit that names the extra where torch is not installed."""
+    try:
+        import torch
+        from transformers import Qwen3VLForConditionalGeneration
+    except ImportError as error:
+        raise SystemExit(
+            f"the reference needs torch ({error.name} not found): pip install 'vital_jax[test]'"
+        ) from error
+
+    torch.manual_seed(0)
+    with np.load(case_path, allow_pickle=False) as held:
+        case = dict(held)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(
+        folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
+    ).eval()
+    out = {}
+    with torch.no_grad():
+        for row in range(int(case["rows"])):
+            ids = torch.from_numpy(case[f"ids_{row}"]).long()[None]
+            grids = torch.from_numpy(case[f"grids_{row}"]).long()
+            pixels = torch.from_numpy(case[f"patches_{row}"]).to(model.dtype)
+            types = (ids == model.config.image_token_id).int()
+            inputs = dict(input_ids=ids, image_grid_thw=grids, mm_token_type_ids=types)
+            vision = model.model.visual(pixels, grid_thw=grids, return_dict=True)
+            out[f"vision_{row}"] = vision.pooler_output.double().numpy()
+            for i, feature in enumerate(vision.deepstack_features):
+                out[f"deepstack_{i}_{row}"] = feature.double().numpy()
+            positions, _ = model.model.get_rope_index(**inputs)
+            out[f"positions_{row}"] = positions[:, 0].numpy()
+            out[f"logits_{row}"] = model(pixel_values=pixels, **inputs).logits[0].double().numpy()
+    np.savez(out_path, **out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,109 @@
+"""Reads byte ranges of safetensors files, and writes them.
+
+The format is eight bytes of header length, a JSON header, and raw little-endian arrays. Reading it here, rather than through a library,
+lets a process read just the rows its devices hold, straight into the stacked array that goes to the device: no whole-tensor buffer, no
+second copy to stack layers. The header is checked before anything is read; nothing in the file is executed.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+}
+_NAMES = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16", np.dtype(ml_dtypes.bfloat16): "bfloat16"}
+_LARGEST_HEADER = 100 << 20
+INDEX = "model.safetensors.index.json"
+
+
+class Tensor:
+    """One tensor of a file: where it lies, and its rows on demand."""
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype):
+        self.path, self.offset, self.shape, self.dtype = path, offset, shape, dtype
+
+    def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows [start, stop) along the first axis, in the file's dtype; the whole of a scalar."""
+        if not self.shape:
+            start, stop, inner = 0, 1, ()
+        else:
+            stop, inner = self.shape[0] if stop is None else stop, self.shape[1:]
+        row = int(np.prod(inner, dtype=np.int64)) * self.dtype.itemsize
+        out = np.empty((stop - start, *inner), self.dtype)
+        with self.path.open("rb") as file:
+            file.seek(self.offset + start * row)
+            if file.readinto(out.reshape(-1).view(np.uint8)) != out.nbytes:
+                raise ValueError(f"{self.path}: the file ends inside a tensor; copy or download it again")
+        return out if self.shape else out.reshape(())
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file by name. Raises ValueError naming the file where the header does not describe it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
+            raise ValueError(f"{path} is not a complete safetensors file ({size} bytes)")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise ValueError(f"{path}: its header is not JSON: {error}") from error
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(
+                f"{path}: tensor {name} has dtype {entry['dtype']}; one of {', '.join(_DTYPES)} is expected"
+            )
+        dtype = _DTYPES[entry["dtype"]]
+        expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if start < 0 or stop - start != expected or 8 + length + stop > size:
+            raise ValueError(f"{path}: tensor {name} does not lie inside the file; copy or download it again")
+        tensors[name] = Tensor(path, 8 + length + start, shape, dtype)
+    return tensors
+
+
+def read_folder(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a model folder, from one model.safetensors or from shards with an index.
+
+    Raises: FileNotFoundError or ValueError naming the file: absent, an index that points outside the folder, a tensor that the index
+    promises and no shard holds.
+    """
+    folder = Path(folder)
+    single, index = folder / "model.safetensors", folder / INDEX
+    if index.is_file():
+        weight_map = json.loads(index.read_text())["weight_map"]
+        files = sorted(set(weight_map.values()))
+        if bad := [name for name in files if Path(name).name != name]:
+            raise ValueError(f"{index} points outside its folder: {bad[0]}")
+        if absent := [name for name in files if not (folder / name).is_file()]:
+            raise FileNotFoundError(f"{folder}: shards named by {INDEX} are absent: {', '.join(absent)}")
+        headers = {name: read_header(folder / name) for name in files}
+        if lost := [name for name, file in weight_map.items() if name not in headers[file]]:
+            raise ValueError(f"{index} promises tensors its shards do not hold: {', '.join(lost[:5])}")
+        return {name: headers[file][name] for name, file in weight_map.items()}
+    if single.is_file():
+        return read_header(single)
+    raise FileNotFoundError(f"{folder} holds neither model.safetensors nor {INDEX}")
+
+
+def write_file(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one safetensors file (float32, float16 or bfloat16 arrays)."""
+    table = {
+        name: {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data": np.ascontiguousarray(array).tobytes()}
+        for name, array in tensors.items()
+    }
+    safetensors.serialize_file(table, str(path), {"format": "pt"})

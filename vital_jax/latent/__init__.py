@@ -1,0 +1,1 @@
+"""The latent loop, the sampler and the training-time scaffold."""

@@ -1,0 +1,1 @@
+"""One short file per method: a sequence layout and its losses."""

@@ -1,0 +1,1 @@
+"""Qwen3-VL, the Qwen3 text decoder and SigLIP as Flax modules."""

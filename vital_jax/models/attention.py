@@ -1,0 +1,166 @@
+"""Attention through one door: every attention of the package is a call of `attend`.
+
+Queries carry a group axis G over one shared prefix, so that G rollouts of a prompt, or the latent steps and answer of one row, read the
+prefix's keys and values without copying them. The scores of the prefix block and of the suffix block meet only inside one softmax: the
+prefix stays a constant of the latent loop, and its backward pass keeps no copy of it per step (form C of the memory study; merging two
+finished attentions by their log-sum-exp would lose gradients silently in today's libraries).
+
+XLA is the implementation everywhere and the oracle of the others. Long prefix passes may go to splash (TPU) or cuDNN (GPU); both take the
+structured masks below and nothing else, and whatever they cannot take goes to XLA with a log line.
+"""
+
+import functools
+import logging
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+_LOG = logging.getLogger(__name__)
+_LOWEST = -1e30  # finite, so that a row with nothing to attend to yields zeros and finite gradients
+
+
+class Causal(NamedTuple):
+    """Query i sees keys 0..i of the suffix block, of which the first `lengths[b]` exist."""
+
+    lengths: jax.Array  # [B] int32
+
+
+class Segments(NamedTuple):
+    """Full attention inside each segment; 0 marks padding, which sees nothing and is seen by nothing."""
+
+    ids: jax.Array  # [B, U] int32
+
+
+Mask = jax.Array | Causal | Segments
+KeyValues = tuple[jax.Array, jax.Array]
+
+
+def dense_mask(mask: Mask, queries: int) -> jax.Array:
+    """The boolean mask a structured mask stands for: [B, 1, U, U], or the array itself."""
+    if isinstance(mask, Causal):
+        columns = jnp.arange(queries)
+        return (columns[:, None] >= columns)[None, None] & (columns < mask.lengths[:, None])[:, None, None]
+    if isinstance(mask, Segments):
+        same = mask.ids[:, :, None] == mask.ids[:, None, :]
+        return (same & (mask.ids > 0)[:, None, :])[:, None]
+    return mask
+
+
+def attend(
+    q: jax.Array, prefix_kv: KeyValues | None, suffix_kv: KeyValues, mask: Mask, implementation: str = "xla"
+) -> jax.Array:
+    """Grouped-query attention of suffix queries over a shared prefix and their own suffix.
+
+    Args:
+      q: [B, G, U, N, H].
+      prefix_kv: keys and values [B, S, M, H] shared by all G, or None.
+      suffix_kv: keys and values [B, G, U', M, H].
+      mask: boolean, broadcastable to [B, G, U, S + U'], true where a query may look; or `Causal` or `Segments` (no prefix then).
+      implementation: xla | splash | cudnn | auto (splash on TPU, cuDNN on GPU, XLA elsewhere).
+    Returns: [B, G, U, N, H] in the dtype of q. A query that may look nowhere gets zeros.
+    Raises: ValueError for an unknown implementation, or a structured mask beside a prefix.
+    """
+    if isinstance(mask, Causal | Segments) and prefix_kv is not None:
+        raise ValueError("a structured mask describes the suffix block alone; give a boolean mask beside a prefix")
+    if implementation == "auto":
+        implementation = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend(), "xla")
+    if implementation not in ("xla", "splash", "cudnn"):
+        raise ValueError(f"unknown attention implementation {implementation!r}: use xla, splash, cudnn or auto")
+    if implementation != "xla" and q.shape[1] == 1 and q.shape[2] > 1 and isinstance(mask, Causal | Segments):
+        refusal = _REFUSALS[implementation](q, mask)
+        if refusal is None:
+            k, v = (x[:, 0] for x in suffix_kv)
+            return _LONG[implementation](q[:, 0], k, v, mask)[:, None]
+        _say_once(f"{implementation} attention handed over to XLA: {refusal}")
+    return _attend_xla(q, prefix_kv, suffix_kv, dense_mask(mask, q.shape[2]))
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    _LOG.warning(message)
+
+
+def _attend_xla(q: jax.Array, prefix_kv: KeyValues | None, suffix_kv: KeyValues, mask: jax.Array) -> jax.Array:
+    B, G, U, N, H = q.shape
+    M = suffix_kv[0].shape[-2]
+    S = 0 if prefix_kv is None else prefix_kv[0].shape[1]
+    q = (q * jnp.asarray(H**-0.5, q.dtype)).reshape(B, G, U, M, N // M, H)
+    # Scores [B, M, R, G, U, keys] with R = N / M query heads per key/value head, accumulated in float32.
+    blocks = [("bgumrh,bgsmh->bmrgus", "bmrgus,bgsmh->bgumrh", suffix_kv, mask[..., S:])]
+    if prefix_kv is not None:
+        blocks.insert(0, ("bgumrh,bsmh->bmrgus", "bmrgus,bsmh->bgumrh", prefix_kv, mask[..., :S]))
+    masks = [jnp.broadcast_to(m, (B, G, U, m.shape[-1]))[:, None, None] for *_, m in blocks]
+    scores = [
+        jnp.where(m, jnp.einsum(look, q, kv[0], preferred_element_type=jnp.float32), _LOWEST)
+        for (look, _, kv, _), m in zip(blocks, masks, strict=True)
+    ]
+    top = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
+    top = jax.lax.stop_gradient(top)
+    weights = [jnp.where(m, jnp.exp(s - top), 0.0) for s, m in zip(scores, masks, strict=True)]
+    total = sum(jnp.sum(w, axis=-1) for w in weights)
+    mixed = sum(
+        jnp.einsum(gather, w.astype(kv[1].dtype), kv[1], preferred_element_type=jnp.float32)
+        for w, (_, gather, kv, _) in zip(weights, blocks, strict=True)
+    )
+    total = jnp.moveaxis(jnp.where(total == 0, 1.0, total), (1, 2), (3, 4))[..., None]
+    return (mixed / total).reshape(B, G, U, N, H).astype(q.dtype)
+
+
+def _splash_refusal(q: jax.Array, mask: Mask) -> str | None:
+    del mask
+    return None if q.shape[2] % 128 == 0 else f"{q.shape[2]} queries are not a multiple of 128"
+
+
+def _cudnn_refusal(q: jax.Array, mask: Mask) -> str | None:
+    if isinstance(mask, Segments):
+        return "segment masks are not taken"
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"{q.dtype} is not taken"
+    return None
+
+
+def _splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, interpret: bool = False) -> jax.Array:
+    """Splash attention of [B, U, N, H] queries; inside a mesh each device works on its own rows and heads."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    U = q.shape[1]
+    shape = (U, U)
+    ids = (jnp.arange(U) < mask.lengths[:, None]).astype(jnp.int32) if isinstance(mask, Causal) else mask.ids
+    kind = masks.CausalMask(shape) if isinstance(mask, Causal) else masks.FullMask(shape)
+
+    def local(q, k, v, ids):
+        attention = kernel.make_splash_mha(
+            masks.MultiHeadMask([kind] * q.shape[2]), head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
+        out = jax.vmap(lambda q, k, v, i: attention(q, k, v, kernel.SegmentIds(i, i)))(q, k, v, ids)
+        return jnp.swapaxes(out, 1, 2)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        rows = ("data", "fsdp")
+        heads = PartitionSpec(rows, None, "tensor", None)
+        local = jax.shard_map(
+            local, in_specs=(heads, heads, heads, PartitionSpec(rows, None)), out_specs=heads, check_vma=False
+        )
+    return local(q, k, v, ids)
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Causal) -> jax.Array:
+    # is_causal is top-left aligned, which is right here and only here: queries and keys are the same columns.
+    return jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        is_causal=True,
+        query_seq_lengths=mask.lengths,
+        key_value_seq_lengths=mask.lengths,
+        implementation="cudnn",
+    )
+
+
+_REFUSALS = {"splash": _splash_refusal, "cudnn": _cudnn_refusal}
+_LONG = {"splash": _splash, "cudnn": _cudnn}

@@ -1,0 +1,180 @@
+"""The Qwen3 decoder: language model of Qwen3-VL and text decoder of the scaffold, one file for both.
+
+Layers are one scanned block, so compile time does not grow with depth. The same call serves a prefix pass, a latent step, a teacher-forced
+answer and G rollouts: what differs is which keys and values are handed in. Deepstack features (Qwen3-VL) are added after the first layers
+inside the scan, chosen by the scanned layer index from a table whose last entry is zero.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vital_jax.models.attention import KeyValues, Mask, attend
+from vital_jax.models.config import DecoderConfig, LoraConfig
+from vital_jax.models.layers import Embedding, Linear, RMSNorm, kernel_init
+from vital_jax.models.rope import multimodal_angles, rotate
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with per-head RMS norms of queries and keys (Qwen3)."""
+
+    config: DecoderConfig
+    lora: LoraConfig | None
+    attention: str
+    deterministic: bool
+
+    def setup(self):
+        c = self.config
+        linear = lambda features, bias: Linear(features, bias, self.lora, self.deterministic)  # noqa: E731
+        self.q_proj = linear(c.heads * c.head_width, c.attention_bias)
+        self.k_proj = linear(c.kv_heads * c.head_width, c.attention_bias)
+        self.v_proj = linear(c.kv_heads * c.head_width, c.attention_bias)
+        self.o_proj = linear(c.width, c.attention_bias)
+        self.q_norm, self.k_norm = RMSNorm(c.eps), RMSNorm(c.eps)
+
+    def __call__(self, x, angles, mask: Mask, prefix_kv, suffix_kv, slot):
+        c = self.config
+        heads = lambda y, n: y.reshape(*y.shape[:-1], n, c.head_width)  # noqa: E731
+        q = rotate(self.q_norm(heads(self.q_proj(x), c.heads)), angles)
+        k = rotate(self.k_norm(heads(self.k_proj(x), c.kv_heads)), angles)
+        v = heads(self.v_proj(x), c.kv_heads)
+        if suffix_kv is not None:
+            write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)  # noqa: E731
+            k, v = write(suffix_kv[0], k), write(suffix_kv[1], v)
+        mixed = attend(q, prefix_kv, (k, v), mask, self.attention)
+        return self.o_proj(mixed.reshape(*mixed.shape[:-2], -1)), (k, v)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    config: DecoderConfig
+    lora: LoraConfig | None
+    deterministic: bool
+
+    def setup(self):
+        linear = lambda features: Linear(features, False, self.lora, self.deterministic)  # noqa: E731
+        self.gate_proj, self.up_proj = linear(self.config.ffn), linear(self.config.ffn)
+        self.down_proj = linear(self.config.width)
+
+    def __call__(self, x):
+        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One decoder layer in the form `nn.scan` wants: carry x, scanned keys and values, the rest broadcast."""
+
+    config: DecoderConfig
+    lora: LoraConfig | None
+    attention: str
+    deterministic: bool
+
+    def setup(self):
+        c = self.config
+        self.input_layernorm, self.post_attention_layernorm = RMSNorm(c.eps), RMSNorm(c.eps)
+        self.self_attn = SelfAttention(c, self.lora, self.attention, self.deterministic)
+        self.mlp = GatedMLP(c, self.lora, self.deterministic)
+
+    def __call__(self, x, layer, prefix_kv, suffix_kv, angles, mask, slot, deepstack):
+        mixed, kv = self.self_attn(self.input_layernorm(x), angles, mask, prefix_kv, suffix_kv, slot)
+        x = x + mixed
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        if deepstack is not None:
+            x = x + deepstack[jnp.minimum(layer, deepstack.shape[0] - 1)][:, None]
+        return x, kv
+
+
+class Decoder(nn.Module):
+    """Embeddings, scanned blocks, final norm and head.
+
+    `remat` keeps only block inputs for the backward pass (`full`) or everything (`none`).
+    """
+
+    config: DecoderConfig
+    lora: LoraConfig | None = None
+    remat: str = "none"
+    attention: str = "auto"
+
+    def setup(self):
+        c = self.config
+        self.embed_tokens = Embedding(c.vocab, c.width)
+        self.norm = RMSNorm(c.eps)
+        if not c.tied:
+            self.lm_head = self.param("lm_head", kernel_init, (c.vocab, c.width), jnp.float32)
+
+    def embed(self, tokens: jax.Array, dtype: Any) -> jax.Array:
+        """[...] int32 tokens -> [..., D]."""
+        return self.embed_tokens(tokens, dtype)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        mask: Mask,
+        prefix_kv: KeyValues | None = None,
+        suffix_kv: KeyValues | None = None,
+        slot: jax.Array | int = 0,
+        deepstack: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, KeyValues]:
+        """Runs all layers.
+
+        Args:
+          x: [B, G, U, D] inputs, in the dtype to compute in.
+          positions: [3, B, G, U] int32 (time, row, column; three equal rows for text).
+          mask: as `attend`.
+          prefix_kv: keys and values [L, B, S, M, H] of a shared prefix, or None.
+          suffix_kv: a cache [L, B, G, U', M, H] in whose slots [slot, slot + U) the new keys and values are written, or None: then the
+            suffix block is this call's own U columns.
+          slot: first slot to write, an integer or a traced scalar.
+          deepstack: [n, B, U, D] added after layers 0..n-1, or None.
+        Returns: the state before the final norm [B, G, U, D], and the suffix block's keys and values for every layer.
+        Raises: ValueError for an unknown `remat`.
+        """
+        if self.remat not in ("none", "full"):
+            raise ValueError(f"unknown remat {self.remat!r}: use none or full")
+        c = self.config
+        angles = multimodal_angles(positions, c.head_width, c.rope_theta, c.mrope_section)
+        if deepstack is not None:
+            deepstack = jnp.concatenate([deepstack, jnp.zeros_like(deepstack[:1])]).astype(x.dtype)
+        block = nn.remat(Block, prevent_cse=False) if self.remat == "full" else Block
+        layers = nn.scan(
+            block,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, 0, 0, *[nn.broadcast] * 4),
+            length=c.layers,
+        )(c, self.lora, self.attention, deterministic, name="layers")
+        return layers(x, jnp.arange(c.layers), prefix_kv, suffix_kv, angles, mask, slot, deepstack)
+
+    def final_norm(self, h: jax.Array) -> jax.Array:
+        """The norm between the last layer and the head, [..., D] -> [..., D]."""
+        return self.norm(h)
+
+    def head(self) -> jax.Array:
+        """The output table [V, D]: the embeddings themselves where the checkpoint ties them."""
+        return self.embed_tokens.embedding if self.config.tied else self.lm_head
+
+    def logits(self, h: jax.Array) -> jax.Array:
+        """Scores [..., V] float32 of normed states [..., D]."""
+        return jnp.einsum("...d,vd->...v", h, self.head().astype(h.dtype), preferred_element_type=jnp.float32)
+
+
+def init_decoder(model: Decoder, key: jax.Array) -> dict:
+    """A random parameter tree of the decoder, float32."""
+    x = jnp.zeros((1, 1, 1, model.config.width))
+    tokens = jnp.zeros((1, 1, 1), jnp.int32)
+
+    def touch(decoder: Decoder) -> jax.Array:
+        h, _ = decoder(decoder.embed(tokens, x.dtype), jnp.zeros((3, 1, 1, 1), jnp.int32), jnp.ones((1, 1, 1, 1), bool))
+        return decoder.logits(decoder.final_norm(h))
+
+    return nn.init(touch, model)(key)["params"]
+
+
+def abstract_decoder(model: Decoder) -> dict:
+    """The shapes of the decoder's parameters; nothing is allocated."""
+    return jax.eval_shape(lambda key: init_decoder(model, key), jax.random.key(0))

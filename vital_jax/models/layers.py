@@ -1,0 +1,80 @@
+"""The small layers every tower is made of. Kernels are [out, in], the orientation of the checkpoint files, so loading never transposes."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vital_jax.models.config import LoraConfig
+
+
+def kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """N(0, 1 / fan-in) for kernels [out, in]."""
+    return (jax.random.normal(key, shape, jnp.float32) * shape[-1] ** -0.5).astype(dtype)
+
+
+class Linear(nn.Module):
+    """y = x W^T + b, plus the low-rank update s (drop(x) A^T) B^T wherever the `lora` collection holds this layer's `a` and `b`.
+
+    LoRA is on exactly if its parameters are given: the base model is the same call without them. s = alpha / rank.
+    """
+
+    features: int
+    use_bias: bool = False
+    lora: LoraConfig | None = None
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., features], in the dtype of x."""
+        kernel = self.param("kernel", kernel_init, (self.features, x.shape[-1]), jnp.float32)
+        y = jnp.einsum("...i,oi->...o", x, kernel.astype(x.dtype))
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
+        if self.has_variable("lora", "a"):
+            a, b = (self.get_variable("lora", name).astype(x.dtype) for name in ("a", "b"))
+            dropped = nn.Dropout(self.lora.dropout, deterministic=self.deterministic)(x)
+            update = jnp.einsum("...r,or->...o", jnp.einsum("...i,ri->...r", dropped, a), b)
+            y = y + update * jnp.asarray(self.lora.alpha / self.lora.rank, x.dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, the statistics in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return scale.astype(x.dtype) * wide.astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std * scale + bias over the last axis, in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        wide = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
+        return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """A table [V, D] that reads rows and, where the head is tied, scores against them."""
+
+    vocab: int
+    width: int
+
+    def setup(self):
+        self.embedding = self.param("embedding", nn.initializers.normal(1.0), (self.vocab, self.width), jnp.float32)
+
+    def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """[...] int32 -> [..., D]."""
+        return self.embedding[tokens].astype(dtype)

@@ -1,0 +1,148 @@
+"""Qwen3-VL: tower and decoder joined. Embeds a batch into a prefix, runs the decoder, scores states.
+
+The loop, the losses and the sampler are pure functions over these few methods (`latent/loop.py`); nothing here knows of latents except the
+name of the state that may be fed back: the decoder's last state before or after its final norm.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vital_jax.models.attention import Causal, KeyValues, Mask
+from vital_jax.models.config import LoraConfig, Qwen3VLConfig
+from vital_jax.models.decoder import Decoder
+from vital_jax.models.vision import VisionTower
+
+LATENT_STATES = ("post_norm", "pre_norm")
+
+
+class Prefix(NamedTuple):
+    """An embedded prompt, a value that pure functions may edit before the prefix pass."""
+
+    x: jax.Array  # [B, S, D] inputs of the first layer, zero on padding
+    deepstack: jax.Array | None  # [n, B, S, D] added after layers 0..n-1, zero off the image
+    positions: jax.Array  # [3, B, S] int32
+    lengths: jax.Array  # [B] int32, real columns of each row (right-padded)
+
+
+class Qwen3VL(nn.Module):
+    """The multimodal backbone.
+
+    Attributes: config; lora (None where no adapter will be given); remat and attention as in `Decoder`; dtype to compute in; and
+    `latent_state`, which of the decoder's last states is handed out and may be fed back: `post_norm` (the head's input) or `pre_norm`.
+    Feeding one to a model trained on the other changes its meaning without an error, so checkpoints record it.
+    """
+
+    config: Qwen3VLConfig
+    lora: LoraConfig | None = None
+    remat: str = "none"
+    attention: str = "auto"
+    dtype: jnp.dtype = jnp.bfloat16
+    latent_state: str = "post_norm"
+
+    def setup(self):
+        if self.latent_state not in LATENT_STATES:
+            raise ValueError(f"unknown latent_state {self.latent_state!r}: use one of {LATENT_STATES}")
+        self.visual = VisionTower(self.config.vision, self.attention)
+        self.language_model = Decoder(self.config.decoder, self.lora, self.remat, self.attention)
+
+    def encode_images(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Image tokens [B, P / 4, D] and deepstack features [n, B, P / 4, D] of a batch (see pipeline/batch.py)."""
+        return self.visual(
+            batch["patches"].astype(self.dtype),
+            batch["patch_index"],
+            batch["patch_weight"],
+            batch["patch_coords"],
+            batch["patch_segment"],
+        )
+
+    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+        """[...] int32 -> [..., D] in the compute dtype."""
+        return self.language_model.embed(tokens, self.dtype)
+
+    def embed(self, batch: Mapping[str, jax.Array]) -> Prefix:
+        """Embeds tokens and images: the image tokens replace the pads at `patch_target`, the deepstack features stand at the same columns.
+
+        A batch with a patch budget of zero is text. Keys: tokens, lengths, positions, and the patch arrays of pipeline/batch.py.
+        """
+        tokens, lengths = batch["tokens"], batch["lengths"]
+        x = self.embed_tokens(tokens)
+        deepstack = None
+        if batch["patches"].shape[1] or self.is_initializing():
+            image, deep = self.encode_images(batch)
+            rows = jnp.arange(x.shape[0])[:, None]
+            target = batch["patch_target"]
+            x = x.at[rows, target].set(image, mode="drop")
+            deepstack = jnp.zeros((deep.shape[0], *x.shape), x.dtype).at[:, rows, target].set(deep, mode="drop")
+            deepstack = deepstack if deep.shape[0] else None
+        valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
+        x = jnp.where(valid[..., None], x, 0)
+        return Prefix(x, deepstack, jnp.moveaxis(batch["positions"], 1, 0), lengths)
+
+    def decode(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        mask: Mask,
+        prefix_kv: KeyValues | None = None,
+        suffix_kv: KeyValues | None = None,
+        slot: jax.Array | int = 0,
+        deepstack: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, KeyValues]:
+        """Runs the decoder (arguments as `Decoder`); returns the states named by `latent_state` and the suffix block's cache."""
+        h, kv = self.language_model(x, positions, mask, prefix_kv, suffix_kv, slot, deepstack, deterministic)
+        return (self.language_model.final_norm(h) if self.latent_state == "post_norm" else h), kv
+
+    def head_input(self, h: jax.Array) -> jax.Array:
+        """The head's input of states as `decode` returns them."""
+        return h if self.latent_state == "post_norm" else self.language_model.final_norm(h)
+
+    def head(self) -> jax.Array:
+        """The output table [V, D]."""
+        return self.language_model.head()
+
+    def logits(self, h: jax.Array) -> jax.Array:
+        """Scores [..., V] float32 of states as `decode` returns them."""
+        return self.language_model.logits(self.head_input(h))
+
+    def __call__(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """The plain forward pass: logits [B, S, V] of a batch, no latents."""
+        prefix = self.embed(batch)
+        h, _ = self.decode(
+            prefix.x[:, None], prefix.positions[:, :, None], Causal(prefix.lengths), deepstack=prefix.deepstack
+        )
+        return self.logits(h[:, 0])
+
+
+def dummy_batch(config: Qwen3VLConfig, rows: int = 1) -> dict[str, jax.Array]:
+    """The smallest batch the model accepts: one token per row, which is one image token of four patches."""
+    patches = config.vision.merge**2
+    shapes = {
+        "tokens": (rows, 1),
+        "lengths": (rows,),
+        "positions": (rows, 3, 1),
+        "patches": (rows, patches, config.vision.patch_width),
+        "patch_index": (rows, patches, 4),
+        "patch_weight": (rows, patches, 4),
+        "patch_coords": (rows, patches, 2),
+        "patch_segment": (rows, patches),
+        "patch_target": (rows, 1),
+    }
+    return {
+        name: jnp.zeros(shape, jnp.float32 if name in ("patches", "patch_weight") else jnp.int32)
+        for name, shape in shapes.items()
+    }
+
+
+def init_qwen3_vl(model: Qwen3VL, key: jax.Array) -> dict:
+    """A random parameter tree of the model, float32."""
+    return model.init(key, dummy_batch(model.config))["params"]
+
+
+def abstract_qwen3_vl(model: Qwen3VL) -> dict:
+    """The shapes of the model's parameters; nothing is allocated."""
+    return jax.eval_shape(lambda key: init_qwen3_vl(model, key), jax.random.key(0))
