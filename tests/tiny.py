@@ -1,7 +1,7 @@
 """Tiny random checkpoints made by transformers, with every parameter redrawn.
 
-transformers' own initialisation has every bias at 0 and every norm scale at 1: a port that never loads them would agree exactly. So matrices
-are drawn N(0, 1/fan-in), embeddings N(0, 1), norm scales 1 + 0.3 N, biases 0.3 N.
+transformers' own initialisation has every bias at 0 and every norm scale at 1: a port that never loads them would agree exactly. So
+matrices are drawn N(0, 1/fan-in), embeddings N(0, 1), norm scales 1 + 0.3 N, biases 0.3 N.
 """
 
 from pathlib import Path
@@ -9,20 +9,29 @@ from pathlib import Path
 ARCHITECTURES = {
     # deepstack at the first, a middle and the last tower layer; 4 query heads per key head; untied; odd depths
     "gqa4_untied": dict(
-        text=dict(hidden_size=64, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=1, head_dim=16, intermediate_size=96),
-        mrope=[4, 2, 2], vision=dict(hidden_size=32, depth=5, num_heads=4, intermediate_size=48, deepstack_visual_indexes=[0, 2, 4], num_position_embeddings=64),
+        text=dict(hidden_size=64, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+                  intermediate_size=96),
+        mrope=[4, 2, 2],
+        vision=dict(hidden_size=32, depth=5, num_heads=4, intermediate_size=48,
+                    deepstack_visual_indexes=[0, 2, 4], num_position_embeddings=64),
         tied=False, eps=1e-3,  # unlike every default, so that an eps not read shows
     ),
     # one deepstack feature, no grouping, tied head, even depths, a head width unlike width / heads
     "mha_tied": dict(
-        text=dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=32, intermediate_size=80),
-        mrope=[6, 5, 5], vision=dict(hidden_size=48, depth=4, num_heads=2, intermediate_size=64, deepstack_visual_indexes=[1], num_position_embeddings=36),
+        text=dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=32,
+                  intermediate_size=80),
+        mrope=[6, 5, 5],
+        vision=dict(hidden_size=48, depth=4, num_heads=2, intermediate_size=64,
+                    deepstack_visual_indexes=[1], num_position_embeddings=36),
         tied=True,
     ),
     # two deepstack features, 2 query heads per key head, sections that leave time alone at the end
     "gqa2_tied": dict(
-        text=dict(hidden_size=96, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=3, head_dim=16, intermediate_size=128),
-        mrope=[4, 3, 1], vision=dict(hidden_size=64, depth=3, num_heads=4, intermediate_size=96, deepstack_visual_indexes=[0, 1], num_position_embeddings=25),
+        text=dict(hidden_size=96, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=3, head_dim=16,
+                  intermediate_size=128),
+        mrope=[4, 3, 1],
+        vision=dict(hidden_size=64, depth=3, num_heads=4, intermediate_size=96,
+                    deepstack_visual_indexes=[0, 1], num_position_embeddings=25),
         tied=True,
     ),
 }  # fmt: skip
@@ -82,6 +91,22 @@ def qwen3(seed: int = 0, tied: bool = True, layers: int = 3):
         intermediate_size=64, rope_parameters=dict(rope_type="default", rope_theta=1e6), tie_word_embeddings=tied,
     )  # fmt: skip
     model = Qwen3ForCausalLM(config).eval()
+    redraw(model, seed)
+    return model
+
+
+def siglip(seed: int = 0, whole: bool = True):
+    """A tiny random SiglipModel, or its vision tower alone, in evaluation mode. 30 pixels hold four patches of 7 and two spare rows."""
+    from transformers import SiglipConfig, SiglipModel, SiglipVisionModel
+
+    tower = dict(num_attention_heads=4, intermediate_size=48, layer_norm_eps=1e-3)  # an eps unlike the default
+    config = SiglipConfig(
+        text_config=dict(
+            tower, hidden_size=32, num_hidden_layers=1, vocab_size=50, max_position_embeddings=8, bos_token_id=1, eos_token_id=2
+        ),
+        vision_config=dict(tower, hidden_size=40, num_hidden_layers=3, image_size=30, patch_size=7),
+    )  # fmt: skip
+    model = (SiglipModel(config) if whole else SiglipVisionModel(config.vision_config)).eval()
     redraw(model, seed)
     return model
 

@@ -7,6 +7,7 @@ is therefore one copy of the model (on a CPU, where host and device are one) plu
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,35 +19,60 @@ import numpy as np
 from vital_jax.hub import names
 from vital_jax.hub.names import Entry
 from vital_jax.hub.safetensors import Tensor, read_folder
-from vital_jax.models.config import DecoderConfig, qwen3_config, qwen3_vl_config, read_json
+from vital_jax.models.config import DecoderConfig, qwen3_config, qwen3_vl_config, read_json, siglip_config
 from vital_jax.models.decoder import Decoder, abstract_decoder
 from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
+from vital_jax.models.siglip import SiglipVision, abstract_siglip
+from vital_jax.training.partition import flatten, unflatten
 
 _LISTED = 12
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        leaves.update(_flatten(value, path + "/") if isinstance(value, Mapping) else {path: value})
-    return leaves
-
-
-def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in leaves.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return tree
 
 
 def _listing(items: Iterable[str]) -> str:
     items = list(items)
     return ", ".join(items[:_LISTED]) + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")
+
+
+def _coverage(
+    entries: Iterable[Entry], leaves: Mapping[str, Any], tensors: Iterable[str], unused: str | None
+) -> dict[str, list[str]]:
+    ours = [entry.path for entry in entries]
+    wanted = [name for entry in entries for name in entry.names]
+    held = {name for name in tensors if not (unused and re.fullmatch(unused, name))}
+    return {
+        "leaves without a name": sorted(set(leaves) - set(ours)),
+        "names without a leaf": sorted(set(ours) - set(leaves)),
+        "named twice": sorted(x for xs in (ours, wanted) for x, times in Counter(xs).items() if times > 1),
+        "missing tensors": sorted(set(wanted) - held),
+        "extra tensors": sorted(held - set(wanted)),
+    }
+
+
+def _misshapen(entries: Iterable[Entry], leaves: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
+    wrong = []
+    for entry in entries:
+        if entry.path not in leaves:
+            continue
+        shape = tuple(leaves[entry.path].shape)
+        if entry.stacked and shape[0] != len(entry.names):
+            wrong.append(f"{entry.path} stacks {len(entry.names)} tensors, the model has {shape[0]}")
+        inner = shape[1:] if entry.stacked else shape
+        for name in entry.names:
+            if name not in tensors:
+                continue
+            held = tensors[name].shape
+            # A patch embedding is a convolution in the file and a matrix here: [out, c, t, h, w] is [out, c t h w].
+            flat = (held[0], int(np.prod(held[1:]))) if len(inner) == 2 and len(held) > 2 else held
+            if flat != inner:
+                wrong.append(f"{name} is {list(held)}, the model needs {list(inner)}")
+    return wrong
+
+
+def _refuse(where: str, problems: Mapping[str, list[str]]) -> None:
+    found = [f"{kind}: {_listing(items)}" for kind, items in problems.items() if items]
+    if found:
+        hint = "; lm_head.weight follows tie_word_embeddings of config.json" if "lm_head.weight" in str(found) else ""
+        raise ValueError(f"{where} does not fit the model: {'; '.join(found)}{hint}")
 
 
 def check_coverage(
@@ -59,42 +85,7 @@ def check_coverage(
       unused: a regex of tensors this model has no use for.
     Raises: ValueError.
     """
-    entries = list(entries)
-    ours = [entry.path for entry in entries]
-    wanted = [name for entry in entries for name in entry.names]
-    held = {name for name in tensors if not (unused and re.fullmatch(unused, name))}
-    problems = {
-        "leaves without a name": sorted(set(leaves) - set(ours)),
-        "names without a leaf": sorted(set(ours) - set(leaves)),
-        "named twice": sorted(
-            {x for xs in (ours, wanted) for x in xs if xs.count(x) > 1} if len(set(wanted)) != len(wanted) else []
-        ),
-        "missing tensors": sorted(set(wanted) - held),
-        "extra tensors": sorted(held - set(wanted)),
-    }
-    found = [f"{kind}: {_listing(items)}" for kind, items in problems.items() if items]
-    if found:
-        hint = "; lm_head.weight follows tie_word_embeddings of config.json" if "lm_head.weight" in str(found) else ""
-        raise ValueError(f"{where} does not fit the model: {'; '.join(found)}{hint}")
-
-
-def _check_shapes(
-    entries: Iterable[Entry], leaves: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
-) -> None:
-    wrong = []
-    for entry in entries:
-        shape = leaves[entry.path].shape
-        if entry.stacked and shape[0] != len(entry.names):
-            wrong.append(f"{entry.path} stacks {len(entry.names)} tensors, the model has {shape[0]}")
-        inner = shape[1:] if entry.stacked else shape
-        for name in entry.names:
-            held = tensors[name].shape
-            # A patch embedding is a convolution in the file and a matrix here: [out, c, t, h, w] is [out, c t h w].
-            flat = (held[0], int(np.prod(held[1:]))) if len(inner) == 2 and len(held) > 2 else held
-            if flat != inner:
-                wrong.append(f"{name} is {list(held)}, the model needs {list(inner)}")
-    if wrong:
-        raise ValueError(f"{where}: misshapen tensors: {_listing(wrong)}")
+    _refuse(where, _coverage(list(entries), leaves, tensors, unused))
 
 
 def _reader(entry: Entry, shape: tuple[int, ...], dtype: Any, tensors: Mapping[str, Tensor]) -> Callable:
@@ -139,9 +130,9 @@ def load_params(
       unused: a regex of tensors to leave alone.
     Raises: ValueError that lists missing, extra or misshapen tensors; FileNotFoundError.
     """
-    entries, leaves, tensors = list(entries), _flatten(abstract), read_folder(folder)
-    check_coverage(entries, leaves, tensors, str(folder), unused)
-    _check_shapes(entries, leaves, tensors, str(folder))
+    entries, leaves, tensors = list(entries), flatten(abstract), read_folder(folder)
+    problems = _coverage(entries, leaves, tensors, unused)
+    _refuse(str(folder), {**problems, "misshapen tensors": _misshapen(entries, leaves, tensors)})
     sharding = sharding or (lambda path, shape: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     dtype = np.dtype(dtype)
     loaded = {}
@@ -150,20 +141,20 @@ def load_params(
         read = _reader(entry, shape, dtype, tensors)
         loaded[entry.path] = jax.make_array_from_callback(shape, sharding(entry.path, shape), read)
         loaded[entry.path].block_until_ready()
-    return _nest({path: loaded[path] for path in leaves})
+    return unflatten({path: loaded[path] for path in leaves})
 
 
 def to_tensors(
-    entries: Iterable[Entry], params: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] = {}
+    entries: Iterable[Entry], params: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, np.ndarray]:
     """The way back: a parameter tree as Hugging Face tensors (host arrays). `shapes` overrides a tensor's shape (the convolution)."""
-    leaves = _flatten(params)
+    leaves = flatten(params)
     tensors = {}
     for entry in entries:
         array = np.asarray(leaves[entry.path])
         for i, name in enumerate(entry.names):
             tensors[name] = (array[i] if entry.stacked else array).reshape(
-                shapes.get(name, array.shape[int(entry.stacked) :])
+                (shapes or {}).get(name, array.shape[int(entry.stacked) :])
             )
     return tensors
 
@@ -196,3 +187,11 @@ def load_qwen3(folder: str | Path, sharding: Callable | None = None, param_dtype
     config: DecoderConfig = qwen3_config(folder)
     model = Decoder(config, **options)
     return model, load_params(folder, names.qwen3_entries(config), abstract_decoder(model), param_dtype, sharding)
+
+
+def load_siglip(folder: str | Path, sharding: Callable | None = None, param_dtype: Any = jnp.float32, **options: Any):
+    """The vision tower of a SigLIP folder as (model, parameters), from a whole SigLIP or a tower saved alone."""
+    model = SiglipVision(siglip_config(folder), **options)
+    prefixed = any(name.startswith("vision_model.") for name in read_folder(folder))
+    entries = names.siglip_entries(model.config, "vision_model." if prefixed else "")
+    return model, load_params(folder, entries, abstract_siglip(model), param_dtype, sharding, names.SIGLIP_UNUSED)

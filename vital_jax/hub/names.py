@@ -113,9 +113,12 @@ def qwen3_vl_entries(config: Qwen3VLConfig) -> list[Entry]:
     ]
 
 
-def siglip_entries(config: SiglipVisionConfig) -> list[Entry]:
-    """The table of SigLIP's vision tower. Text tower, pooling head and logit scales have no part in ROI features (`SIGLIP_UNUSED`)."""
-    return _entries(_SIGLIP_ROWS, "vision_model.", "", config.layers)
+def siglip_entries(config: SiglipVisionConfig, theirs: str = "vision_model.") -> list[Entry]:
+    """The table of SigLIP's vision tower. Text tower, pooling head and logit scales have no part in ROI features (`SIGLIP_UNUSED`).
+
+    `theirs` is empty for a vision tower saved alone by transformers 5.x, which drops the prefix that 4.57 wrote.
+    """
+    return _entries(_SIGLIP_ROWS, theirs, "", config.layers)
 
 
-SIGLIP_UNUSED = r"text_model\..*|vision_model\.head\..*|logit_scale|logit_bias"
+SIGLIP_UNUSED = r"text_model\..*|(vision_model\.)?head\..*|logit_scale|logit_bias"

@@ -6,13 +6,13 @@ second copy to stack layers. The header is checked before anything is read; noth
 """
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import safetensors
 
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -21,7 +21,7 @@ _DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I64": np.dtype(np.int64),
 }
-_NAMES = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16", np.dtype(ml_dtypes.bfloat16): "bfloat16"}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LARGEST_HEADER = 100 << 20
 INDEX = "model.safetensors.index.json"
 
@@ -38,7 +38,7 @@ class Tensor:
             start, stop, inner = 0, 1, ()
         else:
             stop, inner = self.shape[0] if stop is None else stop, self.shape[1:]
-        row = int(np.prod(inner, dtype=np.int64)) * self.dtype.itemsize
+        row = math.prod(inner) * self.dtype.itemsize
         out = np.empty((stop - start, *inner), self.dtype)
         with self.path.open("rb") as file:
             file.seek(self.offset + start * row)
@@ -57,20 +57,22 @@ def read_header(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} is not a complete safetensors file ({size} bytes)")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
-            raise ValueError(f"{path}: its header is not JSON: {error}") from error
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        start, stop = entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        if entry["dtype"] not in _DTYPES:
+            header.pop("__metadata__", None)
+            table = {
+                name: (e["dtype"], tuple(map(int, e["shape"])), *map(int, e["data_offsets"]))
+                for name, e in header.items()
+            }
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"{path}: tensor {name} has dtype {entry['dtype']}; one of {', '.join(_DTYPES)} is expected"
-            )
-        dtype = _DTYPES[entry["dtype"]]
-        expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        if start < 0 or stop - start != expected or 8 + length + stop > size:
+                f"{path}: its header does not describe tensors ({type(error).__name__}: {error})"
+            ) from error
+    tensors = {}
+    for name, (kind, shape, start, stop) in table.items():
+        if kind not in _DTYPES:
+            raise ValueError(f"{path}: tensor {name} has dtype {kind}; one of {', '.join(_DTYPES)} is expected")
+        dtype = _DTYPES[kind]
+        expected = math.prod(shape) * dtype.itemsize
+        if min(start, *shape) < 0 or stop - start != expected or 8 + length + stop > size:
             raise ValueError(f"{path}: tensor {name} does not lie inside the file; copy or download it again")
         tensors[name] = Tensor(path, 8 + length + start, shape, dtype)
     return tensors
@@ -85,8 +87,11 @@ def read_folder(folder: str | Path) -> dict[str, Tensor]:
     folder = Path(folder)
     single, index = folder / "model.safetensors", folder / INDEX
     if index.is_file():
-        weight_map = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(weight_map.values()))
+        try:
+            weight_map = json.loads(index.read_text())["weight_map"]
+            files = sorted({str(file) for file in weight_map.values()})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{index} is not an index of shards ({type(error).__name__}: {error})") from error
         if bad := [name for name in files if Path(name).name != name]:
             raise ValueError(f"{index} points outside its folder: {bad[0]}")
         if absent := [name for name in files if not (folder / name).is_file()]:
@@ -101,9 +106,18 @@ def read_folder(folder: str | Path) -> dict[str, Tensor]:
 
 
 def write_file(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes one safetensors file (float32, float16 or bfloat16 arrays)."""
-    table = {
-        name: {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data": np.ascontiguousarray(array).tobytes()}
-        for name, array in tensors.items()
-    }
-    safetensors.serialize_file(table, str(path), {"format": "pt"})
+    """Writes one safetensors file (dtypes as `_DTYPES`), a tensor at a time."""
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for name, array in tensors.items():
+        header[name] = {
+            "dtype": _NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begins at a multiple of eight
+    with Path(path).open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array).tobytes())

@@ -4,8 +4,8 @@
     prefill(prefix)                   -> z_0, kv    once per prompt; a constant of everything after
     extend(kv, vectors, positions)    -> h, kv      a latent step, an answer, a replay: any vectors at any suffix slots
 
-`u_k` is the vector placed as input at latent step k, `z_k` the state that comes out: u_k = z_{k-1}, and z_0 is the state at the prefix's last
-real column. VITAL supervises the outputs z_1..z_K and reads the first answer token from z_K.
+`u_k` is the vector placed as input at latent step k, `z_k` the state that comes out: u_k = z_{k-1}, and z_0 is the state at the prefix's
+last real column. VITAL supervises the outputs z_1..z_K and reads the first answer token from z_K.
 
 Suffix columns are shared by all rows whatever their prefix length or number of steps: first the latent slots, then the answer. What differs
 per row (its number of steps K_i) is a mask and a position offset, data and never a Python branch. The scan over steps carries the suffix

@@ -1,7 +1,7 @@
 """Cross entropy over a large vocabulary, a chunk of tokens at a time.
 
-At V = 151,936 the float32 scores of one chain token take 0.6 MB; a sample has two hundred. Scores are made, used and dropped chunk by chunk,
-in the backward pass too, so memory does not grow with the number of tokens.
+At V = 151,936 the float32 scores of one chain token take 0.6 MB; a sample has two hundred. Scores are made, used and dropped chunk by
+chunk, in the backward pass too, so memory does not grow with the number of tokens.
 """
 
 import jax

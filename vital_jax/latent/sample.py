@@ -1,7 +1,7 @@
 """Answers from latents: think, then decode token by token, in one jitted program per shape.
 
-The same `extend` that trains decodes. Suffix columns are the latent slots, then the answer's; a row with fewer steps than the loop has simply
-does not see the slots that are not its own, and its answer's positions start earlier.
+The same `extend` that trains decodes. Suffix columns are the latent slots, then the answer's; a row with fewer steps than the loop has
+simply does not see the slots that are not its own, and its answer's positions start earlier.
 """
 
 from typing import NamedTuple

@@ -10,7 +10,7 @@ Where the paper is silent, a switch below says what is done; its default stands 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from vital_jax.latent.loss import cross_entropy
 from vital_jax.latent.scaffold import OUTPUT_NORMS, PROJECTORS, PjIn, VisualProjector, read_latents
 from vital_jax.models.decoder import Decoder, abstract_decoder, init_decoder
 from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.training.partition import merge
 
 SWITCHES = {
     "projector": PROJECTORS,
@@ -187,6 +188,19 @@ def losses(
 def total(values: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax.Array:
     """Equation 7."""
     return values["task"] + sum(weights[name] * values[name] for name in ("text", "visual") if name in values)
+
+
+def make_loss(method: Vital, max_steps: int, weights: Mapping[str, float]) -> Callable:
+    """The loss of a phase as the trainer takes it: (trainable, frozen, batch, rng, norms) -> (loss, metrics).
+
+    The two trees are halves of one; every metric is a sum already divided by the whole step's counts.
+    """
+
+    def loss(trainable, frozen, batch, rng, norms):
+        values, metrics, _ = losses(method, merge(trainable, frozen), batch, norms, max_steps, weights, rng)
+        return total(values, weights), {**values, **metrics}
+
+    return loss
 
 
 def diagnose(

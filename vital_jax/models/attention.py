@@ -11,6 +11,7 @@ structured masks below and nothing else, and whatever they cannot take goes to X
 
 import functools
 import logging
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,10 +20,11 @@ from jax.sharding import PartitionSpec
 
 _LOG = logging.getLogger(__name__)
 _LOWEST = -1e30  # finite, so that a row with nothing to attend to yields zeros and finite gradients
+_ROWS = ("data", "fsdp")  # the mesh axes that split a batch
 
 
 class Causal(NamedTuple):
-    """Query i sees keys 0..i of the suffix block, of which the first `lengths[b]` exist."""
+    """Query i sees keys 0..i; of the columns the first `lengths[b]` exist, and the others see nothing."""
 
     lengths: jax.Array  # [B] int32
 
@@ -37,15 +39,20 @@ Mask = jax.Array | Causal | Segments
 KeyValues = tuple[jax.Array, jax.Array]
 
 
+def _segments(mask: Causal | Segments, queries: int) -> jax.Array:
+    """[B, U] int32, 0 on columns that do not exist."""
+    return (jnp.arange(queries) < mask.lengths[:, None]).astype(jnp.int32) if isinstance(mask, Causal) else mask.ids
+
+
 def dense_mask(mask: Mask, queries: int) -> jax.Array:
-    """The boolean mask a structured mask stands for: [B, 1, U, U], or the array itself."""
+    """The boolean mask a structured mask stands for: [B, 1, U, U], or the array itself. Padding sees nothing and is not seen."""
+    if not isinstance(mask, Causal | Segments):
+        return mask
+    ids = _segments(mask, queries)
+    seen = (ids[:, :, None] == ids[:, None, :]) & (ids > 0)[:, None, :]
     if isinstance(mask, Causal):
-        columns = jnp.arange(queries)
-        return (columns[:, None] >= columns)[None, None] & (columns < mask.lengths[:, None])[:, None, None]
-    if isinstance(mask, Segments):
-        same = mask.ids[:, :, None] == mask.ids[:, None, :]
-        return (same & (mask.ids > 0)[:, None, :])[:, None]
-    return mask
+        seen &= jnp.tril(jnp.ones((queries, queries), bool))
+    return seen[:, None]
 
 
 def attend(
@@ -69,10 +76,13 @@ def attend(
     if implementation not in ("xla", "splash", "cudnn"):
         raise ValueError(f"unknown attention implementation {implementation!r}: use xla, splash, cudnn or auto")
     if implementation != "xla" and q.shape[1] == 1 and q.shape[2] > 1 and isinstance(mask, Causal | Segments):
-        refusal = _REFUSALS[implementation](q, mask)
+        refusal = _REFUSALS[implementation](q, suffix_kv[0], mask)
         if refusal is None:
-            k, v = (x[:, 0] for x in suffix_kv)
-            return _LONG[implementation](q[:, 0], k, v, mask)[:, None]
+            # Kernels leave padded rows to chance, and a weight of zero times a stray infinity is not zero: padding goes in and comes out as
+            # zeros, forward and, through the transposes of these selections, backward.
+            exists = (_segments(mask, q.shape[2]) > 0)[:, :, None, None]
+            q, k, v = (jnp.where(exists, x[:, 0], 0) for x in (q, *suffix_kv))
+            return jnp.where(exists, _LONG[implementation](q, k, v, mask), 0)[:, None]
         _say_once(f"{implementation} attention handed over to XLA: {refusal}")
     return _attend_xla(q, prefix_kv, suffix_kv, dense_mask(mask, q.shape[2]))
 
@@ -86,19 +96,19 @@ def _attend_xla(q: jax.Array, prefix_kv: KeyValues | None, suffix_kv: KeyValues,
     B, G, U, N, H = q.shape
     M = suffix_kv[0].shape[-2]
     S = 0 if prefix_kv is None else prefix_kv[0].shape[1]
+    mask = jnp.broadcast_to(mask, (B, G, U, S + suffix_kv[0].shape[2]))[:, None, None]
     q = (q * jnp.asarray(H**-0.5, q.dtype)).reshape(B, G, U, M, N // M, H)
     # Scores [B, M, R, G, U, keys] with R = N / M query heads per key/value head, accumulated in float32.
     blocks = [("bgumrh,bgsmh->bmrgus", "bmrgus,bgsmh->bgumrh", suffix_kv, mask[..., S:])]
     if prefix_kv is not None:
         blocks.insert(0, ("bgumrh,bsmh->bmrgus", "bmrgus,bsmh->bgumrh", prefix_kv, mask[..., :S]))
-    masks = [jnp.broadcast_to(m, (B, G, U, m.shape[-1]))[:, None, None] for *_, m in blocks]
     scores = [
         jnp.where(m, jnp.einsum(look, q, kv[0], preferred_element_type=jnp.float32), _LOWEST)
-        for (look, _, kv, _), m in zip(blocks, masks, strict=True)
+        for look, _, kv, m in blocks
     ]
     top = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
     top = jax.lax.stop_gradient(top)
-    weights = [jnp.where(m, jnp.exp(s - top), 0.0) for s, m in zip(scores, masks, strict=True)]
+    weights = [jnp.where(m, jnp.exp(s - top), 0.0) for s, (*_, m) in zip(scores, blocks, strict=True)]
     total = sum(jnp.sum(w, axis=-1) for w in weights)
     mixed = sum(
         jnp.einsum(gather, w.astype(kv[1].dtype), kv[1], preferred_element_type=jnp.float32)
@@ -108,12 +118,20 @@ def _attend_xla(q: jax.Array, prefix_kv: KeyValues | None, suffix_kv: KeyValues,
     return (mixed / total).reshape(B, G, U, N, H).astype(q.dtype)
 
 
-def _splash_refusal(q: jax.Array, mask: Mask) -> str | None:
+def _splash_refusal(q: jax.Array, k: jax.Array, mask: Mask) -> str | None:
     del mask
-    return None if q.shape[2] % 128 == 0 else f"{q.shape[2]} queries are not a multiple of 128"
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _ROWS)
+    parts = 1 if mesh.empty else mesh.shape["tensor"]
+    if q.shape[2] % 128:
+        return f"{q.shape[2]} queries are not a multiple of 128"
+    if q.shape[0] % rows or k.shape[-2] % parts:
+        return f"{q.shape[0]} rows and {k.shape[-2]} key heads do not divide by the mesh's {rows} and {parts}"
+    return None
 
 
-def _cudnn_refusal(q: jax.Array, mask: Mask) -> str | None:
+def _cudnn_refusal(q: jax.Array, k: jax.Array, mask: Mask) -> str | None:
+    del k
     if isinstance(mask, Segments):
         return "segment masks are not taken"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
@@ -128,7 +146,7 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, interpret: boo
 
     U = q.shape[1]
     shape = (U, U)
-    ids = (jnp.arange(U) < mask.lengths[:, None]).astype(jnp.int32) if isinstance(mask, Causal) else mask.ids
+    ids = _segments(mask, U)
     kind = masks.CausalMask(shape) if isinstance(mask, Causal) else masks.FullMask(shape)
 
     def local(q, k, v, ids):
@@ -141,10 +159,9 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, interpret: boo
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
-        rows = ("data", "fsdp")
-        heads = PartitionSpec(rows, None, "tensor", None)
+        heads = PartitionSpec(_ROWS, None, "tensor", None)
         local = jax.shard_map(
-            local, in_specs=(heads, heads, heads, PartitionSpec(rows, None)), out_specs=heads, check_vma=False
+            local, in_specs=(heads, heads, heads, PartitionSpec(_ROWS, None)), out_specs=heads, check_vma=False
         )
     return local(q, k, v, ids)
 

@@ -133,6 +133,8 @@ def decoder_config(text: dict[str, Any], tied: bool | None = None, where: str = 
     _refuse(where, "hidden_act", text.get("hidden_act"), "silu")
     if text.get("use_sliding_window"):
         raise ValueError(f"{where}: use_sliding_window is not implemented")
+    if other := sorted(set(text.get("layer_types") or ()) - {"full_attention"}):
+        raise ValueError(f"{where}: layer_types {', '.join(other)} are not implemented (expected full_attention)")
     theta, section = _rope(text, where)
     width, heads = text["hidden_size"], text["num_attention_heads"]
     head_width = text.get("head_dim") or width // heads
@@ -164,6 +166,8 @@ def qwen3_vl_config(folder: str | Path) -> Qwen3VLConfig:
     table = read_json(folder)
     _refuse(where, "model_type", table.get("model_type"), "qwen3_vl")
     decoder = decoder_config(table["text_config"], table.get("tie_word_embeddings"), where)
+    if decoder.mrope_section is None:
+        raise ValueError(f"{where}: no mrope_section in rope_parameters or rope_scaling of text_config")
     vision = table["vision_config"]
     _refuse(where, "vision_config.hidden_act", vision.get("hidden_act"), "gelu_pytorch_tanh")
     grid = round(vision["num_position_embeddings"] ** 0.5)
@@ -220,7 +224,10 @@ def siglip_config(folder: str | Path) -> SiglipVisionConfig:
     where = str(Path(folder) / "config.json")
     vision = table.get("vision_config", table)
     _refuse(where, "hidden_act", vision.get("hidden_act"), "gelu_pytorch_tanh")
-    config = SiglipVisionConfig(
+    for key in ("image_size", "patch_size"):
+        if not isinstance(vision.get(key, 1), int):
+            raise ValueError(f"{where}: {key}={vision[key]!r} is not implemented (expected one integer: a square)")
+    return SiglipVisionConfig(
         width=vision.get("hidden_size", 768),
         layers=vision.get("num_hidden_layers", 12),
         heads=vision.get("num_attention_heads", 12),
@@ -230,4 +237,3 @@ def siglip_config(folder: str | Path) -> SiglipVisionConfig:
         channels=vision.get("num_channels", 3),
         eps=vision.get("layer_norm_eps", 1e-6),
     )
-    return config

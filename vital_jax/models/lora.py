@@ -1,7 +1,8 @@
 """Low-rank adapters on the language model's seven projections: their parameters, and merging them into the base.
 
-Applying them is `layers.Linear`'s business; here is only the tree. Shapes and start are PEFT's: A [rank, in] uniform in +-1/sqrt(in), B [out, rank]
-zero, update (alpha / rank) B A. The vision tower and its mergers carry none (VITAL B.2; a suffix list would reach other towers' `gate_proj`).
+Applying them is `layers.Linear`'s business; here is only the tree. Shapes and start are PEFT's: A [rank, in] uniform in +-1/sqrt(in),
+B [out, rank] zero, update (alpha / rank) B A. The vision tower and its mergers carry none (VITAL B.2; a suffix list would reach other
+towers' `gate_proj`).
 """
 
 from typing import Any

@@ -1,0 +1,96 @@
+"""VITAL on Qwen3-VL: the paper's recipe, with every choice the paper leaves open as a named switch.
+
+    python train.py --config=configs/vital.py:qwen3_vl_8b --config.data.records=... --config.model.folder=...
+
+The argument only names the backbone's default folder; sizes are read from the checkpoints. Every value can be overridden on the command
+line, phases too (`--config.phases[0].steps=100`). The ablations of the paper's Tables 2, 3, 13 and 15 are overrides: loss weights of the
+phases, their `max_steps`, `method.projector`, `method.visual_target`; Table 14 is another `data.features`.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def phase(name: str, max_steps: int, epochs: float, **changes) -> ConfigDict:
+    """One phase of the curriculum, as data: which records (by their latent steps), how long, which losses, what trains."""
+    return ConfigDict(
+        dict(
+            name=name,
+            max_steps=max_steps,  # records with at most this many steps; the K of the phase's programs
+            epochs=float(epochs),
+            steps=0,  # optimizer steps; 0 takes them from epochs
+            text=1.0,  # lambda_1
+            visual=0.1,  # lambda_2
+            reset_optimizer=True,  # Coconut's habit; the paper is silent
+            table=(),  # what trains in this phase; empty takes the run's
+        )
+        | changes
+    )
+
+
+def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
+    """The recipe. `arg` is the folder name under models/ that holds the backbone."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            workdir="runs/vital",
+            dry_run=False,  # print the plan and stop
+            init_from="",  # checkpoints folder of another run to start the trained parameters from
+            model=dict(
+                folder=f"models/{arg}",
+                text_decoder="models/qwen3_1_7b",
+                dtype="bfloat16",  # of the computation
+                param_dtype="bfloat16",  # of frozen parameters; trained ones are float32
+                remat="full",
+                attention="auto",
+                tiny=config_dict.placeholder(ConfigDict),  # settings of small random models to write there instead
+            ),
+            lora=dict(rank=64, alpha=128.0, dropout=0.05),
+            method=dict(
+                name="vital",
+                latent_state="post_norm",  # the head reads z_K, and every peer's public code feeds this state back
+                train_k="per_sample",  # equation 4's "valid steps"; phase_max runs every row at the phase's K
+                eval_k="fixed",  # Table 3 evaluates at K = 4 throughout; per_sample takes each record's own
+                projector="residual_mlp_ln",
+                projector_dropout=0.1,
+                output_norm="ln",  # its scale starts at E^-0.5, where the target's length is
+                l1_reduction="sum",  # equation 6 as written; a mean starves the latents of gradient
+                visual_target="shared",
+                fused=True,
+            ),
+            # What trains, by path; every leaf is matched by exactly one row.
+            table=(("base/.*", "frozen"), ("lora/.*", "trainable"), ("scaffold/.*", "trainable")),
+            optim=dict(
+                learning_rate=2e-5,
+                schedule="cosine",
+                warmup=0.05,
+                weight_decay=0.01,
+                clip=1.0,
+                rates=((".*", 1.0),),  # learning-rate factors by path; the text decoder learns at the same rate
+            ),
+            data=dict(
+                records="data/vital_61k",
+                build=config_dict.placeholder(ConfigDict),  # how to make the records, where a recipe makes its own
+                encoder="models/medsiglip",
+                hook="block",  # last block before its final norm, as the paper's hook; or post_layernorm
+                roi_threshold=0.20,
+                roi_margin=0.05,
+                features="roi-medsiglip-block-T0.20-P0.05",
+                limit=0,  # keep to the first so many records of the training split; 0 takes all
+                max_pixels=1_048_576,
+                buckets=((384, 1024), (640, 2048), (1152, 4096)),  # (S, P), ascending
+                answer=64,
+                chain=96,
+                system=config_dict.placeholder(str),
+                workers=4,
+            ),
+            batch=128,  # rows per optimizer step, over all devices; the paper does not give it
+            micro_batches=1,
+            phases=(phase("one step", 1, 5), phase("two steps", 2, 5), phase("all steps", 4, 10)),
+            mesh=dict(data=-1, fsdp=1, tensor=1, base="replicated"),
+            log=dict(
+                every=10, diagnose=200
+            ),  # steps between progress lines, and between gradient and collapse diagnostics
+            eval=dict(every=1000, answers=16, split="val"),  # decoded answers while training
+            checkpoint=dict(every=500, keep=3),
+        )
+    )

@@ -1,0 +1,109 @@
+"""ROI sidecars: rows by record number, refusal beside other records, atomic writing, small pickles."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, write_features
+
+SPEC = FeatureSpec("google/medsiglip 448", "block", threshold=0.20, margin=0.05, fingerprint="abc")
+IDS = [f"r{i}" for i in range(6)]
+
+
+def rows(width=7):
+    rng = np.random.default_rng(0)
+    made = [
+        (rng.normal(size=width), rng.normal(size=width), ("full", "crop")[i % 2], np.arange(5) + i) for i in range(6)
+    ]
+    made[2] = None
+    return made
+
+
+def test_round_trip_by_record_number(tmp_path):
+    folder = write_features(tmp_path, SPEC, IDS, iter(rows()))
+    assert folder == tmp_path / "roi-google_medsiglip_448-block-T0.20-P0.05" / "train"
+    features = RoiFeatures(folder, IDS)
+    assert len(features) == 6 and features.info["width"] == 7 and features.info["valid"] == 5
+    for number, row in enumerate(rows()):
+        roi, valid = features[number]
+        assert valid == (row is not None) and roi.dtype == np.float32
+        np.testing.assert_array_equal(roi, np.zeros(7) if row is None else np.float32(row[0]))
+        if row is not None:
+            np.testing.assert_array_equal(features.whole[number], np.float32(row[1]))
+            np.testing.assert_array_equal(features.patches[number], row[3])
+            assert ("full", "crop")[features.path[number]] == row[2]
+    with pytest.raises(IndexError, match=r"row 6 asked for, there are 0\.\.5"):
+        features[6]
+    assert isinstance(features.roi, np.memmap)
+
+
+def test_the_name_keeps_unusual_thresholds_apart():
+    names = {FeatureSpec("e", "h", t, 0.0, "").name for t in (0.2, 0.205, 0.21, 0.0)}
+    assert names == {"roi-e-h-T0.20-P0.00", "roi-e-h-T0.205-P0.00", "roi-e-h-T0.21-P0.00", "roi-e-h-T0.00-P0.00"}
+
+
+def test_pickle_carries_the_folder_not_the_data(tmp_path):
+    many = 2000
+    ids = [str(i) for i in range(many)]
+    row = (np.ones(64), np.ones(64), "full", np.zeros(5))
+    features = RoiFeatures(write_features(tmp_path, SPEC, ids, (row for _ in ids)), ids)
+    text = pickle.dumps(features)
+    assert len(text) < 2000
+    again = pickle.loads(text)
+    np.testing.assert_array_equal(again[1999][0], np.ones(64))
+
+
+def test_other_records_are_refused(tmp_path):
+    folder = write_features(tmp_path, SPEC, IDS, rows())
+    with pytest.raises(ValueError, match="features of 6 records, but there are 5"):
+        RoiFeatures(folder, IDS[:5])
+    with pytest.raises(ValueError, match="other records or another order"):
+        RoiFeatures(folder, IDS[::-1])
+    with pytest.raises(FileExistsError, match="remove it to write"):
+        write_features(tmp_path, SPEC, IDS, rows())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda made: made[:5], "5 feature rows for 6 records"),
+        (lambda made: [*made, made[0]], "more feature rows than the 6 records"),
+        (lambda made: [None] * 6, "no record has a region"),
+        (
+            lambda made: [*made[:5], (np.ones(6), np.ones(7), "full", np.zeros(5))],
+            "record 'r5': features must be 7 finite",
+        ),
+        (lambda made: [*made[:5], (np.ones(7), np.full(7, np.nan), "full", np.zeros(5))], "record 'r5'"),
+        (lambda made: [*made[:5], (np.ones(7), np.ones(7), "whole", np.zeros(5))], "not in tuple"),
+    ],
+)
+def test_bad_rows_leave_nothing_behind(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        write_features(tmp_path, SPEC, IDS, change(rows()))
+    assert [path for path in tmp_path.rglob("*") if path != tmp_path / SPEC.name] == []
+
+
+def test_torn_and_newer_sidecars(tmp_path):
+    folder = write_features(tmp_path, SPEC, IDS, rows())
+    np.save(folder / "roi.npy", np.zeros((6, 8), np.float32))
+    with pytest.raises(ValueError, match=r"roi.npy: float32\[6, 8\], expected float32\[6, 7\]"):
+        RoiFeatures(folder, IDS)
+    (folder / "roi.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"roi.npy: missing"):
+        RoiFeatures(folder, IDS)
+    info = json.loads((folder / "info.json").read_text())
+    (folder / "info.json").write_text(json.dumps(info | {"format_version": 2}))
+    with pytest.raises(ValueError, match="feature format 2, this vital_jax reads up to 1"):
+        RoiFeatures(folder, IDS)
+    (folder / "info.json").unlink()
+    with pytest.raises(FileNotFoundError, match="not a finished feature folder"):
+        RoiFeatures(folder, IDS)
+
+
+def test_pickled_objects_in_an_array_file_are_refused(tmp_path):
+    folder = write_features(tmp_path, SPEC, IDS, rows())
+    np.save(folder / "valid.npy", np.array([True, {}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="Python objects"):
+        RoiFeatures(folder, IDS)

@@ -1,0 +1,86 @@
+"""The mesh and the sharding table, on eight host devices."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from vital_jax.training.partition import flatten
+from vital_jax.training.sharding import base_rows, batch_sharding, make_mesh, place_batch, shard, shardings
+
+TREE = {
+    "base": {"kernel": np.arange(2 * 8 * 4, dtype=np.float32).reshape(2, 8, 4), "scale": np.ones(6, np.float32)},
+    "lora": {"a": np.ones((2, 4), np.float32)},
+}
+LORA = ("lora/.*", P())
+
+
+def test_axes_are_auto_and_the_rest_is_filled_in():
+    mesh = make_mesh(fsdp=2, tensor=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert dict(make_mesh(devices=jax.devices()[:1]).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 1, 1), (4, 1, 1)])
+def test_sizes_that_do_not_cover_the_devices_are_refused(sizes):
+    with pytest.raises(ValueError, match=rf"data={sizes[0]}, fsdp={sizes[1]}"):
+        make_mesh(*sizes)
+
+
+def test_base_is_replicated_or_sharded_behind_the_layer_axis():
+    mesh = make_mesh(data=2, fsdp=4)
+    specs = {path: s.spec for path, s in flatten(shardings(TREE, mesh, (*base_rows("replicated"), LORA))).items()}
+    assert specs["base/kernel"] == P() and specs["lora/a"] == P()
+    specs = {path: s.spec for path, s in flatten(shardings(TREE, mesh, (*base_rows("fsdp"), LORA))).items()}
+    assert specs["base/kernel"] == P(None, "fsdp")
+    assert specs["base/scale"] == P(), "6 does not divide by 4, and the default rows end in P()"
+    with pytest.raises(ValueError, match=r"'sharded': use one of replicated, fsdp"):
+        base_rows("sharded")
+
+
+def test_what_does_not_divide_is_an_error_unless_the_row_says_otherwise():
+    mesh = make_mesh(data=2, fsdp=4)
+    with pytest.raises(ValueError, match=r"base/scale of shape \(6,\).*6 does not divide by fsdp=4"):
+        shardings(TREE, mesh, (("base/kernel", P()), ("base/scale", P("fsdp")), LORA))
+    placed = shardings(TREE, mesh, (("base/kernel", P()), ("base/scale", (P("fsdp"), P("data"))), LORA))
+    assert placed["base"]["scale"].spec == P("data")
+
+
+@pytest.mark.parametrize(
+    "spec, reason",
+    [(P(None, "fsdp"), "more dimensions"), (P("model"), "axis 'model'"), (P(("data", "fsdp")), r"data=2\*fsdp=4")],
+)
+def test_specs_that_cannot_hold_are_named(spec, reason):
+    with pytest.raises(ValueError, match=reason):
+        shardings({"scale": np.ones(6)}, make_mesh(data=2, fsdp=4), ((".*", spec),))
+
+
+def test_unmatched_leaves_are_an_error():
+    with pytest.raises(ValueError, match="lora/a"):
+        shardings(TREE, make_mesh(), base_rows("replicated"))
+
+
+def test_shard_places_values_unchanged():
+    mesh = make_mesh(data=2, fsdp=4)
+    placed = shard(TREE, mesh, (*base_rows("fsdp"), LORA))
+    kernel = placed["base"]["kernel"]
+    assert {piece.data.shape for piece in kernel.addressable_shards} == {(2, 2, 4)}
+    jax.tree.map(np.testing.assert_array_equal, placed, TREE)
+
+
+@pytest.mark.parametrize("micro_batches", [False, True])
+def test_batches_are_split_by_rows_over_data_and_fsdp(micro_batches):
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    shape = (3, 8, 5) if micro_batches else (8, 5)
+    batch = {"tokens": np.arange(np.prod(shape)).reshape(shape)}
+    placed = place_batch(batch, mesh, micro_batches)["tokens"]
+    assert placed.sharding.is_equivalent_to(batch_sharding(mesh, micro_batches), len(shape))
+    assert {piece.data.shape for piece in placed.addressable_shards} == {(3, 2, 5) if micro_batches else (2, 5)}
+    np.testing.assert_array_equal(placed, batch["tokens"])
+
+
+def test_rows_that_do_not_divide_are_named():
+    with pytest.raises(ValueError, match=r"'tokens' has 6 rows.*data\*fsdp = 8"):
+        place_batch({"tokens": np.zeros((6, 2))}, make_mesh())

@@ -1,0 +1,151 @@
+"""Trains: `python train.py --config=configs/vital.py:qwen3_vl_8b --config.data.records=...`
+
+The page reads from top to bottom: configuration -> what must exist on disk -> mesh -> method and parameters -> resume -> for each phase,
+its records, losses and optimizer -> for each step, a batch, an update, and now and then a diagnosis, decoded answers and a checkpoint.
+
+Killed at any moment and started again with the same command, a run goes on from its last checkpoint as if nothing had happened: batches and
+randomness are functions of the step. Research software, not a medical device.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+
+from vital_jax import plan
+from vital_jax.evaluate.preview import answers
+from vital_jax.methods import setup, vital
+from vital_jax.pipeline.batch import Encoder
+from vital_jax.pipeline.feed import Feed
+from vital_jax.prepare import prepare
+from vital_jax.training import config as configuration
+from vital_jax.training.checkpoint import Checkpoints, abstract, check_compatible, init_from, make_meta
+from vital_jax.training.metrics import Clock, MetricsWriter, ProgressLine, cut_after
+from vital_jax.training.optimizer import make_optimizer
+from vital_jax.training.partition import merge, split
+from vital_jax.training.sharding import make_mesh, place_batch
+from vital_jax.training.step import init_state, make_train_step, start_phase
+
+
+def open_feed(config, split_name):
+    """One split of the configured records."""
+    d = config.data
+    encoder = Encoder.from_folder(config.model.folder, d.max_pixels, system=d.system)
+    features = d.features if setup.uses(config, "visual") else None
+    limit = d.limit if split_name == "train" else 0
+    return Feed.open(d.records, split_name, encoder, features, d.buckets, d.answer, d.chain, d.workers, limit)
+
+
+def main(config):
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.workdir).resolve() / "compile_cache"))
+    prepare(config)
+    feed, preview = open_feed(config, "train"), open_feed(config, config.eval.split)
+    phases, tables = config.phases, setup.tables(config)
+    for phase in phases:
+        if not phase.steps:
+            phase.steps = math.ceil(phase.epochs * len(feed.select(phase.max_steps)) / config.batch)
+    total = configuration.total_steps(phases)
+
+    method = setup.make_method(config, feed.features and feed.features.info["width"])
+    if config.dry_run:
+        return print(plan.describe(config, method, feed, tables))
+
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    workdir = Path(config.workdir)
+    writes = jax.process_index() == 0
+    logs = {name: workdir / f"{name}.jsonl" if writes else None for name in ("metrics", "answers")}
+
+    def optimizer_of(phase):
+        return make_optimizer(steps=phase.steps, **config.optim)
+
+    with (
+        jax.set_mesh(mesh),
+        Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints,
+        MetricsWriter(logs["metrics"]) as metrics,
+    ):
+        params, base = setup.load_params(config, method, mesh)
+        ever = setup.trained(tables, params)
+        meta = lambda phase, step: make_meta(  # noqa: E731
+            configuration.resolved(config), base, config.method.name, setup.switches(config), phase, step
+        )
+        step = checkpoints.latest_step() or 0
+        index = configuration.phase_at(phases, max(step - 1, 0))[0]  # the phase whose state the checkpoint holds
+        trainable, frozen = split(params, tables[index])
+        if config.init_from and not step:
+            trainable, _ = init_from(config.init_from, trainable)
+        state, held = init_state(trainable, optimizer_of(phases[index])), setup.held(frozen, ever)
+        if step:
+            check_compatible(checkpoints.read_meta(), meta(index, step))
+            restored, _ = checkpoints.restore(abstract({**state, "held": held}))
+            held = restored.pop("held")
+            state, frozen = restored, setup.overlay(frozen, held)
+            print(f"resuming {workdir} after step {step}", file=sys.stderr)
+        if writes:
+            for log in logs.values():
+                cut_after(log, step)
+
+        clock, line = Clock(), ProgressLine(total)
+        while step < total:
+            index, start = configuration.phase_at(phases, step)
+            phase, optimizer = phases[index], optimizer_of(phases[index])
+            weights = {"text": phase.text, "visual": phase.visual}
+            if start == 0 and index:
+                trainable, frozen = split(merge(state["trainable"], frozen), tables[index])
+                same = jax.tree.structure(trainable) == jax.tree.structure(state["trainable"])
+                held = setup.held(frozen, ever)
+                state = (
+                    start_phase(state, optimizer, phase.reset_optimizer)
+                    if same
+                    else init_state(trainable, optimizer, step)
+                )
+            train_step = make_train_step(
+                vital.make_loss(method, phase.max_steps, weights), vital.normalizers, optimizer, config.seed
+            )
+            diagnose = jax.jit(lambda p, b, k=phase.max_steps, w=weights: vital.diagnose(method, p, b, k, w))
+            batches = feed.phase(
+                phase.max_steps, config.method.train_k, config.batch, phase.steps, config.seed + index, start,
+                jax.process_index(), jax.process_count(),
+            )  # fmt: skip
+            records = {}
+            for _, batch in batches:
+                micro = {name: x.reshape(config.micro_batches, -1, *x.shape[1:]) for name, x in batch.items()}
+                records[step + 1] = batch["index"].tolist()
+                placed = place_batch(micro, mesh, micro_batches=True)
+                state, report = train_step(state, frozen, placed)
+                step += 1
+                clock.tick(config.batch)
+                if config.log.diagnose and step % config.log.diagnose == 0 and phase.max_steps:
+                    with clock.pause(report):
+                        first = {name: x[0] for name, x in placed.items()}
+                        report |= diagnose(merge(state["trainable"], frozen), first)
+                metrics.write(step, {"phase": index + 1, **report})
+                plan.stop_if_not_finite(metrics.last, records)
+                if metrics.last and metrics.last["step"] % config.log.every == 0:
+                    line.update(
+                        metrics.last["step"], {k: metrics.last.get(k) for k in plan.SHOWN if k in metrics.last}, clock
+                    )
+                ends = step == total or step == configuration.phase_start(phases, index + 1)
+                if config.eval.answers and (ends or step % config.eval.every == 0):
+                    with clock.pause(report):
+                        found = answers(
+                            method, merge(state["trainable"], frozen), preview,
+                            plan.spread(preview.select(phase.max_steps), config.eval.answers),
+                            phase.max_steps, config.method.eval_k,
+                        )  # fmt: skip
+                        plan.show_answers(list(found), step, logs["answers"])
+                if ends or step % config.checkpoint.every == 0:
+                    with clock.pause(report):
+                        metrics.flush()
+                        plan.stop_if_not_finite(metrics.last, records)
+                        checkpoints.save(step, {**state, "held": held}, meta(index, step))
+        line.close()
+        metrics.flush()
+        checkpoints.wait()
+    print(f"done: {total} steps; {json.dumps(metrics.last)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    configuration.run(main)

@@ -1,0 +1,116 @@
+"""Samples to records: the line that turns images with masks into training data, and the split that leaks nothing.
+
+folder = MaskFolder("kvasir")
+records = build_records(folder, questions_per_sample=3, seed=0)
+write_splits(assign_splits(records), "data/kvasir")
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from vital_jax.construct.folders import Sample
+from vital_jax.construct.questions import questions
+from vital_jax.construct.targets import Targets, load_targets
+from vital_jax.construct.teacher import TEACHER, measure, teach
+from vital_jax.pipeline.images import decode_mask
+from vital_jax.pipeline.records import Record
+
+_LOG = logging.getLogger(__name__)
+
+
+def build_records(
+    samples: Iterable[Sample], questions_per_sample: int, seed: int, targets: Targets | None = None
+) -> Iterator[Record]:
+    """Asks, answers and packs every sample; a sample's records follow each other.
+
+    A record about an absent target has no mask, no box and no region feature: there is nothing to look at.
+
+    Args:
+      samples: from `MaskFolder`, `phantoms` or any other source.
+      questions_per_sample: 1 to 6, each of another type.
+      seed: of the questions; with the sample's id it decides everything.
+      targets: another table than the built-in one.
+
+    Raises:
+      ValueError: an unknown target, or an image or mask that cannot be decoded.
+    """
+    targets = targets or load_targets()
+    for sample in samples:
+        measurement = measure(np.asarray(sample.picture.convert("L")), sample.region)
+        mask = _encode_mask(sample)
+        for question in questions(sample, questions_per_sample, seed, targets):
+            chain, answer = teach(question, sample, measurement, targets)
+            metadata = {
+                "source": sample.source,
+                "modality": sample.modality,
+                "site": sample.site,
+                "target_name": question.target,
+                "target_type": targets.row(question.target)["type"],
+                "question_type": question.type,
+                "latent_steps": len(chain),
+                "orientation": "image",
+                "teacher": TEACHER,
+                "licence": sample.licence,
+                "group": sample.group,
+            }
+            yield Record(
+                id=f"{sample.id}/{question.type}",
+                images=(sample.image,),
+                question=question.text,
+                answer=answer,
+                chain=chain,
+                boxes=(measurement.box,) if question.visible else (),
+                masks=(mask,) if question.visible else (),
+                metadata={key: value for key, value in metadata.items() if value != ""},
+            )
+
+
+def _encode_mask(sample: Sample) -> bytes:
+    """The mask as a single-channel PNG of 0 and 255, on the image's stored pixel grid as the record's image is."""
+    upright = sample.info["orientation"] == 1
+    stored = sample.region if upright else decode_mask(sample.mask, "the mask", sample.info | {"orientation": 1})
+    file = BytesIO()
+    Image.fromarray(stored.astype(np.uint8) * 255).save(file, "PNG")
+    return file.getvalue()
+
+
+def split_of(group: str, val: float = 0.075, test: float = 0.075) -> str:
+    """The side of a group: train, val or test, by its hash, so that growing a data set moves nothing.
+
+    The default shares are VITAL's 85 / 7.5 / 7.5 (methods.md §1.3).
+    """
+    place = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
+    return "val" if place < val else "test" if place < val + test else "train"
+
+
+def assign_splits(records: Iterable[Record], val: float = 0.075, test: float = 0.075) -> Iterator[tuple[str, Record]]:
+    """Pairs records with their split for `pipeline.records.write_splits`; no group and no image is on two sides.
+
+    The same image sometimes comes under two groups (a data set within another). Its first group decides; records that
+    would put it on another side are left out and counted in a warning.
+
+    Raises:
+      ValueError: shares that are no shares, or a record without `group` in its metadata.
+    """
+    if min(val, test) < 0 or val + test > 1:
+        raise ValueError(f"shares must be between 0 and 1 together, not val={val} and test={test}")
+    side, dropped = {}, 0
+    for record in records:
+        if "group" not in record.metadata:
+            raise ValueError(
+                f"record {record.id!r}: metadata has no group, so it cannot be kept on one side of a split"
+            )
+        split = split_of(record.metadata["group"], val, test)
+        images = [hashlib.sha256(data).digest() for data in record.images]
+        if any(side.get(image, split) != split for image in images):
+            dropped += 1
+            continue
+        side.update(dict.fromkeys(images, split))
+        yield split, record
+    if dropped:
+        _LOG.warning("%d records left out: their image is on another side of the split under another group", dropped)

@@ -1,0 +1,195 @@
+"""Small model folders in the Hugging Face layout, with random weights, for trying the real path without a download.
+
+They are read by the same code as an 8B checkpoint and by transformers. The tokenizer is a small byte-level BPE trained on the texts it will
+meet, with Qwen's control tokens. Random weights know nothing: a run on them has to train the base too.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from vital_jax.hub.load import to_tensors
+from vital_jax.hub.names import Entry, qwen3_entries, qwen3_vl_entries, siglip_entries
+from vital_jax.hub.safetensors import write_file
+from vital_jax.models.config import qwen3_config, qwen3_vl_config, siglip_config
+from vital_jax.models.decoder import Decoder, init_decoder
+from vital_jax.models.qwen3_vl import Qwen3VL, init_qwen3_vl
+from vital_jax.models.siglip import SiglipVision, init_siglip
+
+_CONTROL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+_TEMPLATE = (
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
+    "{%- if message.content is string %}{{- message.content }}{%- else %}{%- for part in message.content %}"
+    "{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}{%- else %}{{- part.text }}{%- endif %}"
+    "{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+def _train_tokenizer(folder: Path, texts: Iterable[str], vocab: int) -> int:
+    """Writes tokenizer files; returns the number of tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=list(_CONTROL), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "clean_up_tokenization_spaces": False,
+        "chat_template": _TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    return tokenizer.get_vocab_size()
+
+
+def _write_weights(
+    folder: Path, entries: list[Entry], params: dict, shapes: dict[str, tuple[int, ...]] | None = None
+) -> None:
+    write_file(folder / "model.safetensors", to_tensors(entries, jax.tree.map(np.asarray, params), shapes))
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def write_backbone(
+    folder: str | Path, texts: Iterable[str], seed: int = 0, width: int = 128, layers: int = 4, vocab: int = 1024
+) -> None:
+    """Writes a small random Qwen3-VL: weights, config (4.57 style), tokenizer, image processor, chat template.
+
+    Args:
+      folder: made if absent. texts: what the tokenizer is trained on. seed: of the weights.
+      width: D, a multiple of 64. layers: L. vocab: most tokens.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    size = _train_tokenizer(folder, texts, vocab)
+    text = {
+        "model_type": "qwen3_vl_text",
+        "hidden_act": "silu",
+        "vocab_size": size,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 32,
+        "num_key_value_heads": width // 64,
+        "head_dim": 32,
+        "intermediate_size": 3 * width,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5000000,
+        "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [8, 4, 4]},
+        "max_position_embeddings": 4096,
+    }
+    vision = {
+        "model_type": "qwen3_vl",
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": width // 2,
+        "depth": 3,
+        "num_heads": 2,
+        "intermediate_size": width,
+        "out_hidden_size": width,
+        "deepstack_visual_indexes": [0, 1],
+        "num_position_embeddings": 144,
+        "in_channels": 3,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    ids = {name: _CONTROL.index(f"<|{token}|>") for name, token in (
+        ("image_token_id", "image_pad"),
+        ("video_token_id", "video_pad"),
+        ("vision_start_token_id", "vision_start"),
+        ("vision_end_token_id", "vision_end"),
+    )}  # fmt: skip
+    top = {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "tie_word_embeddings": True}
+    _write_config(folder, {**top, **ids, "text_config": text, "vision_config": vision})
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "size": {"shortest_edge": 4096, "longest_edge": 1048576},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
+    config = qwen3_vl_config(folder)
+    params = jax.jit(lambda key: init_qwen3_vl(Qwen3VL(config), key))(jax.random.key(seed))
+    params["language_model"]["embed_tokens"]["embedding"] *= width**-0.5
+    convolution = (config.vision.width, 3, 2, 16, 16)
+    _write_weights(folder, qwen3_vl_entries(config), params, {"model.visual.patch_embed.proj.weight": convolution})
+
+
+def write_text_decoder(
+    folder: str | Path, backbone: str | Path, seed: int = 1, width: int = 96, layers: int = 2
+) -> None:
+    """Writes a small random Qwen3 text model that shares the backbone's tokenizer."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((Path(backbone) / name).read_bytes())
+    _write_config(
+        folder,
+        {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "hidden_act": "silu",
+            "vocab_size": qwen3_vl_config(backbone).decoder.vocab,
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // 32,
+            "num_key_value_heads": width // 32,
+            "head_dim": 32,
+            "intermediate_size": 3 * width,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000,
+            "max_position_embeddings": 4096,
+            "tie_word_embeddings": True,
+        },
+    )
+    config = qwen3_config(folder)
+    params = jax.jit(lambda key: init_decoder(Decoder(config), key))(jax.random.key(seed))
+    params["embed_tokens"]["embedding"] *= width**-0.5
+    _write_weights(folder, qwen3_entries(config), params)
+
+
+def write_siglip(folder: str | Path, seed: int = 2, width: int = 64, layers: int = 2, image: int = 112) -> None:
+    """Writes a small random SigLIP vision tower with 14-pixel patches."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * width,
+        "image_size": image,
+        "patch_size": 14,
+        "num_channels": 3,
+        "layer_norm_eps": 1e-6,
+    }
+    _write_config(folder, {"architectures": ["SiglipVisionModel"], **vision})
+    config = siglip_config(folder)
+    params = jax.jit(lambda key: init_siglip(SiglipVision(config), key))(jax.random.key(seed))
+    _write_weights(
+        folder, siglip_entries(config), params, {"vision_model.embeddings.patch_embedding.weight": (width, 3, 14, 14)}
+    )

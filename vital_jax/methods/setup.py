@@ -1,0 +1,122 @@
+"""A configuration's models: which folders, which switches, which parameters. One place for training, evaluation and export.
+
+The tree is {base, lora, scaffold}. What trains is a table over its paths; trained leaves are float32 masters, the rest keeps `param_dtype`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from vital_jax.hub.load import fingerprint, load_qwen3, load_qwen3_vl
+from vital_jax.methods.vital import Vital
+from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config
+from vital_jax.models.decoder import Decoder
+from vital_jax.models.lora import init_lora
+from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
+from vital_jax.training.partition import TRAINABLE, flatten, match, unflatten
+from vital_jax.training.sharding import base_rows, shardings
+
+# Adapters are small and used everywhere: a copy each. The text decoder and its moments are the largest thing that trains: always sharded.
+_SHARDED = (PartitionSpec(None, "fsdp"), PartitionSpec("fsdp"), PartitionSpec())
+_ROWS = (("lora/.*", PartitionSpec()), ("scaffold/.*", _SHARDED))
+
+
+def uses(config: Any, loss: str) -> bool:
+    """Whether any phase weighs this loss (`text` or `visual`)."""
+    return any(phase[loss] for phase in config.phases)
+
+
+def make_method(config: Any, roi_width: int | None) -> Vital:
+    """The method of a configuration, models without parameters.
+
+    Args:
+      config: see configs/vital.py. roi_width: E of the feature sidecar, or None.
+    Raises: FileNotFoundError or ValueError naming the folder or switch.
+    """
+    m = config.model
+    model = Qwen3VL(
+        qwen3_vl_config(m.folder),
+        LoraConfig(**config.lora) if config.lora.rank else None,
+        remat=m.remat,
+        attention=m.attention,
+        dtype=jnp.dtype(m.dtype),
+        latent_state=config.method.latent_state,
+    )
+    decoder = None
+    if uses(config, "text"):
+        decoder = Decoder(qwen3_config(m.text_decoder), remat=m.remat, attention=m.attention)
+    names = ("projector", "output_norm", "projector_dropout", "l1_reduction", "visual_target", "fused")
+    options = {name: config.method[name] for name in names}
+    return Vital(model, decoder, roi_width if uses(config, "visual") else None, **options)
+
+
+def switches(config: Any) -> dict[str, Any]:
+    """What changes the meaning of the trained weights: a checkpoint made under other values is refused."""
+    kept = {name: value for name, value in config.method.items() if name not in ("name", "eval_k", "fused")}
+    return {**kept, "lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
+
+
+def abstract_params(method: Vital) -> dict[str, Any]:
+    """The whole tree's shapes; nothing is read or allocated."""
+    tree = {"base": abstract_qwen3_vl(method.model), "scaffold": method.abstract_scaffold()}
+    if method.model.lora is not None:
+        decoder, lora = method.model.config.decoder, method.model.lora
+        tree["lora"] = jax.eval_shape(lambda key: init_lora(decoder, lora, key), jax.random.key(0))
+    return {name: part for name, part in tree.items() if part}
+
+
+def trained(tables: Sequence[Sequence[tuple[str, str]]], tree: Mapping[str, Any]) -> set[str]:
+    """Paths of the leaves that any of these tables trains. Raises: ValueError as `match`."""
+    marks = [match(table, flatten(tree)) for table in tables]
+    return {path for mark in marks for path, value in mark.items() if value == TRAINABLE}
+
+
+def tables(config: Any) -> list[Sequence[tuple[str, str]]]:
+    """Each phase's table of what trains: its own, or the run's, without the rows of parts this run leaves out (rank 0, no scaffold)."""
+    absent = {"lora"} if not config.lora.rank else set()
+    if not (uses(config, "text") or uses(config, "visual")):
+        absent.add("scaffold")
+    chosen = [phase.table or config.table for phase in config.phases]
+    return [[tuple(row) for row in table if row[0].split("/")[0] not in absent] for table in chosen]
+
+
+def load_params(config: Any, method: Vital, mesh: Mesh) -> tuple[dict[str, Any], str]:
+    """Reads the base and the text decoder onto the mesh and draws the rest from the seed.
+
+    Returns: the tree, trained leaves in float32, and the base's fingerprint.
+    Raises: as `load_qwen3_vl`; ValueError where a leaf has no row in the table of what trains or of what is sharded.
+    """
+    shapes = abstract_params(method)
+    rows = [row for row in (*base_rows(config.mesh.base), *_ROWS) if row[0].split("/")[0] in shapes]
+    placed = flatten(shardings(shapes, mesh, rows))
+    wide = trained(tables(config), shapes)
+    keys = jax.random.split(jax.random.key(config.seed), 2)
+    at = lambda prefix: lambda path, shape: placed[f"{prefix}/{path}"]  # noqa: E731
+    _, base = load_qwen3_vl(config.model.folder, at("base"), config.model.param_dtype)
+    tree: dict[str, Any] = {"base": base}
+    if "lora" in shapes:
+        tree["lora"] = init_lora(method.model.config.decoder, method.model.lora, keys[0])
+    if "scaffold" in shapes:
+        text = None
+        if method.decoder is not None:
+            _, text = load_qwen3(config.model.text_decoder, at("scaffold/text_decoder"))
+        tree["scaffold"] = method.init_scaffold(keys[1], text)
+    frozen_type = jnp.dtype(config.model.param_dtype)
+    cast = {
+        path: jax.device_put(leaf.astype(jnp.float32 if path in wide else frozen_type), placed[path])
+        for path, leaf in flatten(tree).items()
+    }
+    return unflatten(cast), fingerprint(config.model.folder)
+
+
+def held(frozen: Mapping[str, Any], ever: set[str]) -> dict[str, Any]:
+    """Leaves frozen in this phase that another phase trains: a checkpoint has to hold them too."""
+    return unflatten({path: leaf for path, leaf in flatten(frozen).items() if path in ever})
+
+
+def overlay(frozen: Mapping[str, Any], leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The frozen tree with these leaves put in."""
+    return unflatten({**flatten(frozen), **flatten(leaves)})

@@ -1,0 +1,189 @@
+"""Region-of-interest features beside the records: one sidecar folder per encoder, hook and crop rule.
+
+The features are targets that a frozen encoder made once. Keeping them out of the records lets several encoders stand
+side by side, lets VQA-only data have none, and never rewrites an image. A sidecar belongs to one split of one record
+folder: it carries the hash of the record ids and is refused beside any other. Its name tells what is in it:
+
+    <records>/roi-medsiglip-block-T0.20-P0.05/<split>/   info.json roi.npy global.npy valid.npy patches.npy path.npy
+
+Rows are memory-mapped, so that 60,000 records x 1,152 floats cost a worker nothing but the pages it reads.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vital_jax.pipeline.records import ids_hash, new_folder
+
+FORMAT_VERSION = 1
+TOP_PATCHES = 5
+PATHS = ("full", "crop")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a sidecar holds and how it was made (methods.md §1.5).
+
+    Attributes:
+      encoder: the encoder's short name, as it stands in the folder name.
+      hook: where the features are read, e.g. "block" (last block, before the final norm).
+      threshold: T, the mask's share of the image from which the whole image is encoded.
+      margin: P, the growth of the crop on each side as a share of the box.
+      fingerprint: identifies the encoder's weights.
+    """
+
+    encoder: str
+    hook: str
+    threshold: float
+    margin: float
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        rule = [f"{v:.2f}" if round(v, 2) == v else str(v) for v in (self.threshold, self.margin)]
+        parts = [re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in (self.encoder, self.hook)]
+        return f"roi-{parts[0]}-{parts[1]}-T{rule[0]}-P{rule[1]}"
+
+
+def write_features(
+    folder: str | Path, spec: FeatureSpec, record_ids: Sequence[str], rows: Iterable, split: str = "train"
+) -> Path:
+    """Writes one row per record, in record order, into `folder/spec.name/split`, which appears only when it is whole.
+
+    Args:
+      folder: where sidecars of these records live, usually the record folder.
+      spec: what the features are.
+      record_ids: ids of the records, in order.
+      rows: per record (roi [E], global [E], path "full" or "crop", patches [5]), or None where it has no region.
+      split: the split these records are.
+
+    Returns:
+      The sidecar's folder.
+
+    Raises:
+      FileExistsError: the sidecar is already there.
+      ValueError: too few or too many rows, no row with features, another width, or a value that is not finite.
+    """
+    target = Path(folder).absolute() / spec.name / split
+    if target.exists():
+        raise FileExistsError(f"{target}: exists; remove it to write these features again")
+    count = len(record_ids)
+    valid, path = np.zeros(count, bool), np.zeros(count, np.int8)
+    patches = np.zeros((count, TOP_PATCHES), np.int32)
+    arrays = None
+    rows = iter(rows)
+    with new_folder(target) as temporary:
+        number = 0
+        for number, row in enumerate(rows, 1):
+            if number > count:
+                raise ValueError(f"{target}: more feature rows than the {count} records")
+            if row is None:
+                continue
+            record, (roi, whole, kind, top) = number - 1, row
+            if arrays is None:
+                width = len(roi)
+                arrays = [_new_array(temporary / f"{name}.npy", count, width) for name in ("roi", "global")]
+            for array, values in zip(arrays, (roi, whole), strict=True):
+                if np.shape(values) != (width,) or not np.all(np.isfinite(values)):
+                    raise ValueError(f"record {record_ids[record]!r}: features must be {width} finite numbers")
+                array[record] = values
+            valid[record], path[record], patches[record] = True, PATHS.index(kind), top
+        if number < count:
+            raise ValueError(f"{target}: {number} feature rows for {count} records")
+        if arrays is None:
+            raise ValueError(f"{target}: no record has a region; there is nothing to write")
+        for array in arrays:
+            array.flush()
+        for name, values in (("valid", valid), ("path", path), ("patches", patches)):
+            np.save(temporary / f"{name}.npy", values, allow_pickle=False)
+        info = {
+            "format_version": FORMAT_VERSION,
+            **asdict(spec),
+            "width": width,
+            "count": count,
+            "valid": int(valid.sum()),
+            "ids_sha256": ids_hash(record_ids),
+        }
+        (temporary / "info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
+    return target
+
+
+def _new_array(path: Path, count: int, width: int) -> np.ndarray:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, width))
+
+
+class RoiFeatures:
+    """One sidecar, memory-mapped; `features[i] -> (roi [E] float32, valid)`, zeros where record i has no region.
+
+    Args:
+      folder: the sidecar's folder.
+      record_ids: ids of the records it is used with, in order.
+
+    Attributes:
+      info: the content of info.json.
+      roi, whole: [n, E] float32, the region's and the whole image's unit-length features.
+      valid: [n] bool · patches: [n, 5] int32, row * grid + column · path: [n] int8, index into `PATHS`.
+
+    Raises:
+      FileNotFoundError: not a finished sidecar.
+      ValueError: made for other records, a newer format, or an array whose shape or type is not what info.json says.
+    """
+
+    def __init__(self, folder: str | Path, record_ids: Sequence[str]):
+        self.folder = Path(folder).absolute()
+        file = self.folder / "info.json"
+        if not file.exists():
+            raise FileNotFoundError(f"{self.folder}: not a finished feature folder (info.json is missing)")
+        info = json.loads(file.read_text(encoding="utf-8"))
+        if info["format_version"] > FORMAT_VERSION:
+            raise ValueError(
+                f"{self.folder}: feature format {info['format_version']}, this vital_jax reads up to {FORMAT_VERSION}: "
+                "install a newer vital_jax"
+            )
+        if info["count"] != len(record_ids):
+            counts = f"features of {info['count']} records, but there are {len(record_ids)}"
+            raise ValueError(f"{self.folder}: {counts}; extract them again")
+        if info["ids_sha256"] != ids_hash(record_ids):
+            raise ValueError(f"{self.folder}: made for other records or another order of them; extract them again")
+        self._open(info)
+
+    def _open(self, info: dict) -> None:
+        self.info, count, width = info, info["count"], info["width"]
+        kinds = {
+            "roi": (np.float32, (count, width)),
+            "global": (np.float32, (count, width)),
+            "valid": (np.bool_, (count,)),
+            "patches": (np.int32, (count, TOP_PATCHES)),
+            "path": (np.int8, (count,)),
+        }
+        arrays = {}
+        for name, (kind, shape) in kinds.items():
+            path = self.folder / f"{name}.npy"
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: missing; copy the feature folder again or extract it again")
+            array = arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            if array.shape != shape or array.dtype != kind:
+                raise ValueError(f"{path}: {array.dtype}{list(array.shape)}, expected {np.dtype(kind)}{list(shape)}")
+        self.roi, self.whole, self.patches = arrays["roi"], arrays["global"], arrays["patches"]
+        self.valid, self.path = arrays["valid"], arrays["path"]
+
+    def __len__(self) -> int:
+        return self.info["count"]
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, bool]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"{self.folder}: row {number} asked for, there are 0..{len(self) - 1}")
+        return np.array(self.roi[number]), bool(self.valid[number])
+
+    # A pickled memory map would carry its whole content to every worker.
+    def __getstate__(self):
+        return {"folder": str(self.folder), "info": self.info}
+
+    def __setstate__(self, state):
+        self.folder = Path(state["folder"])
+        self._open(state["info"])

@@ -1,0 +1,177 @@
+"""Prompts: text to tokens and back, through the checkpoint's own tokenizer and chat template.
+
+The template is rendered with one placeholder per image, tokenized, and only then are the placeholders repeated, once
+per merged token of the image. So a prompt costs the same to tokenize whatever its images' size. A question that itself
+contains a control token would change the prompt's structure (one more image, an early end of turn) without any error
+further on, so it is refused here.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import transformers  # its attributes are loaded on first use: importing this file brings in no deep-learning framework
+
+from vital_jax.pipeline.images import Grid
+
+
+class Prompter:
+    """The tokenizer, chat template and image tokens of a model folder.
+
+    Args:
+      folder: a local Hugging Face model folder (nothing is downloaded, no code of the folder is run). A text model's
+        folder serves for `encode_text` and `decode`.
+
+    Attributes: image_token_id and merge_size (None for a text model), end_token_id, the token that ends a turn.
+
+    Raises:
+      FileNotFoundError: no such folder, or its tokenizer or config is missing.
+      ValueError: the folder has no chat template, or its config and tokenizer disagree.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).absolute()
+        config = self._json("config.json")
+        # With these files missing, transformers builds a tokenizer without any vocabulary and says nothing.
+        if not (self.folder / "tokenizer.json").is_file():
+            for needed in ("vocab.json", "merges.txt"):
+                if not (self.folder / needed).is_file():
+                    raise FileNotFoundError(
+                        f"{self.folder}: neither tokenizer.json nor {needed}; copy the tokenizer's files there"
+                    )
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(self.folder), local_files_only=True, trust_remote_code=False
+        )
+        self.template = self._template()
+        self.end_token_id = self.tokenizer.eos_token_id
+        if self.end_token_id is None:
+            raise ValueError(f"{self.folder}: the tokenizer has no eos_token, so no answer could end")
+        self.image_token_id = config.get("image_token_id")
+        self.merge_size = config.get("vision_config", {}).get("spatial_merge_size")
+        added = self.tokenizer.added_tokens_decoder
+        if self.image_token_id is not None and self.image_token_id not in added:
+            raise ValueError(
+                f"{self.folder}: image_token_id {self.image_token_id} is no special token of the tokenizer"
+            )
+        # <think> and its like are ordinary words of an answer; the <|...|> family steers the model.
+        self.control_tokens = tuple(
+            token.content for token in added.values() if token.special or token.content.startswith("<|")
+        )
+
+    def _json(self, name: str) -> dict:
+        path = self.folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} not found: expected a Hugging Face model folder")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+    def _template(self) -> str:
+        """The chat template, in the order in which transformers' processors look for it."""
+        if (self.folder / "chat_template.jinja").is_file():
+            return (self.folder / "chat_template.jinja").read_text(encoding="utf-8")
+        template = None
+        if (self.folder / "chat_template.json").is_file():
+            template = self._json("chat_template.json").get("chat_template")
+        elif self.tokenizer.chat_template:
+            template = self.tokenizer.get_chat_template()
+        if not template:
+            raise ValueError(f"{self.folder}: no chat template; copy chat_template.json from the original checkpoint")
+        return template
+
+    def __reduce__(self):
+        return Prompter, (str(self.folder),)
+
+    def encode(
+        self, question: str, grids: Sequence[Grid], system: str | None = None, name: str = "prompt"
+    ) -> np.ndarray:
+        """The prompt up to and including the assistant's header: images first, then the question.
+
+        Args:
+          question: the user's text.
+          grids: (1, rows, columns) of each image, in patches.
+          system: a system message; None leaves it to the template.
+          name: the sample, as errors call it.
+
+        Returns:
+          [S'] int32.
+
+        Raises:
+          ValueError: the text contains a control token, or the template does not place every image once.
+        """
+        for text in (question, system or ""):
+            self._refuse_control(text, name)
+        images = [{"type": "image"}] * len(grids)
+        messages = [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        text = self.tokenizer.apply_chat_template(
+            messages, chat_template=self.template, tokenize=False, add_generation_prompt=True
+        )
+        ids = np.asarray(self.tokenizer.encode(text, add_special_tokens=False), np.int32)
+        pads = ids == self.image_token_id
+        if pads.sum() != len(grids):
+            raise ValueError(f"{name}: the chat template of {self.folder} placed {pads.sum()} of {len(grids)} images")
+        repeats = np.ones(len(ids), np.int64)
+        repeats[pads] = [rows * columns // self.merge_size**2 for _, rows, columns in grids]
+        return np.repeat(ids, repeats)
+
+    def encode_text(self, text: str, end: bool = True, name: str = "text") -> np.ndarray:
+        """Tokens of an answer or of one chain step, [n] int32; `end` appends the end-of-turn token.
+
+        Raises:
+          ValueError: the text contains a control token.
+        """
+        self._refuse_control(text, name)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return np.asarray([*ids, self.end_token_id] if end else ids, np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of generated tokens up to the first end-of-turn token, without special tokens."""
+        ids = np.asarray(ids, np.int64).reshape(-1)
+        ends = np.flatnonzero(ids == self.end_token_id)
+        return self.tokenizer.decode(ids[: ends[0]] if len(ends) else ids, skip_special_tokens=True)
+
+    def _refuse_control(self, text: str, name: str) -> None:
+        found = [token for token in self.control_tokens if token in text]
+        if found:
+            raise ValueError(
+                f"{name}: the text contains the control token {found[0]}; remove it or spell it differently"
+            )
+
+
+def rope_index(ids: np.ndarray, grids: Sequence[Grid], image_token_id: int, merge_size: int) -> tuple[np.ndarray, int]:
+    """M-RoPE positions of a prompt (Qwen2-VL, section 2.1; transformers' `Qwen3VLModel.get_rope_index`).
+
+    Text advances all three axes together. An image's tokens share one time and take their row and column as offsets
+    from it; the text behind it goes on after the longer side.
+
+    Args:
+      ids: [S'] without padding.
+      grids: (1, rows, columns) of each image, in patches.
+
+    Returns:
+      positions [3, S'] int32 (time, row, column) and the next free position, one more than the largest.
+
+    Raises:
+      ValueError: the image tokens are not those of the grids.
+    """
+    pads = np.flatnonzero(ids == image_token_id)
+    shapes = [(rows // merge_size, columns // merge_size) for _, rows, columns in grids]
+    expected = sum(rows * columns for rows, columns in shapes)
+    if len(pads) != expected:
+        raise ValueError(f"the prompt holds {len(pads)} image tokens, its grids {list(grids)} make {expected}")
+    positions = np.empty((3, len(ids)), np.int32)
+    column = position = used = 0
+    for shape in shapes:
+        first, size = pads[used], shape[0] * shape[1]
+        if pads[used + size - 1] != first + size - 1:
+            raise ValueError(f"the image tokens at column {first} are not {size} in a row")
+        positions[:, column:first] = np.arange(position, position := position + first - column)
+        positions[0, first : first + size] = position
+        positions[1:, first : first + size] = position + np.indices(shape).reshape(2, -1)
+        column, position, used = first + size, position + max(shape), used + size
+    positions[:, column:] = np.arange(position, position := position + len(ids) - column)
+    return positions, int(position)

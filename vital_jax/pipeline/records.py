@@ -1,0 +1,404 @@
+"""The record: the one schema of a question about images, and its store on disk.
+
+Everything that makes data (`construct`, the readers of public benchmarks) ends in a `Record`, and everything that
+trains or scores starts from one, so the schema stands in a single place with a version number. The store is
+ArrayRecord shards in the layout of TensorFlow Datasets, because that gives random access for Grain and a folder that
+a stranger opens with two lines:
+
+    builder = tensorflow_datasets.builder_from_directory(folder)
+    source = builder.as_data_source("train")
+
+TensorFlow itself is never imported: images and masks travel as the encoded bytes they came in, which also keeps them
+lossless. Beside the shards lies `index-<split>.jsonl` (id, latent steps and metadata of every record), so that phases
+and sidecars can be planned without reading a single image.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+FORMAT_VERSION = 1
+MAX_CHAIN = 4
+# Metadata keys with a fixed meaning; a record may carry others, but these are checked wherever they appear.
+METADATA_TYPES = {
+    "source": str,
+    "modality": str,
+    "site": str,
+    "target_name": str,
+    "target_type": str,
+    "question_type": str,
+    "latent_steps": int,
+    "orientation": str,
+    "window": list,
+    "teacher": str,
+    "licence": str,
+    "group": str,
+}
+_STORE = "vital_records"
+_DESCRIPTION = "Questions about medical images with answers and, optionally, chains, options, boxes and masks."
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question about one or more images. Empty optional fields mean "not there" and carry no loss.
+
+    Attributes:
+      id: unique within a data set.
+      images: encoded image files (PNG, JPEG, ...), at least one.
+      question, answer: text.
+      chain: 0 to 4 reasoning steps, one string per latent step.
+      options, gold: multiple choice; `gold` is the letter of the right option ("A" is the first).
+      boxes: (x_min, y_min, x_max, y_max) as fractions of the first image, kept with float32 precision.
+      masks: encoded single-channel PNG files, none or one per image.
+      metadata: JSON values; the keys of `METADATA_TYPES` have the types given there.
+      format_version: the schema this record follows.
+
+    Raises:
+      ValueError: a field is empty, of the wrong kind or contradicts another; the message names the record.
+    """
+
+    id: str
+    images: tuple[bytes, ...]
+    question: str
+    answer: str
+    chain: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    gold: str = ""
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    masks: tuple[bytes, ...] = ()
+    metadata: dict = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self):
+        for name in ("images", "chain", "options", "masks"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "boxes", tuple(tuple(float(np.float32(v)) for v in box) for box in self.boxes))
+        _validate(self)
+
+    @property
+    def latent_steps(self) -> int | None:
+        """K of this record: what the metadata says, otherwise the length of its chain; None where it states neither."""
+        return self.metadata.get("latent_steps", len(self.chain) or None)
+
+
+def _validate(record: Record) -> None:
+    def check(ok: bool, message: str) -> None:
+        if not ok:
+            raise ValueError(f"record {record.id!r}: {message}")
+
+    check(isinstance(record.format_version, int), "format_version must be a whole number")
+    if record.format_version > FORMAT_VERSION:
+        raise ValueError(_newer(f"record {record.id!r}", record.format_version))
+    for name in ("id", "question", "answer"):
+        value = getattr(record, name)
+        check(isinstance(value, str) and bool(value.strip()), f"{name} must be a non-empty string, got {value!r}")
+    check(record.id.isprintable(), "id must be printable text on one line")
+    check(bool(record.images), "needs at least one image")
+    for name, kind in (("images", bytes), ("masks", bytes), ("chain", str), ("options", str)):
+        for number, value in enumerate(getattr(record, name)):
+            good = isinstance(value, kind) and bool(value.strip())
+            check(good, f"{name}[{number}] must be non-empty {kind.__name__}, got {type(value).__name__}")
+    check(len(record.chain) <= MAX_CHAIN, f"chain holds {len(record.chain)} steps, at most {MAX_CHAIN} are allowed")
+    check(
+        len(record.masks) in (0, len(record.images)),
+        f"{len(record.masks)} masks for {len(record.images)} images; give none or one per image",
+    )
+    letters = [chr(ord("A") + i) for i in range(len(record.options))]
+    check(not record.gold or record.gold in letters, f"gold {record.gold!r} is none of the options' letters {letters}")
+    for box in record.boxes:
+        good = len(box) == 4 and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
+        check(good, f"box {box} must be (x_min, y_min, x_max, y_max) with 0 <= min < max <= 1")
+    check(isinstance(record.metadata, dict), "metadata must be a dict")
+    for key, kind in METADATA_TYPES.items():
+        if key in record.metadata:
+            value = record.metadata[key]
+            check(
+                isinstance(value, kind) and not isinstance(value, bool),
+                f"metadata[{key!r}] has the wrong type: {value!r}",
+            )
+    check((record.latent_steps or 0) >= 0, f"metadata['latent_steps'] is negative: {record.latent_steps}")
+    check(
+        not record.chain or record.latent_steps == len(record.chain),
+        f"metadata['latent_steps'] says {record.latent_steps}, the chain has {len(record.chain)} steps",
+    )
+    try:
+        same = json.loads(json.dumps(record.metadata, allow_nan=False)) == record.metadata
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"record {record.id!r}: metadata is not JSON ({error})") from error
+    check(same, "metadata changes when written as JSON; use string keys, and lists for tuples")
+
+
+def _newer(what: str, version: int) -> str:
+    return f"{what} has record format {version}; this vital_jax reads up to {FORMAT_VERSION}: install a newer vital_jax"
+
+
+def ids_hash(record_ids: Iterable[str]) -> str:
+    """SHA-256 over the record ids in order, the key by which sidecars are joined to records."""
+    return hashlib.sha256("\n".join(record_ids).encode()).hexdigest()
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write_records(
+    records: Iterable[Record], folder: str | Path, split: str = "train", name: str = _STORE, shard_size: int = 1024
+) -> Path:
+    """Writes one split; see `write_splits`."""
+    return write_splits(((split, record) for record in records), folder, name=name, shard_size=shard_size)
+
+
+def write_splits(
+    pairs: Iterable[tuple[str, Record]], folder: str | Path, name: str = _STORE, shard_size: int = 1024
+) -> Path:
+    """Writes (split, record) pairs as a TFDS data set; a record's number is its position within its split.
+
+    The folder is built beside its final place and renamed when complete, so a folder with this name is always whole.
+    Pairs are consumed one by one; memory holds a few dozen records.
+
+    Args:
+      pairs: split name and record, in any mixture of splits.
+      folder: the data set's folder.
+      name: the data set's name in TFDS.
+      shard_size: records per shard.
+
+    Returns:
+      The folder.
+
+    Raises:
+      FileExistsError: the folder exists and does not hold exactly these records.
+      ValueError: no record at all, or an id that comes twice.
+    """
+    folder = Path(folder).absolute()
+    occupied = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    kept = _read_marker(folder) if occupied else None
+    if occupied and kept is None:
+        raise FileExistsError(f"{folder}: exists and is not a record folder; remove it or choose another")
+    with new_folder(folder) as temporary:
+        marker = _write_folder(pairs, temporary, name, shard_size)
+        if kept is not None:
+            if kept["splits"] != marker["splits"]:
+                raise FileExistsError(f"{folder}: holds other records; remove it or choose another folder")
+            shutil.rmtree(temporary)
+    return folder
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Gives a temporary sibling to fill; renames it to `folder` at the end, or removes it where the body failed.
+
+    A body that finds nothing new to keep removes the sibling itself, and nothing is renamed.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if temporary.exists():
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_folder(pairs: Iterable[tuple[str, Record]], folder: Path, name: str, shard_size: int) -> dict:
+    """Writes shards, indexes and, last of all, the marker in `metadata.json`. Returns the marker."""
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=name, version=tfds.core.Version(f"{FORMAT_VERSION}.0.0"), data_dir=str(folder), module_name=__name__
+        ),
+        description=_DESCRIPTION,
+        features=_features(),
+    )
+    # TFDS's own builders shuffle by key; its sequential writer keeps the order, which gives records their numbers.
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=shard_size, file_format="array_record")
+    hashes, counts, seen, indexes = {}, {}, set(), {}
+    try:
+        pairs = iter(pairs)
+        while chunk := list(islice(pairs, 32)):  # the writer rewrites its description on every call
+            for split, record in chunk:
+                if record.id in seen:
+                    raise ValueError(f"record {record.id!r} comes twice; ids must be unique")
+                seen.add(record.id)
+                if split not in hashes:
+                    if not re.fullmatch(r"\w+", split):
+                        raise ValueError(f"split name {split!r} must be letters, digits and _")
+                    hashes[split], counts[split] = hashlib.sha256(), 0
+                    indexes[split] = (folder / f"index-{split}.jsonl").open("w", encoding="utf-8")
+                    writer.initialize_splits([split])
+                hashes[split].update(_canonical(record))
+                counts[split] += 1
+                line = {"id": record.id, "latent_steps": record.latent_steps, "metadata": record.metadata}
+                indexes[split].write(json.dumps(line, ensure_ascii=False) + "\n")
+            examples = {}
+            for split, record in chunk:
+                examples.setdefault(split, []).append(_to_example(record))
+            writer.add_examples(examples)
+    finally:
+        for file in indexes.values():
+            file.close()
+    if not seen:
+        raise ValueError(f"{folder.parent}: no records to write")
+    writer.close_all()
+    splits = {split: {"records": counts[split], "sha256": hashes[split].hexdigest()} for split in sorted(hashes)}
+    files = {
+        split: {path.name: path.stat().st_size for path in sorted(folder.glob(f"*-{split}.*"))} for split in splits
+    }
+    marker = {"format_version": FORMAT_VERSION, "store": _STORE, "splits": splits, "files": files}
+    (folder / "metadata.json").write_text(json.dumps(marker), encoding="utf-8")
+    return marker
+
+
+def _canonical(record: Record) -> bytes:
+    """The record's content as bytes that do not depend on how protocol buffers order their fields."""
+    files = [[hashlib.sha256(data).hexdigest() for data in part] for part in (record.images, record.masks)]
+    text = [record.format_version, record.id, record.question, record.answer, record.chain, record.options, record.gold]
+    return json.dumps([*text, record.boxes, files, record.metadata], sort_keys=True).encode() + b"\n"
+
+
+def _features() -> tfds.features.FeaturesDict:
+    feature = tfds.features
+    texts = {key: feature.Text() for key in ("id", "question", "answer", "gold", "metadata")}
+    lists = {key: feature.Sequence(feature.Text()) for key in ("chain", "options")}
+    return feature.FeaturesDict(
+        {
+            "format_version": np.int32,
+            "images": feature.Sequence(feature.Image()),
+            "masks": feature.Sequence(feature.Image(shape=(None, None, 1))),
+            "boxes": feature.Sequence(feature.BBoxFeature()),
+            **texts,
+            **lists,
+        }
+    )
+
+
+def _to_example(record: Record) -> dict:
+    return {
+        "format_version": record.format_version,
+        "id": record.id,
+        "images": list(record.images),
+        "question": record.question,
+        "answer": record.answer,
+        "chain": list(record.chain),
+        "options": list(record.options),
+        "gold": record.gold,
+        "boxes": [tfds.features.BBox(ymin=y0, xmin=x0, ymax=y1, xmax=x1) for x0, y0, x1, y1 in record.boxes],
+        "masks": list(record.masks),
+        "metadata": json.dumps(record.metadata, ensure_ascii=False),
+    }
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+class _Encoded(tfds.decode.SkipDecoding):
+    """SkipDecoding for sequences as well: TFDS 4.9.10 lacks that method on its NumPy path."""
+
+    def decode_batch_example_np(self, serialized_example):
+        return serialized_example
+
+
+class RecordSource:
+    """Random access to one split of a record folder; `source[i]` is the i-th record written.
+
+    It travels to Grain's worker processes as (folder, split) and opens the shards there.
+
+    Args:
+      folder: what `write_records` or `write_splits` returned.
+      split: the split's name.
+
+    Raises:
+      FileNotFoundError: the folder is absent, unfinished or lacks a shard.
+      ValueError: the folder's format is newer than this code, the split is unknown, or a file was cut or changed.
+      IndexError: on access, a number outside 0..len-1.
+    """
+
+    def __init__(self, folder: str | Path, split: str = "train"):
+        self.folder, self.split = Path(folder).absolute(), split
+        marker = _read_marker(self.folder)
+        if marker is None:
+            raise FileNotFoundError(f"{self.folder}: not a finished record folder; write it with write_records")
+        if marker["format_version"] > FORMAT_VERSION:
+            raise ValueError(_newer(str(self.folder), marker["format_version"]))
+        if split not in marker["splits"]:
+            raise ValueError(f"{self.folder}: no split {split!r}, only {sorted(marker['splits'])}")
+        self._length = marker["splits"][split]["records"]
+        for name, size in marker["files"][split].items():
+            path = self.folder / name
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: missing; copy the record folder again or rebuild it")
+            if path.stat().st_size != size:
+                raise ValueError(f"{path}: {path.stat().st_size} bytes instead of {size}; copy the folder again")
+
+    @cached_property
+    def _source(self):
+        builder = tfds.builder_from_directory(self.folder)
+        return builder.as_data_source(self.split, decoders={"images": _Encoded(), "masks": _Encoded()})
+
+    @cached_property
+    def index(self) -> list[dict]:
+        """Per record {"id", "latent_steps", "metadata"}, read without touching any image."""
+        lines = (self.folder / f"index-{self.split}.jsonl").read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines if line]
+
+    @property
+    def ids(self) -> list[str]:
+        """The record ids in order."""
+        return [row["id"] for row in self.index]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: int) -> Record:
+        number = number.__index__()
+        if not 0 <= number < self._length:
+            raise IndexError(
+                f"{self.folder}: record {number} asked for, split {self.split!r} has 0..{self._length - 1}"
+            )
+        try:
+            example = self._source[number]
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.folder}: record {number} of {self.split!r} is damaged; copy it again ({error})"
+            ) from error
+        return _from_example(example)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[number] for number in range(len(self)))
+
+    def __reduce__(self):
+        return RecordSource, (str(self.folder), self.split)
+
+
+def _from_example(example: dict) -> Record:
+    return Record(
+        format_version=int(example["format_version"]),
+        id=example["id"].decode(),
+        images=tuple(example["images"]),
+        question=example["question"].decode(),
+        answer=example["answer"].decode(),
+        chain=tuple(text.decode() for text in example["chain"]),
+        options=tuple(text.decode() for text in example["options"]),
+        gold=example["gold"].decode(),
+        boxes=tuple((x0, y0, x1, y1) for y0, x0, y1, x1 in example["boxes"]),
+        masks=tuple(example["masks"]),
+        metadata=json.loads(example["metadata"]),
+    )
+
+
+def _read_marker(folder: Path) -> dict | None:
+    """The marker that `_write_folder` writes last, or None where there is none."""
+    try:
+        marker = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    return marker if isinstance(marker, dict) and marker.get("store") == _STORE else None

@@ -1,0 +1,81 @@
+"""What `train.py` says: the plan before a run, a few answers during it, and why it stopped."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from vital_jax.methods import setup
+from vital_jax.methods.vital import Vital
+from vital_jax.pipeline.feed import Feed
+from vital_jax.training.partition import flatten, parameter_table
+
+SHOWN = ("loss", "task", "text", "visual", "answer_accuracy", "grad_norm")
+
+
+def describe(config: Any, method: Vital, feed: Feed, tables: Sequence[Sequence[tuple[str, str]]]) -> str:
+    """The plan of a run as text: parameters by module, phases, tokens and images per step, memory. Reads no weights."""
+    tree = setup.abstract_params(method)
+    ever = setup.trained(tables, tree)
+    leaves = flatten(tree)
+    frozen_type = jnp.dtype(config.model.param_dtype)
+    numbers = {path: math.prod(leaf.shape) for path, leaf in leaves.items()}
+    trains = sum(numbers[path] for path in ever)
+    rest = sum(numbers.values()) - trains
+    gib = lambda count, width: count * width / 2**30  # noqa: E731
+    lines = [parameter_table(tree, tables[0]), ""]
+    for phase in config.phases:
+        chosen = feed.select(phase.max_steps)
+        need = feed.sizes[chosen]
+        counts = f"K <= {phase.max_steps}, {len(chosen)} records, {phase.steps} steps"
+        epochs = phase.steps * config.batch / len(chosen)
+        tokens, patches = (config.batch * need.mean(0)).astype(int)
+        images = sum(len(feed.source[int(i)].images) for i in chosen[:64]) / min(len(chosen), 64)
+        lines.append(
+            f"phase {phase.name!r}: {counts} ({epochs:.1f} epochs); per step about {tokens:,} prompt tokens, "
+            f"{patches:,} patches, {config.batch * images:.0f} images, at most {config.batch * feed.answer:,} answer tokens"
+        )
+    lines += [
+        "",
+        f"memory of the state on one device, nothing sharded: frozen {gib(rest, frozen_type.itemsize):.2f} GiB in {frozen_type.name}, "
+        f"trained {gib(trains, 4):.2f} GiB in float32, gradients {gib(trains, 4):.2f} GiB, "
+        f"Adam {gib(trains, 8):.2f} GiB; activations come on top",
+    ]
+    return "\n".join(lines)
+
+
+def stop_if_not_finite(last: Mapping[str, Any] | None, records: dict[int, list[int]]) -> None:
+    """Raises FloatingPointError naming the step and its records when the last written step was not finite.
+
+    `records` maps steps to record numbers; steps behind the last written one are forgotten.
+    """
+    if last is None:
+        return
+    if not last["finite"]:
+        raise FloatingPointError(
+            f"step {last['step']}: the loss or its gradient is not finite; its records were {records.get(last['step'])}. "
+            "Nothing after the last checkpoint was saved; look at these records, or lower optim.learning_rate"
+        )
+    for step in [step for step in records if step <= last["step"]]:
+        del records[step]
+
+
+def spread(numbers: Sequence[int], count: int) -> list[int]:
+    """`count` of the numbers, evenly spaced, so that neighbours with the same image do not stand for all."""
+    count = min(count, len(numbers))
+    return [int(numbers[i * len(numbers) // count]) for i in range(count)]
+
+
+def show_answers(found: Sequence[Mapping[str, Any]], step: int, log: Path | None, shown: int = 4) -> None:
+    """Prints some decoded answers and appends all of them to the log."""
+    exact = sum(row["exact"] for row in found)
+    print(f"\nstep {step}: {exact} of {len(found)} decoded answers exact", file=sys.stderr)
+    for row in found[:shown]:
+        print(f"  {row['question']}\n    gold   {row['gold']}\n    answer {row['answer']}", file=sys.stderr)
+    if log is not None:
+        with log.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": step, **row}) + "\n" for row in found)

@@ -1,0 +1,162 @@
+"""Configuration files and their command line: `--config=FILE[:ARG] --config.KEY=VALUE ...`.
+
+A recipe is a Python file with `get_config([ARG]) -> ConfigDict` (ml_collections); every leaf can be overridden from the
+command line. A mistyped key would otherwise end in a traceback of the flag library, and a mistyped value in a usage
+page: here both are one line that names the key, the nearest one there is, and exit status 2.
+"""
+
+import difflib
+import numbers
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, FieldReference, config_flags
+
+USAGE = "--config=FILE[:ARG], for instance --config=configs/quickstart.py"
+
+
+def _items(node: Any) -> list[tuple[str, Any]]:
+    """(path suffix, value) of a node's children: `.key` of a mapping, `[i]` of a sequence."""
+    if isinstance(node, (ConfigDict, Mapping)):
+        return [(f".{key}", node[key]) for key in node]
+    if isinstance(node, (tuple, list)):
+        return [(f"[{i}]", value) for i, value in enumerate(node)]
+    return []
+
+
+def keys(config: Any, prefix: str = "config") -> list[str]:
+    """Every path of a configuration: `config.optim`, `config.optim.lr`, `config.phases[0].steps`."""
+    return [path for suffix, value in _items(config) for path in (prefix + suffix, *keys(value, prefix + suffix))]
+
+
+def unknown_key(config: ConfigDict, argument: str) -> str | None:
+    """The complaint about an override (`--config.optim.lrr=1`) whose key the configuration lacks, or None."""
+    known = keys(config)
+    name = argument.partition("=")[0].lstrip("-")
+    path = name if name in known or not name.startswith("no") else name.removeprefix("no")
+    if path in known or not path.startswith("config."):
+        return None
+    parent, _, name = path.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == parent}
+    # Compared without what all candidates share, which would make any two of them look alike.
+    candidates = siblings or {key.removeprefix("config."): key for key in known}
+    near = difflib.get_close_matches(name if siblings else path.removeprefix("config."), candidates, n=1)
+    if near:
+        return f"unknown key {path}; did you mean {candidates[near[0]]}?"
+    return f"unknown key {path}; {parent if siblings else 'config'} has {', '.join(siblings or config)}"
+
+
+def _refuse(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _recipe(argv: Sequence[str]) -> str:
+    """The value of `--config` on a command line; the last one counts."""
+    values = [
+        following if argument in ("--config", "-config") else argument.partition("=")[2]
+        for argument, following in zip(argv, [*argv[1:], ""], strict=True)
+        if argument.lstrip("-").partition("=")[0] == "config"
+    ]
+    return values[-1] if values else ""
+
+
+def _without_overrides(argv: Sequence[str]) -> ConfigDict:
+    """The configuration as the recipe makes it."""
+    own, alone = flags.FlagValues(), [argv[0], f"--config={_recipe(argv)}"]
+    holder = config_flags.DEFINE_config_file("config", flag_values=own, sys_argv=alone)
+    own(alone)
+    return holder.value
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """absl's flag parser, with every complaint in one line."""
+    try:
+        rest = flags.FLAGS(argv)
+        given = flags.FLAGS.config is not None and bool(flags.FLAGS.config.keys())
+    except flags.Error as error:
+        # What a recipe raises arrives as a traceback inside the message; its last line is what the recipe said.
+        first, *more = str(error).strip().splitlines()
+        _refuse(f"{first.partition(': ')[0]}: {more[-1]}" if more else first)
+    except OSError as error:
+        # ml_collections keeps the failure to load a recipe and raises it on first use, with the failure as its cause.
+        absent = not Path(_recipe(argv).partition(":")[0]).is_file()
+        _refuse(f"--config={_recipe(argv)}: {'there is no such file' if absent else error.__cause__}")
+    except (AttributeError, KeyError, IndexError):
+        # An override without a field; anything else is a fault in the recipe and keeps its traceback.
+        config = _without_overrides(argv)
+        for argument in argv[1:]:
+            if complaint := unknown_key(config, argument):
+                _refuse(complaint)
+        raise
+    if not given:
+        _refuse(f"no configuration given: use {USAGE}")
+    if len(rest) > 1:
+        _refuse(f"unexpected argument {rest[1]!r}: overrides are --config.KEY=VALUE, the recipe is {USAGE}")
+    return rest
+
+
+def run(main: Callable[[ConfigDict], None]) -> None:
+    """Runs `main(config)` on the command line's configuration; one that does not fit ends in one line and status 2."""
+    config = config_flags.DEFINE_config_file("config", None, f"The recipe: {USAGE}.")
+    logging.set_verbosity(logging.WARNING)  # libraries report every save and read through absl
+    app.run(lambda _: main(config.value), flags_parser=_parse)
+
+
+def resolved(config: Any, path: str = "config") -> Any:
+    """The configuration as plain JSON: dicts, lists, numbers, strings, null. What a checkpoint records.
+
+    Raises: TypeError naming the key of a value JSON cannot hold.
+    """
+    if isinstance(config, FieldReference):
+        config = config.get()
+    if config is None or isinstance(config, (bool, str)):
+        return config
+    if isinstance(config, numbers.Integral):
+        return int(config)
+    if isinstance(config, numbers.Real):
+        return float(config)
+    if isinstance(config, (ConfigDict, Mapping)):
+        return {str(key): resolved(config[key], f"{path}.{key}") for key in config}
+    if isinstance(config, (tuple, list)):
+        return [resolved(value, f"{path}[{i}]") for i, value in enumerate(config)]
+    raise TypeError(
+        f"{path} is a {type(config).__name__}, which JSON cannot hold: use numbers, strings, tuples and ConfigDicts"
+    )
+
+
+def total_steps(phases: Sequence[ConfigDict]) -> int:
+    """Steps of all phases. Raises: ValueError without a phase, or naming a phase with fewer than one step."""
+    if not phases:
+        raise ValueError("config.phases is empty: give at least one phase")
+    for i, phase in enumerate(phases):
+        if phase.steps < 1:
+            raise ValueError(f"config.phases[{i}].steps is {phase.steps}: a phase has at least one step")
+    return sum(phase.steps for phase in phases)
+
+
+def phase_at(phases: Sequence[ConfigDict], step: int) -> tuple[int, int]:
+    """(index of the phase, steps done in it) when `step` steps of the run are done.
+
+    After the last step: the last phase and its length.
+
+    Raises: ValueError as `total_steps`, or for a step outside the run.
+    """
+    total = total_steps(phases)
+    if not 0 <= step <= total:
+        raise ValueError(
+            f"step {step} is outside the run of {total} steps: give the phases more steps, or start in another folder"
+        )
+    for index, phase in enumerate(phases):
+        if step < phase.steps:
+            return index, step
+        step -= phase.steps
+    return len(phases) - 1, phases[-1].steps
+
+
+def phase_start(phases: Sequence[ConfigDict], index: int) -> int:
+    """Steps of the run done when phase `index` begins; one behind the last phase gives the run's length."""
+    return sum(phase.steps for phase in phases[:index])

@@ -1,0 +1,125 @@
+"""Where arrays live: one mesh with the axes `data`, `fsdp`, `tensor`, one regex table from parameter paths to specs.
+
+Axis types are Auto and passed explicitly: `jax.make_mesh` makes Explicit axes by default from jax 0.10 on, which puts
+shardings into types and asks for annotations inside the model. Batches are split by rows over `data` and `fsdp`;
+parameters by the table.
+
+One rule on sizes: a spec fits a leaf if every sharded dimension divides by its axes' sizes; a row holds one spec, or
+several in order of preference, of which the first that fits is taken. None fits is an error, so nothing is replicated
+unless the row ends in an explicit `PartitionSpec()`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vital_jax.training.partition import Table, flatten, match, unflatten
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+
+# A scanned stack has its layers first, and slicing a sharded layer axis gathers a layer per step: shard the dimension
+# behind it.
+FSDP_ROWS = (("base/.*", (PartitionSpec(None, "fsdp"), PartitionSpec("fsdp"), PartitionSpec())),)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (all by default). At most one size is -1: what is left over. Use it under `jax.set_mesh`.
+
+    Raises: ValueError when the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, tensor]
+    asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f"mesh {asked}: sizes are positive, and at most one is -1 (what is left over)")
+    known = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if math.prod(sizes) != len(devices):
+        raise ValueError(
+            f"mesh {asked} does not cover the {len(devices)} devices: the sizes must multiply to that number"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def base_rows(placement: str, fsdp_rows: Table = FSDP_ROWS) -> Table:
+    """The table rows of the frozen base.
+
+    Args:
+      placement: `replicated` (a copy on every device: no gathers, wherever it fits) or `fsdp` (the rows given).
+      fsdp_rows: rows (regex, specs) for `fsdp`; by default the second dimension of every leaf that divides.
+    Raises: ValueError for another placement.
+    """
+    placements = {"replicated": (("base/.*", PartitionSpec()),), "fsdp": tuple(fsdp_rows)}
+    if placement not in placements:
+        raise ValueError(f"unknown base placement {placement!r}: use one of {', '.join(placements)}")
+    return placements[placement]
+
+
+def _misfit(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> str | None:
+    """Why `spec` does not fit `shape`, or None if it does."""
+    if len(spec) > len(shape):
+        return f"{spec} has more dimensions than the leaf"
+    for size, axes in zip(shape, spec, strict=False):
+        names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+        if strange := [name for name in names if name not in mesh.shape]:
+            return f"{spec} names the axis {strange[0]!r}, which the mesh {tuple(mesh.shape)} lacks"
+        if size % math.prod(mesh.shape[name] for name in names):
+            return f"{spec}: {size} does not divide by {'*'.join(f'{name}={mesh.shape[name]}' for name in names)}"
+    return None
+
+
+def shardings(tree: Mapping[str, Any], mesh: Mesh, table: Table, allow_unused: bool = False) -> dict[str, Any]:
+    """The tree of `NamedSharding`s.
+
+    Args:
+      tree: leaves need only `shape`.
+      table: rows (regex, PartitionSpec, or a tuple of them in order of preference).
+      allow_unused: as in `match`.
+    Raises: ValueError as `match`, or naming a leaf that no spec of its row fits.
+    """
+    flat = flatten(tree)
+    placed = {}
+    for path, value in match(table, flat, allow_unused).items():
+        specs = (value,) if isinstance(value, PartitionSpec) else tuple(value)
+        reasons = [_misfit(spec, flat[path].shape, mesh) for spec in specs]
+        if None not in reasons:
+            raise ValueError(
+                f"no sharding fits {path} of shape {tuple(flat[path].shape)}: {'; '.join(map(str, reasons))}. "
+                "Change the mesh, or end the row in PartitionSpec() to replicate what does not divide"
+            )
+        placed[path] = NamedSharding(mesh, specs[reasons.index(None)])
+    return unflatten(placed)
+
+
+def shard(tree: Mapping[str, Any], mesh: Mesh, table: Table, allow_unused: bool = False) -> dict[str, Any]:
+    """The tree with every leaf on the devices its row says. Raises: ValueError as `shardings`."""
+    placed = flatten(shardings(tree, mesh, table, allow_unused))
+    return unflatten({path: jax.device_put(leaf, placed[path]) for path, leaf in flatten(tree).items()})
+
+
+def batch_sharding(mesh: Mesh, micro_batches: bool = False) -> NamedSharding:
+    """Rows over `data` and `fsdp`: of [B, ...], or of [A, B, ...] with `micro_batches` (A is scanned, never split)."""
+    return NamedSharding(mesh, PartitionSpec(None, ROWS) if micro_batches else PartitionSpec(ROWS))
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro_batches: bool = False) -> dict[str, jax.Array]:
+    """This process's rows of a batch (a dict of [B, ...], or [A, B, ...] arrays) as global arrays split by rows.
+
+    Raises: ValueError naming the array whose rows do not divide by the devices of this process along `data` and `fsdp`.
+    """
+    sharding = batch_sharding(mesh, micro_batches)
+    groups = math.prod(mesh.shape[axis] for axis in ROWS)
+    for name, value in batch.items():
+        rows = value.shape[int(micro_batches)] * jax.process_count()
+        if rows % groups:
+            raise ValueError(
+                f"batch array {name!r} has {rows} rows, which do not divide by data*fsdp = {groups}: "
+                "choose a batch size that is a multiple"
+            )
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

@@ -1,0 +1,116 @@
+"""One optimizer step: micro-batches under one scan, sums normalised over the whole step, gradients of what trains.
+
+A loss that is a mean over each micro-batch, averaged again over micro-batches, weighs a token by how many others share
+its micro-batch: with ragged answers, accumulation then changes the loss. Here every loss is a sum divided by counts of
+the WHOLE step (all micro-batches, all devices), so that A micro-batches of B rows give the gradient of one batch of A*B
+rows.
+
+State is a dict: `trainable` (float32 masters), `opt_state`, `step` (optimizer steps done). The step's randomness is a
+function of (seed, step, micro-batch) alone, so a resumed run draws what the uninterrupted one would have drawn.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vital_jax.training.optimizer import restart_schedule
+from vital_jax.training.partition import flatten
+
+State = dict[str, Any]
+LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def _on_mesh(tree: Any, trainable: Mapping[str, Any]) -> Any:
+    """Fresh counts replicated on the mesh of the parameters: left on one device, a restored count pins itself there."""
+    sharding = jax.tree.leaves(trainable)[0].sharding
+    if not isinstance(sharding, NamedSharding):
+        return tree
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.tree.map(lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, everywhere), tree)
+
+
+def init_state(trainable: Mapping[str, Any], optimizer: optax.GradientTransformation, step: int = 0) -> State:
+    """The state before step `step`. Moments take the sharding of their parameters, counts are replicated.
+
+    Raises: ValueError when nothing is trainable, or naming a leaf that is not float32.
+    """
+    flat = flatten(trainable)
+    if not flat:
+        raise ValueError("nothing is trainable: mark at least one row of the parameter table 'trainable'")
+    if wrong := [f"{path} ({leaf.dtype})" for path, leaf in flat.items() if leaf.dtype != jnp.float32]:
+        more = " ..." if len(wrong) > 5 else ""
+        raise ValueError(f"trainable parameters are float32 masters; cast these first: {', '.join(wrong[:5])}{more}")
+    fresh = {"opt_state": optimizer.init(trainable), "step": jnp.asarray(step, jnp.int32)}
+    return {"trainable": trainable, **_on_mesh(fresh, trainable)}
+
+
+def start_phase(state: State, optimizer: optax.GradientTransformation, reset: bool) -> State:
+    """The state for a new phase with the same trainable leaves.
+
+    Args:
+      optimizer: of the new phase.
+      reset: start it afresh; otherwise Adam's moments are kept and only the schedule starts again.
+    """
+    if reset:
+        return {**state, "opt_state": _on_mesh(optimizer.init(state["trainable"]), state["trainable"])}
+    return {**state, "opt_state": restart_schedule(state["opt_state"])}
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    normalizer_fn: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]],
+    optimizer: optax.GradientTransformation,
+    seed: int = 0,
+    shardings: State | None = None,
+) -> Callable[[State, Any, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
+    """The jitted `train_step(state, frozen, batch) -> (state, metrics)`; the state passed in is donated.
+
+    Args:
+      loss_fn: (trainable, frozen, micro_batch, rng, norms) -> (loss, metrics). The loss and every metric are sums over
+        the micro-batch divided by `norms`, so that adding them over micro-batches is exact. Computing in bfloat16 is
+        its business; gradients arrive in float32.
+      normalizer_fn: (batch) -> dict of scalars over the whole [A, B, ...] batch. A zero is replaced by one: an empty
+        sum stays zero.
+      optimizer: of the phase.
+      seed: of dropout and the like; rng = fold_in(fold_in(key(seed), step), micro-batch).
+      shardings: of the state (`jax.tree.map(lambda x: x.sharding, state)`), which the new state keeps. Without them the
+        compiler chooses, and a choice that differs costs the donation and a second compilation.
+    Returns: the step. Batch leaves are [A, B, ...] (A micro-batches). Metrics: those of loss_fn, `loss`, `grad_norm`
+      (before clipping) and `finite`: 0 where the loss or the gradient is NaN or infinite. Such a step changes neither
+      parameters nor moments, so that the state stays fit to be saved; its number still counts, so that the same data is
+      not met again.
+    """
+
+    def train_step(state, frozen, batch):
+        trainable = state["trainable"]
+        norms = jax.tree.map(lambda n: jnp.where(n == 0, jnp.ones_like(n), n), dict(normalizer_fn(batch)))
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+
+        def micro_step(index, micro_batch):
+            (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+                trainable, frozen, micro_batch, jax.random.fold_in(key, index), norms
+            )
+            return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (loss, metrics)), grads
+
+        def accumulate(total, numbered):
+            return jax.tree.map(jnp.add, total, micro_step(*numbered)), None
+
+        micro_batches = jax.tree.leaves(batch)[0].shape[0]
+        numbered = (jnp.arange(micro_batches), batch)
+        shapes = jax.eval_shape(micro_step, *jax.tree.map(lambda x: x[0], numbered))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        ((loss, metrics), grads), _ = jax.lax.scan(accumulate, zeros, numbered)
+
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        updates, opt_state = optimizer.update(grads, state["opt_state"], trainable)
+        new = {"trainable": optax.apply_updates(trainable, updates), "opt_state": opt_state}
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, {name: state[name] for name in new})
+        report = {**metrics, "loss": loss, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}
+        return {**kept, "step": state["step"] + 1}, report
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
