@@ -16,9 +16,11 @@ import jax
 
 from vital_jax import plan
 from vital_jax.evaluate.preview import answers
+from vital_jax.hub.load import fingerprint
 from vital_jax.methods import setup, vital
 from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.feed import Feed
+from vital_jax.pipeline.prompts import Prompter
 from vital_jax.prepare import prepare
 from vital_jax.training import config as configuration
 from vital_jax.training.checkpoint import Checkpoints, abstract, check_compatible, init_from, make_meta
@@ -32,7 +34,8 @@ from vital_jax.training.step import init_state, make_train_step, start_phase
 def open_feed(config, split_name):
     """One split of the configured records."""
     d = config.data
-    encoder = Encoder.from_folder(config.model.folder, d.max_pixels, system=d.system)
+    text = Prompter(config.model.text_decoder) if setup.uses(config, "text") else None
+    encoder = Encoder.from_folder(config.model.folder, d.max_pixels, system=d.system, chain_prompter=text)
     features = d.features if setup.uses(config, "visual") else None
     limit = d.limit if split_name == "train" else 0
     return Feed.open(d.records, split_name, encoder, features, d.buckets, d.answer, d.chain, d.workers, limit)
@@ -48,6 +51,7 @@ def main(config):
         if not phase.steps:
             phase.steps = math.ceil(phase.epochs * len(feed.select(phase.max_steps)) / config.batch)
     total = configuration.total_steps(phases)
+    plan.check_data(config, feed, preview)
 
     method = setup.make_method(config, feed.features and feed.features.info["width"])
     if config.dry_run:
@@ -66,23 +70,31 @@ def main(config):
         Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints,
         MetricsWriter(logs["metrics"]) as metrics,
     ):
-        params, base = setup.load_params(config, method, mesh)
-        ever = setup.trained(tables, params)
+        base = fingerprint(config.model.folder)
         meta = lambda phase, step: make_meta(  # noqa: E731
             configuration.resolved(config), base, config.method.name, setup.switches(config), phase, step
         )
         step = checkpoints.latest_step() or 0
         index = configuration.phase_at(phases, max(step - 1, 0))[0]  # the phase whose state the checkpoint holds
-        trainable, frozen = split(params, tables[index])
-        if config.init_from and not step:
-            trainable, _ = init_from(config.init_from, trainable)
-        state, held = init_state(trainable, optimizer_of(phases[index])), setup.held(frozen, ever)
         if step:
             check_compatible(checkpoints.read_meta(), meta(index, step))
-            restored, _ = checkpoints.restore(abstract({**state, "held": held}))
-            held = restored.pop("held")
-            state, frozen = restored, setup.overlay(frozen, held)
+            plan.check_resume(checkpoints.read_meta(), config, index)
+        params = setup.load_params(config, method, mesh)
+        ever = setup.trained(tables, params)
+        trainable, frozen = split(params, tables[index])
+        if config.init_from and not step:
+            trainable, other = init_from(config.init_from, trainable)
+            check_compatible(other, meta(0, 0))
+        state, held = init_state(trainable, optimizer_of(phases[index])), setup.held(frozen, ever)
+        if step:
+            # The drawn start goes before the saved state comes: never two of them.
+            target = abstract({**state, "held": held})
+            del params, trainable, state, held
+            state, _ = checkpoints.restore(target)
+            held = state.pop("held", {})
+            frozen = setup.overlay(frozen, held)
             print(f"resuming {workdir} after step {step}", file=sys.stderr)
+        params = trainable = None  # a name kept here would keep a dead copy for the whole run
         if writes:
             for log in logs.values():
                 cut_after(log, step)
@@ -101,17 +113,21 @@ def main(config):
                     if same
                     else init_state(trainable, optimizer, step)
                 )
-            train_step = make_train_step(
-                vital.make_loss(method, phase.max_steps, weights), vital.normalizers, optimizer, config.seed
-            )
+            loss = vital.make_loss(method, phase.max_steps, weights)
+            placement = jax.tree.map(lambda x: x.sharding, state)
+            train_step = make_train_step(loss, vital.normalizers, optimizer, config.seed, placement)
             diagnose = jax.jit(lambda p, b, k=phase.max_steps, w=weights: vital.diagnose(method, p, b, k, w))
             batches = feed.phase(
                 phase.max_steps, config.method.train_k, config.batch, phase.steps, config.seed + index, start,
                 jax.process_index(), jax.process_count(),
             )  # fmt: skip
-            records = {}
+            records, shapes = {}, set()
             for _, batch in batches:
-                micro = {name: x.reshape(config.micro_batches, -1, *x.shape[1:]) for name, x in batch.items()}
+                if batch["tokens"].shape not in shapes:
+                    shapes.add(batch["tokens"].shape)
+                    clock.skip()
+                A = config.micro_batches
+                micro = {name: x.reshape(A, len(x) // A, *x.shape[1:]) for name, x in batch.items()}
                 records[step + 1] = batch["index"].tolist()
                 placed = place_batch(micro, mesh, micro_batches=True)
                 state, report = train_step(state, frozen, placed)

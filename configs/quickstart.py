@@ -10,6 +10,8 @@ from configs import vital
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe; takes no argument."""
+    if arg:
+        raise ValueError(f"configs/quickstart.py takes no argument, not {arg!r}")
     config = vital.get_config()
     work = "runs/quickstart"
     config.workdir = work

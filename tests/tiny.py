@@ -82,13 +82,14 @@ def qwen3_vl(name: str, seed: int = 0):
     return model
 
 
-def qwen3(seed: int = 0, tied: bool = True, layers: int = 3):
+def qwen3(seed: int = 0, tied: bool = True, layers: int = 3, **options):
     """A tiny random Qwen3ForCausalLM, in evaluation mode."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
         vocab_size=VOCAB, hidden_size=40, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
         intermediate_size=64, rope_parameters=dict(rope_type="default", rope_theta=1e6), tie_word_embeddings=tied,
+        **options,
     )  # fmt: skip
     model = Qwen3ForCausalLM(config).eval()
     redraw(model, seed)

@@ -8,7 +8,8 @@ from vital_jax.methods.vital import Vital
 from vital_jax.models.config import DecoderConfig, LoraConfig, Qwen3VLConfig, VisionConfig
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.lora import init_lora
-from vital_jax.models.qwen3_vl import Qwen3VL, init_qwen3_vl
+from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
+from vital_jax.training.partition import flatten, unflatten
 
 VOCAB, WIDTH, ROI = 61, 32, 12
 DECODER = DecoderConfig(VOCAB, WIDTH, 3, 4, 2, 8, 48, 5e6, mrope_section=(2, 1, 1))
@@ -17,13 +18,20 @@ TEXT = DecoderConfig(VOCAB, 24, 2, 4, 2, 8, 40, 1e6, tied=True)
 LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
 
 
-def perturb(tree, seed: int = 1):
-    """Adds noise to every leaf, so that nothing is at its neutral start (zero biases and adapters, unit scales)."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten(
-        [x + 0.1 * jax.random.normal(key, x.shape, x.dtype) for x, key in zip(leaves, keys, strict=True)]
-    )
+def draw(abstract: dict, seed: int = 0) -> dict:
+    """A tree of these shapes with every leaf away from its neutral start (zero biases and adapters, unit scales).
+
+    Drawn with NumPy: a program of the package's own initialisers compiles longer than any test runs.
+    """
+    r = np.random.default_rng(seed)
+
+    def leaf(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        kind = path.rpartition("/")[2]
+        centre = {"scale": shape[-1] ** -0.5 if "output_norm" in path else 1.0}.get(kind, 0.0)
+        spread = {"scale": 0.0, "bias": 0.0, "b": 0.0, "embedding": 1.0, "pos_embed": 0.02}.get(kind, shape[-1] ** -0.5)
+        return jnp.asarray(centre + np.hypot(spread, 0.1) * r.normal(size=shape), jnp.float32)
+
+    return unflatten({path: leaf(path, x.shape) for path, x in flatten(abstract).items()})
 
 
 def backbone(**options) -> Qwen3VL:
@@ -39,13 +47,9 @@ def method(**options) -> Vital:
 
 def params(vital: Vital, lora: bool = True) -> dict:
     """Base, lora and scaffold, every leaf away from its neutral start."""
-
-    def draw(key):
-        keys = jax.random.split(key, 3)
-        tree = {"base": init_qwen3_vl(vital.model, keys[0]), "scaffold": vital.init_scaffold(keys[2])}
-        return perturb({**tree, "lora": init_lora(DECODER, LORA, keys[1])} if lora else tree)
-
-    return jax.jit(draw)(jax.random.key(0))
+    tree = {"base": abstract_qwen3_vl(vital.model), "scaffold": vital.abstract_scaffold()}
+    adapters = {"lora": jax.eval_shape(lambda key: init_lora(DECODER, LORA, key), jax.random.key(0))} if lora else {}
+    return draw({**tree, **adapters})
 
 
 def batch(

@@ -33,7 +33,7 @@ def describe(config: Any, method: Vital, feed: Feed, tables: Sequence[Sequence[t
         need = feed.sizes[chosen]
         counts = f"K <= {phase.max_steps}, {len(chosen)} records, {phase.steps} steps"
         epochs = phase.steps * config.batch / len(chosen)
-        tokens, patches = (config.batch * need.mean(0)).astype(int)
+        tokens, patches = (config.batch * need.mean(0)).astype(int)[:2]
         images = sum(len(feed.source[int(i)].images) for i in chosen[:64]) / min(len(chosen), 64)
         lines.append(
             f"phase {phase.name!r}: {counts} ({epochs:.1f} epochs); per step about {tokens:,} prompt tokens, "
@@ -46,6 +46,42 @@ def describe(config: Any, method: Vital, feed: Feed, tables: Sequence[Sequence[t
         f"Adam {gib(trains, 8):.2f} GiB; activations come on top",
     ]
     return "\n".join(lines)
+
+
+def check_data(config: Any, feed: Feed, preview: Feed) -> None:
+    """Everything that would otherwise stop a run hours in: records over a budget, a phase or its preview without records, uneven rows.
+
+    Raises: ValueError naming the record or key.
+    """
+    if config.batch % config.micro_batches:
+        raise ValueError(
+            f"config.batch={config.batch} is not a multiple of config.micro_batches={config.micro_batches}"
+        )
+    for phase in config.phases:
+        feed.check(feed.select(phase.max_steps))
+        if config.eval.answers:
+            preview.check(preview.select(phase.max_steps))
+
+
+def check_resume(saved: Mapping[str, Any], config: Any, index: int) -> None:
+    """Refuses to resume where the steps so far would have meant something else: other phases before this step, or another batch.
+
+    Args:
+      saved: the checkpoint's record. index: the phase that this run says the checkpoint is in.
+    Raises: ValueError that names what changed.
+    """
+    before = [phase["steps"] for phase in saved["config"]["phases"]][:index]
+    now = [phase.steps for phase in config.phases][:index]
+    for key, old, new in (
+        ("the phase of the last step", saved["phase"], index),
+        ("steps of the phases before it", before, now),
+        ("batch", saved["config"]["batch"], config.batch),
+        ("seed", saved["config"]["seed"], config.seed),
+    ):
+        if old != new:
+            raise ValueError(
+                f"{key}: the checkpoint has {old}, this run has {new}; set it back, or start in another folder"
+            )
 
 
 def stop_if_not_finite(last: Mapping[str, Any] | None, records: dict[int, list[int]]) -> None:

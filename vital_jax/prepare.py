@@ -4,6 +4,8 @@ Each product appears whole or not at all, carries the settings it was made with,
 differ from those of a product already there are an error, never a silent rebuild: the folder may be somebody's only copy.
 """
 
+import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +24,8 @@ from vital_jax.pipeline.features import FeatureSpec, write_features
 from vital_jax.pipeline.records import RecordSource, new_folder, write_splits
 from vital_jax.training.config import resolved
 
+_HOOKS = {"block": "last_block", "post_layernorm": "post_layernorm"}
+
 
 def _say(message: str) -> None:
     print(f"prepare: {message}", file=sys.stderr, flush=True)
@@ -31,15 +35,16 @@ def _once(folder: Path, settings: dict[str, Any], make: Callable[[], None]) -> N
     """Runs `make` unless `folder` is there with the same settings, which lie beside it."""
     note = folder.with_name(folder.name + ".settings.json")
     if folder.exists():
-        held = json.loads(note.read_text()) if note.exists() else None
-        if held is not None and held != settings:
+        held = json.loads(note.read_text()) if note.exists() else {}
+        if held != settings:
             changed = sorted(key for key in {*held, *settings} if held.get(key) != settings.get(key))
             raise ValueError(f"{folder} was made with another {', '.join(changed)}; remove it, or name another folder")
         return
     _say(f"making {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    make()
+    # The note first: a kill in between leaves a note without a product, which the next run makes again.
     note.write_text(json.dumps(settings, indent=2))
+    make()
 
 
 def _samples(build: Any) -> Iterator[Sample]:
@@ -96,25 +101,25 @@ def make_features(config: Any) -> None:
     Raises: FileNotFoundError or ValueError naming the encoder's folder or a record whose image cannot be read.
     """
     data = config.data
+    if data.hook not in _HOOKS:
+        raise ValueError(f"unknown config.data.hook={data.hook!r}: use one of {', '.join(_HOOKS)}")
+    spec = FeatureSpec(Path(data.encoder).name, data.hook, data.roi_threshold, data.roi_margin, "")
+    if spec.name != data.features:
+        raise ValueError(f"config.data.features={data.features!r}, but its settings make {spec.name!r}; name it so")
     splits = [path.stem.removeprefix("index-") for path in Path(data.records).glob("index-*.jsonl")]
     missing = [split for split in splits if not (Path(data.records) / data.features / split).exists()]
     if not missing:
         return
-    hook = {"block": "last_block", "post_layernorm": "post_layernorm"}[data.hook]
     model, params = load_siglip(data.encoder)
-    encode = jax.jit(lambda images: model.apply({"params": params}, images, hook=hook))
-    spec = FeatureSpec(
-        Path(data.encoder).name, data.hook, data.roi_threshold, data.roi_margin, fingerprint(data.encoder)
-    )
-    if spec.name != data.features:
-        raise ValueError(f"config.data.features={data.features!r}, but its settings make {spec.name!r}; name it so")
+    apply = jax.jit(lambda params, images: model.apply({"params": params}, images, hook=_HOOKS[data.hook]))
+    spec = dataclasses.replace(spec, fingerprint=fingerprint(data.encoder))
     for split in missing:
         source = RecordSource(data.records, split)
         _say(f"region features of {len(source)} records, split {split}")
 
         rows = record_rows(
             source,
-            encode,
+            functools.partial(apply, params),
             batch_size=8,
             grid=model.config.grid,
             size=model.config.image,

@@ -131,6 +131,9 @@ def test_only_the_rows_a_device_holds_are_read(folder, monkeypatch):
     half = _reader(Entry("e", (name,), False), (300, 64), np.float32, tensors)((slice(150, 300), slice(None)))
     assert asked == [(150, 300)]
     np.testing.assert_array_equal(half, load_file(folder / "model.safetensors")[name][150:])
+    columns = _reader(Entry("e", (name,), False), (300, 64), np.float32, tensors)((slice(None), slice(8, 16)))
+    np.testing.assert_array_equal(columns, load_file(folder / "model.safetensors")[name][:, 8:16])
+    assert columns.base is None or columns.base.nbytes == columns.nbytes  # no view that holds the whole tensor
 
 
 def test_one_error_lists_missing_extra_and_misshapen(copy):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vital_jax.latent.loop import embed, prefill
+from vital_jax.latent.loop import embed, prefill, variables_of
 from vital_jax.latent.sample import sample
 from vital_jax.methods.vital import Vital
 from vital_jax.pipeline.feed import Feed
@@ -20,7 +20,7 @@ from vital_jax.pipeline.feed import Feed
 def _decode(
     method: Vital, params: Mapping[str, Any], batch: Mapping[str, jax.Array], max_steps: int, length: int, end: int
 ):
-    variables = {"params": params["base"], **({"lora": params["lora"]} if "lora" in params else {})}
+    variables = variables_of(params)
     z0, prompt = prefill(method.model, variables, embed(method.model, variables, batch), batch["next_position"])
     steps = jnp.asarray(batch["latent_steps"])[:, None]
     return sample(method.model, variables, prompt, z0[:, None], steps, max_steps, length, end).tokens[:, 0]
@@ -42,6 +42,7 @@ def answers(
 ) -> Iterator[dict[str, Any]]:
     """Greedy answers to these records, in order, at K = `max_steps` or at each record's own (`eval_k`).
 
+    Raises: ValueError for another `eval_k`, or where a group of `batch` records fits no bucket.
     Yields: {"id", "question", "gold", "answer", "exact"}; `exact` compares after `normalise`.
     """
     prompter = feed.encoder.prompter

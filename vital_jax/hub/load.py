@@ -100,7 +100,9 @@ def _reader(entry: Entry, shape: tuple[int, ...], dtype: Any, tensors: Mapping[s
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         if not entry.stacked:
-            return np.asarray(one(entry.names[0], index, shape), dtype)
+            # A view of some columns would keep the whole tensor alive, once per device.
+            part = one(entry.names[0], index, shape)
+            return np.ascontiguousarray(part, dtype).reshape(part.shape)
         layers = range(*index[0].indices(shape[0]))
         inner = [len(range(*part.indices(size))) for part, size in zip(index[1:], shape[1:], strict=True)]
         out = np.empty((len(layers), *inner), dtype)

@@ -15,6 +15,7 @@ Training and decoding call the same functions. Training fuses the last latent st
 [u_{K_i}, answer] in one pass; the literal path of K_max steps is its oracle.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,11 @@ class Thoughts(NamedTuple):
     h: jax.Array  # [B, G, T, D] the states that predict answer tokens 1..T
 
 
+def variables_of(params: Mapping[str, Any]) -> Variables:
+    """The backbone's variables in a parameter tree {base, lora?, ...}: without adapters it is the base model."""
+    return {"params": params["base"], **({"lora": params["lora"]} if "lora" in params else {})}
+
+
 def _apply(model: Qwen3VL, variables: Variables, key: jax.Array | None, *args: Any, **kwargs: Any) -> Any:
     rngs = None if key is None else {"dropout": key}
     return model.apply(variables, *args, method="decode", deterministic=key is None, rngs=rngs, **kwargs)
@@ -61,16 +67,18 @@ def prefill(
     Args:
       next_position: [B] the position after the prompt (M-RoPE: one more than the largest).
       key: turns LoRA dropout on.
-    Returns: z_0 [B, D], the state at each row's last real column, and the `Prompt`.
+    Returns: z_0 [B, D], the state at each row's last real column, and the `Prompt`. What stands on padding, NaN too, reaches neither.
     """
+    valid = (jnp.arange(prefix.x.shape[1]) < prefix.lengths[:, None])[..., None]
+    clean = lambda x: None if x is None else jnp.where(valid, x, 0)  # noqa: E731
     h, (k, v) = _apply(
         model,
         variables,
         key,
-        prefix.x[:, None],
+        clean(prefix.x)[:, None],
         prefix.positions[:, :, None],
         Causal(prefix.lengths),
-        deepstack=prefix.deepstack,
+        deepstack=clean(prefix.deepstack),
     )
     z0 = jnp.take_along_axis(h[:, 0], (prefix.lengths - 1)[:, None, None], axis=1)[:, 0]
     return z0, Prompt((k[:, :, 0], v[:, :, 0]), prefix.lengths, next_position)

@@ -13,29 +13,38 @@ def cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted sum of token losses, and of correct tokens.
 
+    Chunks run along the tokens of each row, never across rows: rows are split over devices, and each device scores its own.
+
     Args:
-      h: [..., D] normed states. head: [V, D]. targets: [...] int32. weights: [...] float32, zero where nothing is to be learned.
-      chunk: tokens scored at a time.
+      h: [B, ..., D] normed states. head: [V, D]. targets: [B, ...] int32. weights: [B, ...] float32, zero where nothing is to be learned.
+      chunk: tokens scored at a time, over all rows.
     Returns: (sum of weights * -log p, sum of weights * [argmax is the target]), float32 scalars.
     """
-    D = h.shape[-1]
-    h, targets, weights = h.reshape(-1, D), targets.reshape(-1), weights.reshape(-1).astype(jnp.float32)
-    chunk = min(chunk, max(h.shape[0], 1))
-    short = -h.shape[0] % chunk
-    h, targets, weights = (jnp.pad(x, [(0, short)] + [(0, 0)] * (x.ndim - 1)) for x in (h, targets, weights))
+    rows, D = h.shape[0], h.shape[-1]
+    h, targets, weights = (
+        h.reshape(rows, -1, D),
+        targets.reshape(rows, -1),
+        weights.reshape(rows, -1).astype(jnp.float32),
+    )
+    h = jnp.where((weights > 0)[..., None], h, 0)  # a state nobody learns from may be anything, NaN too
+    width = max(1, min(chunk // rows, h.shape[1]))
+    short = -h.shape[1] % width
+
+    def cut(x: jax.Array) -> jax.Array:
+        """[B, tokens, ...] -> [chunks, B, width, ...]."""
+        x = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(rows, -1, width, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def score(h, targets, weights):
-        logits = jnp.einsum("td,vd->tv", h, head.astype(h.dtype), preferred_element_type=jnp.float32)
-        chosen = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        # A weight of zero also silences a token whose state is not finite.
-        lost = jnp.where(weights > 0, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
+        logits = jnp.einsum("btd,vd->btv", h, head.astype(h.dtype), preferred_element_type=jnp.float32)
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        lost = jax.nn.logsumexp(logits, axis=-1) - chosen
         return jnp.sum(weights * lost), jnp.sum(weights * (jnp.argmax(logits, axis=-1) == targets))
 
     def step(total, part):
         loss, correct = score(*part)
         return (total[0] + loss, total[1] + correct), None
 
-    parts = tuple(x.reshape(-1, chunk, *x.shape[1:]) for x in (h, targets, weights))
-    total, _ = jax.lax.scan(step, (jnp.zeros(()), jnp.zeros(())), parts)
+    total, _ = jax.lax.scan(step, (jnp.zeros(()), jnp.zeros(())), tuple(map(cut, (h, targets, weights))))
     return total

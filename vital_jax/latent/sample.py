@@ -41,7 +41,10 @@ def sample(
       z0: [B, G, D]. latent_steps: [B, G] int32 in 1..max_steps (ignored when max_steps is 0).
       end: the token that ends an answer.
       temperature: 0 is greedy; otherwise `key` is needed.
+    Raises: ValueError for a temperature without a key.
     """
+    if temperature and key is None:
+        raise ValueError(f"sampling at temperature {temperature} needs a key; temperature 0 is greedy")
     B, G, _ = z0.shape
     steps = latent_steps[..., None] if max_steps else jnp.zeros((B, G, 1), jnp.int32)
     if max_steps:

@@ -31,7 +31,8 @@ class OutputNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.kind == "l2":
-            return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+            # Not x / |x|: an unused step's zero output would have a gradient of 0/0.
+            return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
         start = x.shape[-1] ** -0.5 if self.kind == "ln" else 1.0
         scale = self.param("scale", nn.initializers.constant(start), (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
@@ -54,7 +55,8 @@ class VisualProjector(nn.Module):
     heads: int = 8
 
     @nn.compact
-    def __call__(self, z: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(self, z: jax.Array, own: jax.Array | None = None, deterministic: bool = True) -> jax.Array:
+        """z [B, K, D] -> [B, K, E]; `own` [B, K] marks the steps a row has, for the one kind that looks at several."""
         if self.kind not in PROJECTORS or self.output_norm not in OUTPUT_NORMS:
             raise ValueError(
                 f"projector {self.kind!r} with {self.output_norm!r}: use one of {PROJECTORS} and {OUTPUT_NORMS}"
@@ -65,7 +67,8 @@ class VisualProjector(nn.Module):
             return Linear(self.features, True, name="w2")(z)
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         if self.kind == "transformer":
-            mixed = nn.MultiHeadDotProductAttention(self.heads, name="attention")(LayerNorm(_EPS, name="input_norm")(z))
+            attention = nn.MultiHeadDotProductAttention(self.heads, name="attention")
+            mixed = attention(LayerNorm(_EPS, name="input_norm")(z), mask=None if own is None else own[:, None, None])
             z = z + mixed
             z = z + drop(nn.gelu(Linear(D, True, name="w1")(LayerNorm(_EPS, name="mlp_norm")(z)), approximate=False))
         else:

@@ -10,23 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from vital_jax.hub.load import fingerprint, load_qwen3, load_qwen3_vl
+from vital_jax.hub.load import load_qwen3, load_qwen3_vl
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.lora import init_lora
 from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 from vital_jax.training.partition import TRAINABLE, flatten, match, unflatten
-from vital_jax.training.sharding import base_rows, shardings
+from vital_jax.training.sharding import TABLES, base_rows, fsdp_rows, shardings
 
 # Adapters are small and used everywhere: a copy each. The text decoder and its moments are the largest thing that trains: always sharded.
-_SHARDED = (PartitionSpec(None, "fsdp"), PartitionSpec("fsdp"), PartitionSpec())
-_ROWS = (("lora/.*", PartitionSpec()), ("scaffold/.*", _SHARDED))
+_ROWS = (("lora/.*", PartitionSpec()), *fsdp_rows("scaffold"))
 
 
 def uses(config: Any, loss: str) -> bool:
-    """Whether any phase weighs this loss (`text` or `visual`)."""
-    return any(phase[loss] for phase in config.phases)
+    """Whether any phase weighs this loss (`text` or `visual`) on latents it takes."""
+    return any(phase.max_steps and phase[loss] for phase in config.phases)
 
 
 def make_method(config: Any, roi_width: int | None) -> Vital:
@@ -83,17 +82,24 @@ def tables(config: Any) -> list[Sequence[tuple[str, str]]]:
     return [[tuple(row) for row in table if row[0].split("/")[0] not in absent] for table in chosen]
 
 
-def load_params(config: Any, method: Vital, mesh: Mesh) -> tuple[dict[str, Any], str]:
+def sharding_rows(base: str, tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The sharding table of a tree, `base` replicated or fsdp (see `training.sharding.base_rows`)."""
+    text = "text_decoder" in tree.get("scaffold", {})
+    rows = [row for row in (*base_rows(base), *_ROWS) if row[0].split("/")[0] in tree]
+    return [row for row in rows if text or row[0] != TABLES.format("scaffold")]
+
+
+def load_params(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
     """Reads the base and the text decoder onto the mesh and draws the rest from the seed.
 
-    Returns: the tree, trained leaves in float32, and the base's fingerprint.
+    Returns: the tree, trained leaves in float32.
     Raises: as `load_qwen3_vl`; ValueError where a leaf has no row in the table of what trains or of what is sharded.
     """
     shapes = abstract_params(method)
-    rows = [row for row in (*base_rows(config.mesh.base), *_ROWS) if row[0].split("/")[0] in shapes]
-    placed = flatten(shardings(shapes, mesh, rows))
+    placed = flatten(shardings(shapes, mesh, sharding_rows(config.mesh.base, shapes)))
     wide = trained(tables(config), shapes)
-    keys = jax.random.split(jax.random.key(config.seed), 2)
+    # Far from the keys of the steps, which are the seed folded with small numbers.
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1))
     at = lambda prefix: lambda path, shape: placed[f"{prefix}/{path}"]  # noqa: E731
     _, base = load_qwen3_vl(config.model.folder, at("base"), config.model.param_dtype)
     tree: dict[str, Any] = {"base": base}
@@ -109,7 +115,7 @@ def load_params(config: Any, method: Vital, mesh: Mesh) -> tuple[dict[str, Any],
         path: jax.device_put(leaf.astype(jnp.float32 if path in wide else frozen_type), placed[path])
         for path, leaf in flatten(tree).items()
     }
-    return unflatten(cast), fingerprint(config.model.folder)
+    return unflatten(cast)
 
 
 def held(frozen: Mapping[str, Any], ever: set[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vital_jax.latent.loop import Thoughts, embed, prefill, teacher_force
+from vital_jax.latent.loop import Thoughts, embed, prefill, teacher_force, variables_of
 from vital_jax.latent.loss import cross_entropy
 from vital_jax.latent.scaffold import OUTPUT_NORMS, PROJECTORS, PjIn, VisualProjector, read_latents
 from vital_jax.models.decoder import Decoder, abstract_decoder, init_decoder
@@ -102,7 +102,7 @@ def thoughts(
     probe: jax.Array | None = None,
 ) -> Thoughts:
     """The teacher-forced pass of a batch, G = 1. `params` holds base, and lora if any; `key` turns dropout on."""
-    variables = {"params": params["base"], **({"lora": params["lora"]} if "lora" in params else {})}
+    variables = variables_of(params)
     prefill_key, loop_key = (None, None) if key is None else jax.random.split(key)
     prefix = embed(method.model, variables, batch)
     z0, prompt = prefill(method.model, variables, prefix, batch["next_position"], prefill_key)
@@ -172,12 +172,13 @@ def losses(
         values["text"], metrics["chain_accuracy"] = cross_entropy(states, head, batch["chain"][:, :K], share)
     if weights["visual"]:
         rngs = None if key is None else {"dropout": projector_key}
-        projected = method.visual.apply({"params": scaffold["visual_projector"]}, z, key is None, rngs=rngs)
+        taken = jnp.arange(1, K + 1) <= batch["latent_steps"][:, None]
+        projected = method.visual.apply({"params": scaffold["visual_projector"]}, z, taken, key is None, rngs=rngs)
         target = visual_targets(method, batch, K)
         distance = jnp.sum(jnp.abs(projected - target), axis=-1)
         width = target.shape[-1]
         distance = distance * {"sum": 1.0, "mean": 1 / width, "scaled_sum": width**-0.5}[method.l1_reduction]
-        own = (jnp.arange(1, K + 1) <= batch["latent_steps"][:, None]) & batch["roi_mask"][:, None]
+        own = taken & batch["roi_mask"][:, None]
         share = own / jnp.maximum(batch["latent_steps"], 1)[:, None] / norms["visual"]
         values["visual"] = jnp.sum(jnp.where(own, distance, 0.0) * share)
         unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)  # noqa: E731
@@ -224,7 +225,9 @@ def diagnose(
         return {name: value * {"task": 1.0, **weights}[name] for name, value in values.items()}, thought
 
     probe = jnp.zeros((B, 1, max_steps, D), method.model.dtype)
-    grads, thought = jax.jacrev(at, has_aux=True)(probe)
+    values, pull, thought = jax.vjp(at, probe, has_aux=True)
+    # One loss after the other: a jacobian would hold all three backward passes at once.
+    grads = {name: pull({other: jnp.float32(other == name) for other in values})[0] for name in values}
     out = {f"grad_z/{name}": jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))) for name, g in grads.items()}
     z = thought.z[:, 0].astype(jnp.float32)
     length = jnp.linalg.norm(z, axis=-1)

@@ -2,8 +2,8 @@
 
 Queries carry a group axis G over one shared prefix, so that G rollouts of a prompt, or the latent steps and answer of one row, read the
 prefix's keys and values without copying them. The scores of the prefix block and of the suffix block meet only inside one softmax: the
-prefix stays a constant of the latent loop, and its backward pass keeps no copy of it per step (form C of the memory study; merging two
-finished attentions by their log-sum-exp would lose gradients silently in today's libraries).
+prefix stays a constant of the latent loop, and its backward pass keeps no copy of it per step. (Merging two finished attentions by
+their log-sum-exp would lose gradients silently in today's libraries.)
 
 XLA is the implementation everywhere and the oracle of the others. Long prefix passes may go to splash (TPU) or cuDNN (GPU); both take the
 structured masks below and nothing else, and whatever they cannot take goes to XLA with a log line.
@@ -97,13 +97,13 @@ def _attend_xla(q: jax.Array, prefix_kv: KeyValues | None, suffix_kv: KeyValues,
     M = suffix_kv[0].shape[-2]
     S = 0 if prefix_kv is None else prefix_kv[0].shape[1]
     mask = jnp.broadcast_to(mask, (B, G, U, S + suffix_kv[0].shape[2]))[:, None, None]
-    q = (q * jnp.asarray(H**-0.5, q.dtype)).reshape(B, G, U, M, N // M, H)
+    q = q.reshape(B, G, U, M, N // M, H)
     # Scores [B, M, R, G, U, keys] with R = N / M query heads per key/value head, accumulated in float32.
     blocks = [("bgumrh,bgsmh->bmrgus", "bmrgus,bgsmh->bgumrh", suffix_kv, mask[..., S:])]
     if prefix_kv is not None:
         blocks.insert(0, ("bgumrh,bsmh->bmrgus", "bmrgus,bsmh->bgumrh", prefix_kv, mask[..., :S]))
     scores = [
-        jnp.where(m, jnp.einsum(look, q, kv[0], preferred_element_type=jnp.float32), _LOWEST)
+        jnp.where(m, jnp.einsum(look, q, kv[0], preferred_element_type=jnp.float32) * H**-0.5, _LOWEST)
         for look, _, kv, m in blocks
     ]
     top = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
@@ -153,7 +153,9 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, interpret: boo
         attention = kernel.make_splash_mha(
             masks.MultiHeadMask([kind] * q.shape[2]), head_shards=1, q_seq_shards=1, interpret=interpret
         )
-        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k, v))
+        # The kernel takes scaled queries; in bfloat16 the factor itself would be rounded.
+        scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (scaled, k, v))
         out = jax.vmap(lambda q, k, v, i: attention(q, k, v, kernel.SegmentIds(i, i)))(q, k, v, ids)
         return jnp.swapaxes(out, 1, 2)
 

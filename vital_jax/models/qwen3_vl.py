@@ -22,7 +22,7 @@ LATENT_STATES = ("post_norm", "pre_norm")
 class Prefix(NamedTuple):
     """An embedded prompt, a value that pure functions may edit before the prefix pass."""
 
-    x: jax.Array  # [B, S, D] inputs of the first layer, zero on padding
+    x: jax.Array  # [B, S, D] inputs of the first layer
     deepstack: jax.Array | None  # [n, B, S, D] added after layers 0..n-1, zero off the image
     positions: jax.Array  # [3, B, S] int32
     lengths: jax.Array  # [B] int32, real columns of each row (right-padded)
@@ -73,13 +73,11 @@ class Qwen3VL(nn.Module):
         deepstack = None
         if batch["patches"].shape[1] or self.is_initializing():
             image, deep = self.encode_images(batch)
-            rows = jnp.arange(x.shape[0])[:, None]
+            # Row by row, so that a batch split over devices stays where it is.
+            put = jax.vmap(lambda row, target, tokens: row.at[target].set(tokens, mode="drop"))
             target = batch["patch_target"]
-            x = x.at[rows, target].set(image, mode="drop")
-            deepstack = jnp.zeros((deep.shape[0], *x.shape), x.dtype).at[:, rows, target].set(deep, mode="drop")
-            deepstack = deepstack if deep.shape[0] else None
-        valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
-        x = jnp.where(valid[..., None], x, 0)
+            deepstack = jax.vmap(put, (None, None, 0))(jnp.zeros_like(x), target, deep) if deep.shape[0] else None
+            x = put(x, target, image)
         return Prefix(x, deepstack, jnp.moveaxis(batch["positions"], 1, 0), lengths)
 
     def decode(

@@ -122,6 +122,13 @@ class Encoder:
         grids = [self.image_config.grid(*size) for size in sizes]
         return len(self.prompter.encode(record.question, grids, self.system, name)), count_patches(grids)
 
+    def measure_text(self, record: "Record") -> tuple[int, int]:
+        """The answer tokens and the tokens of the longest chain step a record needs, end tokens included."""
+        name = _name(record)
+        chain = self.chain_prompter or self.prompter
+        steps = [len(chain.encode_text(text, name=f"{name} chain step {k + 1}")) for k, text in enumerate(record.chain)]
+        return len(self.prompter.encode_text(record.answer, name=f"{name} answer")), max(steps, default=0)
+
     def encode(
         self, record: "Record", layout: Layout, index: int, roi: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:

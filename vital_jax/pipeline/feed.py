@@ -81,9 +81,26 @@ class Feed:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(prefix tokens, patches) each record needs, [n, 2]; reads image headers once."""
+        """(S, P, T, C) each record needs, [n, 4]; reads image headers once."""
+
+        def measure(i: int) -> tuple[int, ...]:
+            record = self.source[i]
+            return *self.encoder.measure(record), *self.encoder.measure_text(record)
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return np.array(list(pool.map(lambda i: self.encoder.measure(self.source[i]), range(len(self.source)))))
+            return np.array(list(pool.map(measure, range(len(self.source)))))
+
+    def check(self, numbers: Sequence[int]) -> None:
+        """Raises ValueError naming the first of these records that is larger than every budget, and what it needs."""
+        largest = np.array([*np.max(self.buckets, axis=0), self.answer, self.chain])
+        for number in numbers:
+            need = self.sizes[number]
+            fits = any(all(need[:2] <= bucket) for bucket in self.buckets)
+            if not fits or need[2] > self.answer or (self.chain and need[3] > self.chain):
+                raise ValueError(
+                    f"record {self.source.ids[number]!r} needs (S, P, T, C) = {need.tolist()}, the largest budgets are "
+                    f"{largest.tolist()}: raise data.buckets, data.answer or data.chain, or lower data.max_pixels"
+                )
 
     def select(self, max_steps: int) -> np.ndarray:
         """Numbers of the records with at most this many latent steps (all, where none are taken). Raises: ValueError for none."""
@@ -124,7 +141,7 @@ class Feed:
           steps: of the whole phase. seed: of its order.
         Raises: ValueError as `plan_batches`; RuntimeError naming a record that cannot be encoded.
         """
-        plan = plan_batches(self.sizes, self.select(max_steps), self.buckets, batch, steps, seed)
+        plan = plan_batches(self.sizes[:, :2], self.select(max_steps), self.buckets, batch, steps, seed)
         maker = self.maker(max_steps, train_k)
         return step_dataset(
             plan, maker, collate, start, process_index, process_count, num_threads=2, workers=self.workers
@@ -135,12 +152,15 @@ class Feed:
 
         Args:
           max_steps: K. eval_k: `fixed` (every row takes K steps) or `per_sample` (each its record's own number).
-        Raises: ValueError for another `eval_k`.
+        Raises: ValueError for another `eval_k`, or where no bucket holds them all.
         """
         if eval_k not in ("fixed", "per_sample"):
             raise ValueError(f"unknown eval_k={eval_k!r}: use fixed or per_sample")
-        need = self.sizes[list(numbers)].max(0)
-        bucket = next(i for i, budget in enumerate(self.buckets) if all(need <= budget))
+        need = self.sizes[list(numbers), :2].max(0)
+        fitting = [i for i, budget in enumerate(self.buckets) if all(need <= budget)]
+        if not fitting:
+            raise ValueError(f"records {list(numbers)} together need (S, P) = {need.tolist()}: no bucket holds them")
+        bucket = fitting[0]
         train_k = "phase_max" if eval_k == "fixed" else "per_sample"
         asking = replace(self.layout(bucket, max_steps, train_k), answer=0, chain=0, roi=0)
         make = _MakeRow(self.source, self.encoder, (asking,), None)

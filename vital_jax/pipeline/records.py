@@ -217,7 +217,7 @@ def _write_folder(pairs: Iterable[tuple[str, Record]], folder: Path, name: str, 
             name=name, version=tfds.core.Version(f"{FORMAT_VERSION}.0.0"), data_dir=str(folder), module_name=__name__
         ),
         description=_DESCRIPTION,
-        features=_features(),
+        features=features(),
     )
     # TFDS's own builders shuffle by key; its sequential writer keeps the order, which gives records their numbers.
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=shard_size, file_format="array_record")
@@ -241,7 +241,7 @@ def _write_folder(pairs: Iterable[tuple[str, Record]], folder: Path, name: str, 
                 indexes[split].write(json.dumps(line, ensure_ascii=False) + "\n")
             examples = {}
             for split, record in chunk:
-                examples.setdefault(split, []).append(_to_example(record))
+                examples.setdefault(split, []).append(to_example(record))
             writer.add_examples(examples)
     finally:
         for file in indexes.values():
@@ -265,7 +265,8 @@ def _canonical(record: Record) -> bytes:
     return json.dumps([*text, record.boxes, files, record.metadata], sort_keys=True).encode() + b"\n"
 
 
-def _features() -> tfds.features.FeaturesDict:
+def features() -> tfds.features.FeaturesDict:
+    """The record as TFDS describes it: what `to_example` gives, images and masks as encoded files."""
     feature = tfds.features
     texts = {key: feature.Text() for key in ("id", "question", "answer", "gold", "metadata")}
     lists = {key: feature.Sequence(feature.Text()) for key in ("chain", "options")}
@@ -281,7 +282,8 @@ def _features() -> tfds.features.FeaturesDict:
     )
 
 
-def _to_example(record: Record) -> dict:
+def to_example(record: Record) -> dict:
+    """The record as TFDS writes it, in the shape of `features`; `metadata` becomes JSON text."""
     return {
         "format_version": record.format_version,
         "id": record.id,

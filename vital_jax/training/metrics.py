@@ -130,6 +130,10 @@ class Clock:
             self._counts["steps"] += 1
         self._since = now
 
+    def skip(self, steps: int = 2) -> None:
+        """Leaves the next steps out: they compile a program not run before."""
+        self._skip = steps
+
     @contextlib.contextmanager
     def pause(self, after: Any = None) -> Iterator[None]:
         """Time inside does not count. Steps run behind their dispatch: `after` (their arrays) is waited for first."""

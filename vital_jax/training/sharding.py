@@ -22,9 +22,23 @@ from vital_jax.training.partition import Table, flatten, match, unflatten
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
-# A scanned stack has its layers first, and slicing a sharded layer axis gathers a layer per step: shard the dimension
-# behind it.
-FSDP_ROWS = (("base/.*", (PartitionSpec(None, "fsdp"), PartitionSpec("fsdp"), PartitionSpec())),)
+# Vocabulary tables are split by rows: a reader of weights then reads each row once.
+TABLES = "{}/.*(embed_tokens/embedding|lm_head)"
+
+
+def fsdp_rows(part: str) -> tuple[tuple[str, tuple[PartitionSpec, ...]], ...]:
+    """Rows that split the leaves under `part` over `fsdp`.
+
+    A scanned stack has its layers first, and slicing a sharded layer axis gathers a layer per step: the dimension behind it is split.
+    """
+    rest = f"{part}/(?!.*(embed_tokens/embedding|lm_head)).*"
+    return (
+        (TABLES.format(part), (PartitionSpec("fsdp"), PartitionSpec())),
+        (rest, (PartitionSpec(None, "fsdp"), PartitionSpec("fsdp"), PartitionSpec())),
+    )
+
+
+FSDP_ROWS = fsdp_rows("base")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

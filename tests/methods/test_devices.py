@@ -1,0 +1,48 @@
+"""One device and eight compute the same training loss and gradients, whichever way the base is laid out."""
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from vital_jax.methods import vital
+from vital_jax.methods.setup import sharding_rows
+from vital_jax.training.partition import merge, split
+from vital_jax.training.sharding import make_mesh, place_batch, shard
+
+TABLE = (("base/.*", "frozen"), ("lora/.*", "trainable"), ("scaffold/.*", "trainable"))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    method = toy.method()
+    params = toy.params(method)
+    loss = vital.make_loss(method, 4, toy.WEIGHTS)
+
+    @jax.jit
+    def step(trainable, frozen, batch):
+        def whole(trainable):
+            return loss(trainable, frozen, batch, None, vital.normalizers(batch))[0]
+
+        return jax.value_and_grad(whole)(trainable)
+
+    batch = toy.batch(rows=8)
+    trainable, frozen = split(params, TABLE)
+    return step, params, batch, step(trainable, frozen, batch)
+
+
+@pytest.mark.parametrize("base, mesh", [("fsdp", (2, 2, 2)), ("replicated", (4, 2, 1))])
+def test_eight_devices_equal_one(alone, base, mesh):
+    step, params, batch, (loss, grads) = alone
+    mesh = make_mesh(*mesh)
+    with jax.set_mesh(mesh):
+        placed = shard(params, mesh, sharding_rows(base, params))
+        assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(placed["base"])) == (base == "fsdp")
+        assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(placed["scaffold"]["text_decoder"]))
+        trainable, frozen = split(placed, TABLE)
+        assert jax.tree.structure(merge(trainable, frozen)) == jax.tree.structure(placed)
+        eight_loss, eight_grads = step(trainable, frozen, place_batch(batch, mesh))
+    np.testing.assert_allclose(eight_loss, loss, rtol=1e-5)
+    for got, want in zip(*map(jax.tree.leaves, (eight_grads, grads)), strict=True):
+        # Sums over rows are taken in another order on eight devices.
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * float(np.max(np.abs(want))))

@@ -1,0 +1,165 @@
+"""The house, checked by reading the source: who may import whom, and what every file owes its reader.
+
+Imports are read from the syntax tree, so those inside functions count too and nothing has to be installed or run.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = "vital_jax"
+# Nothing imports upward, and rooms on one floor do not import each other.
+FLOORS = {
+    1: ("pipeline", "training", "kernels"),
+    2: ("models",),
+    3: ("construct", "hub", "latent"),
+    4: ("methods",),
+    5: ("evaluate", "rl", "explain"),
+    6: ("serve",),
+    7: ("cli", "api", "prepare", "plan"),
+}
+FLOOR_OF = {"": 0} | {room: floor for floor, rooms in FLOORS.items() for room in rooms}
+TOP = 7  # its files are the doors of one storey and may use each other
+# A loader worker never initialises a device, and torch is the tests' oracle.
+DEVICE = ("jax", "jaxlib", "flax", "optax", "orbax", "torch")
+ORACLES = ("torch", "torchvision", "peft")
+MAX_LINES = 500
+
+
+def source_files() -> dict[str, str]:
+    """Every Python file of the project, by its path from the root."""
+    folders = (PACKAGE, "tests", "configs", "data", "docs", "benchmarks")
+    paths = [*REPOSITORY.glob("*.py"), *(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))]
+    return {path.relative_to(REPOSITORY).as_posix(): path.read_text(encoding="utf-8") for path in sorted(paths)}
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything imported; a relative import keeps its leading dots."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            # `from vital_jax import models` names the room only in the list.
+            bare = module == PACKAGE
+            yield from ((node.lineno, f"{module}.{name.name}" if bare else module) for name in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
+            yield from ((node.lineno, arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant))
+
+
+def room_of(module: str) -> str:
+    """The room of a dotted name within the package; empty for the package itself."""
+    parts = module.split(".")[1:]
+    return parts[0] if parts else ""
+
+
+def complaints(path: str, text: str) -> list[str]:
+    """What is wrong with a file, one line each; `path` is given from the repository's root."""
+    tree = ast.parse(text, path)
+    found = []
+    if ast.get_docstring(tree) is None:
+        found.append(f"{path}: no docstring")
+    if (lines := len(text.splitlines())) > MAX_LINES:
+        found.append(f"{path}: {lines} lines, at most {MAX_LINES}")
+    room = None
+    if path.startswith(f"{PACKAGE}/"):
+        room = room_of(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+        if room not in FLOOR_OF:
+            found.append(f"{path}: {room!r} stands on no floor; give it one in FLOORS")
+    for line, name in imports(tree):
+        where, top = f"{path}:{line}", name.split(".")[0]
+        if name.startswith("."):
+            found.append(f"{where}: relative import of {name}")
+        if top in ORACLES and not path.startswith("tests/") and path != f"{PACKAGE}/hub/reference.py":
+            found.append(f"{where}: {top} outside hub/reference.py and the tests")
+        if room is None or room not in FLOOR_OF:
+            continue
+        if room == "pipeline" and top in DEVICE:
+            found.append(f"{where}: pipeline imports {top}")
+        other = room_of(name)
+        if top != PACKAGE or other == room:
+            continue
+        here, there = FLOOR_OF[room], FLOOR_OF.get(other, 0)
+        if there > here:
+            found.append(f"{where}: {room or PACKAGE} (floor {here}) imports {other} (floor {there}) above it")
+        elif there == here != TOP:
+            found.append(f"{where}: {room} imports {other} on its own floor {here}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def files():
+    return source_files()
+
+
+def test_every_file_keeps_the_rules_of_the_house(files):
+    assert len(files) > 50
+    found = [line for path, text in files.items() for line in complaints(path, text)]
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_every_imported_module_of_the_package_exists(files):
+    for path, text in files.items():
+        for line, name in imports(ast.parse(text)):
+            if name.split(".")[0] == PACKAGE:
+                place = name.replace(".", "/")
+                member = place.rpartition("/")[0]  # `from vital_jax import __version__`
+                known = {f"{place}.py", f"{place}/__init__.py", f"{member}/__init__.py"}
+                assert known & files.keys(), f"{path}:{line}: {name}"
+
+
+GOOD = '"""A file."""\n'
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("models/x.py", "from vital_jax.latent.loop import think", r"models \(floor 2\) imports latent \(floor 3\)"),
+        ("pipeline/x.py", "def f():\n    import vital_jax.methods.vital", r":3: pipeline .* imports methods"),
+        ("training/x.py", "from vital_jax import hub", r"training \(floor 1\) imports hub"),
+        (
+            "training/x.py",
+            "from vital_jax.pipeline.batch import Encoder",
+            "training imports pipeline on its own floor 1",
+        ),
+        ("construct/x.py", "from vital_jax.hub.load import load_siglip", "construct imports hub on its own floor 3"),
+        ("__init__.py", "from vital_jax.api import load", r"vital_jax \(floor 0\) imports api \(floor 7\)"),
+        ("latent/x.py", "from .loop import think", "relative import of .loop"),
+        ("latent/x.py", "from . import loop", "relative import"),
+        ("latent/x.py", "import importlib\nimportlib.import_module('vital_jax.api')", "imports api"),
+        ("pipeline/x.py", "import numpy, jax.numpy as jnp", "pipeline imports jax"),
+        ("pipeline/x.py", "from flax import linen", "pipeline imports flax"),
+        ("hub/parity.py", "def f():\n    import torch.nn", "torch outside hub/reference.py"),
+        ("methods/x.py", "from peft import LoraConfig", "peft outside"),
+        ("cellar/x.py", "import numpy", "'cellar' stands on no floor"),
+        ("models/x.py", "x = 1\n" * 500, "501 lines, at most 500"),
+    ],
+)
+def test_the_checker_finds(path, text, message):
+    found = complaints(f"{PACKAGE}/{path}", GOOD + text)
+    assert len(found) == 1 and re.search(message, found[0]), found
+
+
+def test_the_checker_asks_for_docstrings_everywhere():
+    for path in ("vital_jax/models/x.py", "tests/x.py", "train.py", "configs/__init__.py"):
+        assert complaints(path, "# a comment is none\nx = 1\n") == [f"{path}: no docstring"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("vital_jax/hub/x.py", "from vital_jax.pipeline.prompts import Tokenizer"),
+        ("vital_jax/hub/reference.py", "def f():\n    import torch"),
+        ("vital_jax/latent/x.py", "from vital_jax.latent.loop import think\nfrom vital_jax import __version__"),
+        ("vital_jax/cli.py", "from vital_jax import plan, prepare"),
+        ("vital_jax/pipeline/x.py", "import jaxtyping\nimport grain"),
+        ("tests/x.py", "import torch, peft\nfrom vital_jax.api import load"),
+        ("train.py", "from vital_jax.methods import vital"),
+    ],
+)
+def test_the_checker_lets_pass(path, text):
+    assert complaints(path, GOOD + text) == []

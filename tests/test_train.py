@@ -1,0 +1,221 @@
+"""`train.py` as its user runs it: three phases on drawn phantoms, killed at any moment and started again, and mistakes on the command line.
+
+Runs are processes of their own. They share one folder of records and small models, and one compile cache, so only the first compiles.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vital_jax.training.checkpoint import Checkpoints
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PHASES = [f"--config.phases[{i}].steps={n}" for i, n in enumerate((4, 4, 6))]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The folder that all runs of this file share: records, models, compiled programs."""
+    return tmp_path_factory.mktemp("shared")
+
+
+def command(shared, workdir, *overrides):
+    small = {
+        "workdir": workdir,
+        "model.folder": shared / "backbone",
+        "model.text_decoder": shared / "text_decoder",
+        "model.tiny.width": 64,
+        "model.tiny.layers": 2,
+        "data.records": shared / "records",
+        "data.encoder": shared / "siglip",
+        "data.build.count": 40,
+        "data.max_pixels": 64 * 64,
+        "data.buckets": "((80, 16),)",
+        "batch": 8,
+        "checkpoint.every": 3,
+        "log.every": 2,
+        "log.diagnose": 5,
+        "eval.every": 5,
+        "eval.answers": 2,
+    }
+    arguments = [f"--config.{key}={value}" for key, value in small.items()]
+    return [sys.executable, "train.py", "--config=configs/quickstart.py", *arguments, *PHASES, *overrides]
+
+
+def environment(shared):
+    return {
+        **os.environ,
+        # One device, as on a laptop; eight are for the tests of sharding.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "JAX_COMPILATION_CACHE_DIR": str(shared / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def run(shared, workdir, *overrides):
+    return subprocess.run(
+        command(shared, workdir, *overrides),
+        cwd=REPOSITORY,
+        env=environment(shared),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def lines(workdir, name="metrics"):
+    return (Path(workdir) / f"{name}.jsonl").read_text().splitlines()
+
+
+def final_state(workdir):
+    """Every array of the newest checkpoint, by path."""
+    import jax
+
+    with Checkpoints(Path(workdir) / "checkpoints", read_only=True) as checkpoints:
+        step = checkpoints.latest_step()
+        leaves = checkpoints._saved_leaves(step)
+        target = jax.tree_util.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), leaves)
+        assert target
+        return step, checkpoints._manager.restore(step).state
+
+
+@pytest.fixture(scope="module")
+def finished(shared):
+    """An uninterrupted run."""
+    workdir = shared / "whole"
+    done = run(shared, workdir)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir, done
+
+
+def test_three_phases_train_and_report(finished):
+    workdir, done = finished
+    metrics = [json.loads(line) for line in lines(workdir)]
+    assert [row["step"] for row in metrics] == list(range(1, 15))
+    assert [row["phase"] for row in metrics] == [1] * 4 + [2] * 4 + [3] * 6
+    assert all(row["finite"] == 1 and row["loss"] > 0 for row in metrics)
+    row = metrics[0]
+    assert row["loss"] == pytest.approx(row["task"] + row["text"] + 0.1 * row["visual"], rel=1e-5)
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+    assert {"grad_z/task", "grad_z/text", "grad_z/visual", "z_norm/4", "z_cosine/1_4"} <= set(metrics[9])
+    decoded = [json.loads(line) for line in lines(workdir, "answers")]
+    assert {row["step"] for row in decoded} == {4, 5, 8, 10, 14}
+    assert set(decoded[0]) == {"step", "id", "question", "gold", "answer", "exact"}
+    assert "samples/s" in done.stderr and "left" in done.stderr and "decoded answers exact" in done.stderr
+
+
+@pytest.mark.parametrize("after", [1, 7, 11])
+def test_killed_and_started_again_it_is_the_same_run(shared, finished, after, tmp_path):
+    """SIGKILL once `after` lines are written, wherever the run is then; the log and the last checkpoint agree to the bit."""
+    whole, _ = finished
+    workdir = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(shared, workdir),
+        cwd=REPOSITORY,
+        env=environment(shared),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        # Generous: a machine may be slow and this waits for a start and up to nine programs.
+        deadline = time.monotonic() + 900
+        while time.monotonic() < deadline and process.poll() is None:
+            if (workdir / "metrics.jsonl").exists() and len(lines(workdir)) >= after:
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, "the run ended before it could be killed"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(lines(workdir)) < 14
+    again = run(shared, workdir)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert lines(workdir) == lines(whole)
+    assert lines(workdir, "answers") == lines(whole, "answers")
+    (step, state), (whole_step, whole_state) = final_state(workdir), final_state(whole)
+    assert step == whole_step == 14
+    import jax
+
+    jax.tree_util.tree_map(np.testing.assert_array_equal, state, whole_state)
+
+
+def test_a_finished_run_started_again_changes_nothing(shared, finished):
+    workdir, _ = finished
+    before = lines(workdir)
+    again = run(shared, workdir)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert lines(workdir) == before
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("--config.method.l1_reduction=mean", ("switches.l1_reduction", "'sum'", "'mean'")),
+        ("--config.method.latent_state=pre_norm", ("switches.latent_state", "post_norm", "pre_norm")),
+        ("--config.lora.alpha=32.0", ("switches.lora_alpha", "16.0", "32.0")),
+    ],
+)
+def test_another_switch_is_refused_by_name(shared, finished, override, words):
+    done = run(shared, finished[0], override)
+    assert done.returncode != 0
+    assert all(word in done.stderr for word in words), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+def test_another_base_is_refused_by_name(shared, finished, tmp_path):
+    moved = ["--config.model.tiny.seed=5"]
+    moved += [f"--config.{key}={tmp_path / key}" for key in ("model.folder", "model.text_decoder", "data.encoder")]
+    moved += [f"--config.data.records={shared / 'records'}"]
+    done = run(shared, finished[0], *moved)
+    assert done.returncode != 0 and "base_fingerprint" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_init_from_starts_with_the_other_runs_parameters(shared, finished, tmp_path):
+    workdir = tmp_path / "next"
+    done = run(
+        shared, workdir, f"--config.init_from={finished[0] / 'checkpoints'}", "--config.phases[0].steps=1",
+        "--config.phases[1].steps=1", "--config.phases[2].steps=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first = json.loads(lines(workdir)[0])
+    trained, fresh = json.loads(lines(finished[0])[-1]), json.loads(lines(finished[0])[0])
+    assert abs(first["task"] - trained["task"]) < abs(first["task"] - fresh["task"])
+
+
+def test_dry_run_prints_the_plan_and_trains_nothing(shared, finished, tmp_path):
+    done = run(shared, tmp_path / "dry", "--config.dry_run=True")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for words in (
+        "base/language_model",
+        "scaffold/text_decoder",
+        "phase 'all steps'",
+        "14",
+        "prompt tokens",
+        "images",
+        "GiB",
+    ):
+        assert words in done.stdout
+    assert not (tmp_path / "dry" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("--config.optim.learning_rat=1", ("unknown key", "config.optim.learning_rate")),
+        ("--config.method.projector=mpl", ("projector", "mpl", "residual_mlp_ln")),
+        ("--config.data.features=roi-other", ("roi-other", "roi-siglip-block-T0.20-P0.05")),
+        ("--config.data.buckets=((16, 16),)", ("prefix", "bucket")),
+    ],
+)
+def test_a_mistake_is_one_clear_line(shared, finished, tmp_path, override, words):
+    done = run(shared, tmp_path / "run", override)
+    assert done.returncode not in (0, None)
+    assert all(word in done.stderr for word in words), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
