@@ -42,11 +42,11 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.batch = 16
     config.phases = (
-        vital.phase("one step", 1, 0, steps=60),
-        vital.phase("two steps", 2, 0, steps=60),
-        vital.phase("all steps", 4, 0, steps=120),
+        vital.phase("one step", 1, 0, steps=50),
+        vital.phase("two steps", 2, 0, steps=50),
+        vital.phase("all steps", 4, 0, steps=100),
     )
-    config.log.update(every=10, diagnose=60)
-    config.eval.update(every=60, answers=4)
-    config.checkpoint.every = 60
+    config.log.update(every=10, diagnose=50)
+    config.eval.update(every=50, answers=4)
+    config.checkpoint.every = 50
     return config

@@ -8,46 +8,58 @@ import pytest
 from vital_jax.latent.loss import cross_entropy
 
 
-def tokens(rows=7):
+@pytest.fixture(scope="module")
+def tokens():
+    """Three rows of seven tokens, the third of each row with weight zero: states, head, targets, weights."""
     r = np.random.default_rng(2)
-    h, head = (jnp.asarray(r.normal(size=(n, 8)), jnp.float32) for n in (rows, 19))
-    weights = jnp.asarray(r.uniform(0.1, 1, rows) * (np.arange(rows) != 2), jnp.float32)
-    return h, head, jnp.asarray(r.integers(0, 19, rows)), weights
+    h, head = (jnp.asarray(r.normal(size=shape), jnp.float32) for shape in ((3, 7, 8), (19, 8)))
+    weights = jnp.asarray(r.uniform(0.1, 1, (3, 7)) * (np.arange(7) != 2), jnp.float32)
+    targets = jnp.argmax(h @ head.T, axis=-1).at[:, ::2].set(5)  # every other one as the head says
+    return h, head, targets, weights
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 512])
-def test_every_chunk_size_gives_the_same_loss_and_gradients(chunk):
-    h, head, targets, weights = tokens()
+@jax.jit
+def long(h, head, targets, weights):
+    """((loss, correct), gradients) in one piece."""
 
-    def long(h, head):
+    def loss(h, head):
         log_p = jax.nn.log_softmax(h @ head.T)
-        return -jnp.sum(weights * log_p[jnp.arange(7), targets])
+        chosen = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+        return -jnp.sum(weights * chosen), jnp.sum(weights * (jnp.argmax(log_p, axis=-1) == targets))
 
-    quick = lambda h, head: cross_entropy(h, head, targets, weights, chunk)[0]  # noqa: E731
-    np.testing.assert_allclose(quick(h, head), long(h, head), rtol=1e-6)
-    pairs = zip(jax.grad(quick, (0, 1))(h, head), jax.grad(long, (0, 1))(h, head), strict=True)
-    for got, expected in pairs:
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
-    right = np.argmax(np.asarray(h) @ np.asarray(head).T, -1) == np.asarray(targets)
-    correct = cross_entropy(h, head, targets.at[0].set(int(np.argmax(h[0] @ head.T))), weights, chunk)[1]
-    np.testing.assert_allclose(correct, np.sum(np.asarray(weights) * (right | (np.arange(7) == 0))), rtol=1e-6)
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(h, head)
 
 
-def test_a_weight_of_zero_silences_a_state_that_is_not_finite():
-    h, head, targets, weights = tokens()
-    assert weights[2] == 0
-    run = jax.value_and_grad(lambda h, head: cross_entropy(h, head, targets, weights, 3)[0], (0, 1))
-    expected, (by_state, by_head) = run(h, head)
+def run(h, head, targets, weights, chunk=6):
+    """The same from `cross_entropy`."""
+    loss = lambda h, head: cross_entropy(h, head, targets, weights, chunk)  # noqa: E731
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(h, head)
+
+
+def assert_same(got, expected):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 6, 9, 512])
+def test_every_chunk_size_gives_the_same_loss_and_gradients(tokens, chunk):
+    """One token of each row at a time, two and three (which leave a remainder), and all."""
+    expected = long(*tokens)
+    assert 0 < expected[0][1] < jnp.sum(tokens[3])
+    assert_same(run(*tokens, chunk), expected)
+
+
+def test_a_weight_of_zero_silences_a_state_that_is_not_finite(tokens):
+    h, *rest = tokens
+    expected = long(*tokens)
+    assert not np.any(expected[1][0][:, 2])
     for broken in (jnp.nan, jnp.inf):
-        value, grads = run(h.at[2].set(broken), head)
-        np.testing.assert_allclose(value, expected, rtol=1e-6)
-        np.testing.assert_allclose(grads[0], by_state, rtol=1e-6, atol=1e-7)
-        np.testing.assert_allclose(grads[1], by_head, rtol=1e-6, atol=1e-7)
-    assert not np.any(by_state[2])
+        assert_same(run(h.at[:, 2].set(broken), *rest), expected)
 
 
-def test_leading_axes_are_flattened():
-    h, head, targets, weights = tokens(8)
-    flat = cross_entropy(h, head, targets, weights, 3)
-    shaped = cross_entropy(h.reshape(2, 2, 2, 8), head, targets.reshape(2, 2, 2), weights.reshape(2, 2, 2), 3)
-    np.testing.assert_allclose(shaped, flat, rtol=1e-6)
+def test_axes_between_row_and_width_are_any(tokens):
+    h, head, targets, weights = tokens
+    extra = (h[:, None, :, None], head, targets[:, None, :, None], weights[:, None, :, None])
+    assert_same(cross_entropy(*extra, 6), long(*tokens)[0])
+    flat = (h.reshape(21, 8), head, targets.reshape(21), weights.reshape(21))
+    assert_same(cross_entropy(*flat, 6), long(*tokens)[0])

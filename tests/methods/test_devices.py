@@ -44,5 +44,6 @@ def test_eight_devices_equal_one(alone, base, mesh):
         eight_loss, eight_grads = step(trainable, frozen, place_batch(batch, mesh))
     np.testing.assert_allclose(eight_loss, loss, rtol=1e-5)
     for got, want in zip(*map(jax.tree.leaves, (eight_grads, grads)), strict=True):
-        # Sums over rows are taken in another order on eight devices.
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5 * float(np.max(np.abs(want))))
+        # Eight devices multiply other shapes and add in another order; four recurrent steps and their backward pass amplify
+        # float32's last digit to about 5e-5 of a leaf's largest entry (seen), where a wrong layout is wrong in the first digit.
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * float(np.max(np.abs(want))))

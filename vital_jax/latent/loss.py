@@ -26,7 +26,8 @@ def cross_entropy(
         targets.reshape(rows, -1),
         weights.reshape(rows, -1).astype(jnp.float32),
     )
-    h = jnp.where((weights > 0)[..., None], h, 0)  # a state nobody learns from may be anything, NaN too
+    # What nobody learns from may be anything: a state NaN, a target outside the vocabulary.
+    h, targets = jnp.where((weights > 0)[..., None], h, 0), jnp.where(weights > 0, targets, 0)
     width = max(1, min(chunk // rows, h.shape[1]))
     short = -h.shape[1] % width
 
