@@ -39,7 +39,7 @@ def command(shared, workdir, *overrides):
         "data.max_pixels": 64 * 64,
         "data.buckets": "((80, 16),)",
         "batch": 8,
-        "checkpoint.every": 3,
+        "checkpoint.every": 2,
         "log.every": 2,
         "log.diagnose": 5,
         "eval.every": 5,
@@ -171,7 +171,8 @@ def test_another_switch_is_refused_by_name(shared, finished, override, words):
 
 def test_another_base_is_refused_by_name(shared, finished, tmp_path):
     moved = ["--config.model.tiny.seed=5"]
-    moved += [f"--config.{key}={tmp_path / key}" for key in ("model.folder", "model.text_decoder", "data.encoder")]
+    moved += [f"--config.model.{key}={tmp_path / key}" for key in ("folder", "text_decoder")]
+    moved += [f"--config.data.encoder={tmp_path / 'siglip'}"]
     moved += [f"--config.data.records={shared / 'records'}"]
     done = run(shared, finished[0], *moved)
     assert done.returncode != 0 and "base_fingerprint" in done.stderr and "Traceback" not in done.stderr
