@@ -17,7 +17,7 @@ import pytest
 from vital_jax.training.checkpoint import Checkpoints
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PHASES = [f"--config.phases[{i}].steps={n}" for i, n in enumerate((4, 4, 6))]
+PHASES = [f"--config.phases[{i}].steps={n}" for i, n in enumerate((3, 3, 4))]
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def command(shared, workdir, *overrides):
         "batch": 8,
         "checkpoint.every": 2,
         "log.every": 2,
-        "log.diagnose": 5,
-        "eval.every": 5,
+        "log.diagnose": 10,
+        "eval.every": 100,
         "eval.answers": 2,
     }
     arguments = [f"--config.{key}={value}" for key, value in small.items()]
@@ -98,20 +98,20 @@ def finished(shared):
 def test_three_phases_train_and_report(finished):
     workdir, done = finished
     metrics = [json.loads(line) for line in lines(workdir)]
-    assert [row["step"] for row in metrics] == list(range(1, 15))
-    assert [row["phase"] for row in metrics] == [1] * 4 + [2] * 4 + [3] * 6
+    assert [row["step"] for row in metrics] == list(range(1, 11))
+    assert [row["phase"] for row in metrics] == [1] * 3 + [2] * 3 + [3] * 4
     assert all(row["finite"] == 1 and row["loss"] > 0 for row in metrics)
     row = metrics[0]
     assert row["loss"] == pytest.approx(row["task"] + row["text"] + 0.1 * row["visual"], rel=1e-5)
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     assert {"grad_z/task", "grad_z/text", "grad_z/visual", "z_norm/4", "z_cosine/1_4"} <= set(metrics[9])
     decoded = [json.loads(line) for line in lines(workdir, "answers")]
-    assert {row["step"] for row in decoded} == {4, 5, 8, 10, 14}
+    assert {row["step"] for row in decoded} == {3, 6, 10}
     assert set(decoded[0]) == {"step", "id", "question", "gold", "answer", "exact"}
     assert "samples/s" in done.stderr and "left" in done.stderr and "decoded answers exact" in done.stderr
 
 
-@pytest.mark.parametrize("after", [1, 7, 11])
+@pytest.mark.parametrize("after", [1, 7])
 def test_killed_and_started_again_it_is_the_same_run(shared, finished, after, tmp_path):
     """SIGKILL once `after` lines are written, wherever the run is then; the log and the last checkpoint agree to the bit."""
     whole, _ = finished
@@ -134,13 +134,13 @@ def test_killed_and_started_again_it_is_the_same_run(shared, finished, after, tm
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert len(lines(workdir)) < 14
+    assert len(lines(workdir)) < 10
     again = run(shared, workdir)
     assert again.returncode == 0, again.stderr[-3000:]
     assert lines(workdir) == lines(whole)
     assert lines(workdir, "answers") == lines(whole, "answers")
     (step, state), (whole_step, whole_state) = final_state(workdir), final_state(whole)
-    assert step == whole_step == 14
+    assert step == whole_step == 10
     import jax
 
     jax.tree_util.tree_map(np.testing.assert_array_equal, state, whole_state)
@@ -159,7 +159,6 @@ def test_a_finished_run_started_again_changes_nothing(shared, finished):
     [
         ("--config.method.l1_reduction=mean", ("switches.l1_reduction", "'sum'", "'mean'")),
         ("--config.method.latent_state=pre_norm", ("switches.latent_state", "post_norm", "pre_norm")),
-        ("--config.lora.alpha=32.0", ("switches.lora_alpha", "16.0", "32.0")),
     ],
 )
 def test_another_switch_is_refused_by_name(shared, finished, override, words):
@@ -197,7 +196,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(shared, finished, tmp_path):
         "base/language_model",
         "scaffold/text_decoder",
         "phase 'all steps'",
-        "14",
+        "4 steps",
         "prompt tokens",
         "images",
         "GiB",
