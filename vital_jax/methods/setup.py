@@ -17,7 +17,7 @@ from vital_jax.models.decoder import Decoder
 from vital_jax.models.lora import init_lora
 from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 from vital_jax.training.partition import TRAINABLE, flatten, match, unflatten
-from vital_jax.training.sharding import TABLES, base_rows, fsdp_rows, shardings
+from vital_jax.training.sharding import base_rows, fsdp_rows, shardings
 
 # Adapters are small and used everywhere: a copy each. The text decoder and its moments are the largest thing that trains: always sharded.
 _ROWS = (("lora/.*", PartitionSpec()), *fsdp_rows("scaffold"))
@@ -82,11 +82,9 @@ def tables(config: Any) -> list[Sequence[tuple[str, str]]]:
     return [[tuple(row) for row in table if row[0].split("/")[0] not in absent] for table in chosen]
 
 
-def sharding_rows(base: str, tree: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """The sharding table of a tree, `base` replicated or fsdp (see `training.sharding.base_rows`)."""
-    text = "text_decoder" in tree.get("scaffold", {})
-    rows = [row for row in (*base_rows(base), *_ROWS) if row[0].split("/")[0] in tree]
-    return [row for row in rows if text or row[0] != TABLES.format("scaffold")]
+def sharding_rows(base: str) -> list[tuple[str, Any]]:
+    """The sharding table, `base` replicated or fsdp (see `training.sharding.base_rows`); a run may lack some of its parts."""
+    return [*base_rows(base), *_ROWS]
 
 
 def load_params(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
@@ -96,7 +94,7 @@ def load_params(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
     Raises: as `load_qwen3_vl`; ValueError where a leaf has no row in the table of what trains or of what is sharded.
     """
     shapes = abstract_params(method)
-    placed = flatten(shardings(shapes, mesh, sharding_rows(config.mesh.base, shapes)))
+    placed = flatten(shardings(shapes, mesh, sharding_rows(config.mesh.base), allow_unused=True))
     wide = trained(tables(config), shapes)
     # Far from the keys of the steps, which are the seed folded with small numbers.
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1))

@@ -23,7 +23,7 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
 # Vocabulary tables are split by rows: a reader of weights then reads each row once.
-TABLES = "{}/.*(embed_tokens/embedding|lm_head)"
+_TABLES = "{}/.*(embed_tokens/embedding|lm_head)"
 
 
 def fsdp_rows(part: str) -> tuple[tuple[str, tuple[PartitionSpec, ...]], ...]:
@@ -33,7 +33,7 @@ def fsdp_rows(part: str) -> tuple[tuple[str, tuple[PartitionSpec, ...]], ...]:
     """
     rest = f"{part}/(?!.*(embed_tokens/embedding|lm_head)).*"
     return (
-        (TABLES.format(part), (PartitionSpec("fsdp"), PartitionSpec())),
+        (_TABLES.format(part), (PartitionSpec("fsdp"), PartitionSpec())),
         (rest, (PartitionSpec(None, "fsdp"), PartitionSpec("fsdp"), PartitionSpec())),
     )
 
