@@ -211,7 +211,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(shared, finished, tmp_path):
         ("--config.optim.learning_rat=1", ("unknown key", "config.optim.learning_rate")),
         ("--config.method.projector=mpl", ("projector", "mpl", "residual_mlp_ln")),
         ("--config.data.features=roi-other", ("roi-other", "roi-siglip-block-T0.20-P0.05")),
-        ("--config.data.buckets=((16, 16),)", ("prefix", "bucket")),
+        ("--config.data.answer=3", ("record", "(S, P, T, C)", "data.answer")),
     ],
 )
 def test_a_mistake_is_one_clear_line(shared, finished, tmp_path, override, words):
