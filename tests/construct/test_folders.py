@@ -112,6 +112,18 @@ def test_fields_counts_and_thresholds(folder):
     assert reader.counts["samples"] == 2
 
 
+def test_neighbours_are_the_other_marked_targets(folder):
+    root, _, _ = folder
+    samples = {s.id: s for s in MaskFolder(root, min_area=30)}
+    tumor, vessel = samples["set/one/tumor"], samples["set/one/vessel"]
+    assert tumor.neighbours == (("vessel", vessel.mask),) and vessel.neighbours == (("tumor", tumor.mask),)
+    np.testing.assert_array_equal(tumor.others["vessel"], vessel.region)
+    np.testing.assert_array_equal(vessel.others["tumor"], tumor.region)
+    # A mask that marks nothing is still a neighbour, but not a region.
+    assert [name for name, _ in samples["set/two/tumor"].neighbours] == ["liver"]
+    assert samples["set/two/tumor"].others == {}
+
+
 def test_a_complete_folder_knows_what_is_absent(folder):
     samples = list(MaskFolder(folder[0], min_area=30, complete=True))
     assert [s.absent for s in samples] == [("liver",), ("liver",), ("vessel",)]

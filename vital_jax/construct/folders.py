@@ -40,6 +40,7 @@ class Sample:
       source, licence: where it is from; licence may be empty.
       present: every target that has a mask in this image, whatever became of that mask.
       absent: targets that the source guarantees not to be in the image.
+      neighbours: (target, encoded mask) of the other marked targets of the image.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Sample:
     licence: str = ""
     present: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    neighbours: tuple[tuple[str, bytes], ...] = ()
 
     @property
     def picture(self) -> Image.Image:
@@ -69,6 +71,12 @@ class Sample:
     def region(self) -> np.ndarray:
         """[H, W] bool, where the target is in `picture`."""
         return decode_mask(self.mask, "the mask", self.info)
+
+    @cached_property
+    def others(self) -> dict[str, np.ndarray]:
+        """[H, W] bool per neighbour, where it is in `picture`; one with nothing in its mask is left out."""
+        regions = {name: decode_mask(mask, f"the mask of {name}", self.info) for name, mask in self.neighbours}
+        return {name: region for name, region in regions.items() if region.any()}
 
 
 @lru_cache(maxsize=1)
@@ -150,8 +158,9 @@ class MaskFolder:
             self.counts["images without a mask"] += 1
         self.targets.family(row["modality"])
         source = row.get("source", self.root.name)
-        for mask in row["masks"]:
-            data, mask_name = self._read(mask["file"], where)
+        files = [self._read(mask["file"], where) for mask in row["masks"]]
+        marked = tuple((name, data) for name, (data, _) in zip(present, files, strict=True))
+        for mask, (data, mask_name) in zip(row["masks"], files, strict=True):
             sample = Sample(
                 id=f"{self.root.name}/{row['id']}/{mask['target']}",
                 image=image,
@@ -165,6 +174,7 @@ class MaskFolder:
                 licence=row.get("licence", self.licence),
                 present=present,
                 absent=tuple(name for name in names if name not in present),
+                neighbours=tuple(pair for pair in marked if pair[0] != mask["target"]),
             )
             try:
                 area = int(sample.region.sum())

@@ -1,70 +1,268 @@
-"""Phantoms: pictures with one drawn shape and its exact mask, for anybody without data and for tests without downloads.
+"""Phantoms: drawn pictures in the looks of six modalities, with exact masks, for anybody without data and for tests.
 
-Every picture is a function of (seed, index) alone. What is drawn is known, so the answers are right by construction and
-an absent shape is certainly absent.
+Every picture is a function of (seed, index) alone. It shows two to four structures of its look's lexicon. What a
+structure is called is told by its form and its inner pattern, and by nothing else: place, size, angle, brightness,
+polarity of the pattern and sharpness are drawn independently of the name, and elongation as far as the form allows. So
+a question about a phantom can be answered only by looking at it. What is drawn is known: masks are exact (where an edge
+is blurred, its middle), and a name that was not drawn is certainly absent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
 from vital_jax.construct.folders import Sample
+from vital_jax.construct.looks import LEXICONS, LOOKS, colour
 from vital_jax.construct.targets import load_targets
 
-SHAPES = ("disc", "ellipse", "bar")
+NUMBERS = ((2, 3, 4), (0.6, 0.3, 0.1))  # structures per image; 2.5 of 5 names on average: presence is a coin's toss
+AREAS = (0.022, 0.12)  # of the image, log-uniform: as many below as above 5 percent, where "small" ends
+LEAST_AREA = 0.015  # a structure that finds no room shrinks as far as this
+CONTRASTS = (0.14, 0.34)  # of a structure's mean grey against the ground
+STRENGTHS = (0.06, 0.14)  # standard deviation of the inner pattern
+NEAREST, FARTHEST = 0.08, 0.46  # what the pattern leaves of the contrast at least and at most: no part melts or clips
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn picture.
+
+    Attributes:
+      modality: as in the targets table.
+      rgb: [size, size, 3] uint8.
+      structures: (name, mask [size, size] bool) of everything that has a name.
+    """
+
+    modality: str
+    rgb: np.ndarray
+    structures: tuple[tuple[str, np.ndarray], ...]
 
 
 def phantoms(count: int, seed: int, size: int = 128, start: int = 0) -> Iterator[Sample]:
-    """Draws phantoms `start` .. `start + count - 1` of a seed: a bright or dark shape on a noisy ground.
+    """Draws the images `start` .. `start + count - 1` of a seed and gives one sample per structure in each.
 
     Args:
-      count, seed, start: which ones; phantom i of a seed is always the same.
+      count, seed, start: which ones; image i of a seed is always the same.
       size: height and width in pixels.
 
     Raises:
-      ValueError: a size under 32, at which shapes would be a few pixels.
+      ValueError: a size under 32, at which forms would be a few pixels.
     """
+    for index in range(start, start + count):
+        scene = draw(seed, index, size)
+        grey = LOOKS[scene.modality].tone is None
+        image = _png(scene.rgb[..., 0] if grey else scene.rgb)
+        masks = {name: _png(mask.astype(np.uint8) * 255) for name, mask in scene.structures}
+        for name, mask in masks.items():
+            yield Sample(
+                id=f"phantom-{seed}/{index}/{name}",
+                image=image,
+                mask=mask,
+                target=name,
+                target_type=load_targets().row(name)["type"],
+                modality=scene.modality,
+                site="phantom",
+                group=f"phantom-{seed}/{index}",
+                source="phantom",
+                licence="CC0-1.0",
+                present=tuple(masks),
+                absent=tuple(other for other in LEXICONS[scene.modality] if other not in masks),
+                neighbours=tuple(pair for pair in masks.items() if pair[0] != name),
+            )
+
+
+def draw(seed: int, index: int, size: int = 128) -> Scene:
+    """Draws one image. Raises: ValueError as `phantoms`."""
     if size < 32:
         raise ValueError(f"phantoms need at least 32 pixels a side, not {size}")
-    for index in range(start, start + count):
-        grey, region, target = _draw(np.random.default_rng([seed, index]), size)
-        yield Sample(
-            id=f"phantom-{seed}/{index}/{target}",
-            image=_png(grey),
-            mask=_png(region.astype(np.uint8) * 255),
-            target=target,
-            target_type=load_targets().row(target)["type"],
-            modality="phantom",
-            site="phantom",
-            group=f"phantom-{seed}/{index}",
-            source="phantom",
-            licence="CC0-1.0",
-            present=(target,),
-            absent=tuple(shape for shape in SHAPES if shape != target),
-        )
+    rng = np.random.default_rng([seed, index])
+    modality = list(LOOKS)[rng.integers(len(LOOKS))]
+    look = LOOKS[modality]
+    structures = []
+    while len(structures) < NUMBERS[0][0]:  # one large structure in the middle can leave no room for another
+        field, picture = look.ground(rng, size)
+        picture, structures = _fill(rng, picture.astype(np.float32), field, LEXICONS[modality], look.softness)
+    grey = np.clip(look.finish(rng, picture, field), 0, 1)
+    planes = np.rint(255 * (grey[None] if look.tone is None else colour(grey, look.tone(rng)))).astype(np.uint8)
+    rgb = np.ascontiguousarray(np.broadcast_to(planes, (3, size, size)).transpose(1, 2, 0))
+    return Scene(modality, rgb, tuple(structures))
 
 
-def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Returns grey [size, size] uint8, region [size, size] bool and the shape's name."""
-    target = SHAPES[rng.integers(len(SHAPES))]
-    long = rng.uniform(0.1, 0.25) * size
-    short = long * {"disc": 1.0, "ellipse": rng.uniform(0.45, 0.7), "bar": rng.uniform(0.2, 0.35)}[target]
-    centre = rng.uniform(long, size - long, 2)
-    angle = rng.uniform(0, np.pi)
-    y, x = np.mgrid[:size, :size] + 0.5 - centre[:, None, None]
-    along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-    u, v = np.abs(along) / long, np.abs(across) / short
-    region = np.maximum(u, v) <= 1 if target == "bar" else u**2 + v**2 <= 1
-    ground = rng.uniform(90, 165)
-    difference = rng.choice([-1, 1]) * rng.uniform(35, 80)
-    slope = rng.uniform(-15, 15, 2) @ (np.mgrid[:size, :size].reshape(2, -1) / size - 0.5)
-    grey = ground + slope.reshape(size, size) + difference * region + rng.normal(0, 6, (size, size))
-    return np.clip(np.rint(grey), 0, 255).astype(np.uint8), region, target
+def _fill(
+    rng: np.random.Generator, picture: np.ndarray, field: np.ndarray, lexicon: dict[str, tuple[str, str]], softness: int
+) -> tuple[np.ndarray, list[tuple[str, np.ndarray]]]:
+    """Draws structures into the field of a picture [size, size], the largest first; one without room is left out."""
+    size, free = len(picture), field.copy()
+    # A closed border: what would wrap around the picture's edge touches it (see `_place`).
+    free[[0, -1]] = free[:, [0, -1]] = False
+    names = rng.permutation(list(lexicon))[: rng.choice(NUMBERS[0], p=NUMBERS[1])].tolist()
+    areas = np.sort(np.exp(rng.uniform(*np.log(AREAS), len(names))))[::-1]
+    structures = []
+    for name, area in zip(names, areas, strict=True):
+        while area >= LEAST_AREA:
+            mask, pattern = _stamp(rng, *lexicon[name], area * size**2, size)
+            around = _window(mask, _margin(area * size**2, size), "any")
+            place = _place(rng, free, around, mask)
+            if place:
+                break
+            area *= 0.8
+        else:
+            continue
+        near = slice(place[0], place[0] + len(mask)), slice(place[1], place[1] + mask.shape[1])
+        soft = _window(mask, round(rng.integers(softness + 1) * size / 128), "mean")
+        contrast = rng.uniform(*CONTRASTS)
+        inside = contrast + _strength(rng, contrast, pattern) * pattern
+        picture[near] += (rng.choice((-1, 1)) * soft * inside).astype(np.float32)
+        free[near] &= ~around
+        whole = np.zeros((size, size), bool)
+        whole[near] = mask
+        structures.append((name, whole))
+    return picture, structures
+
+
+# --- forms: [h, w] bool from coordinates in which a form is about two wide ------------------------------
+
+
+def _angle(u, v):
+    return np.arctan2(v, u)
+
+
+FORMS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "disc": lambda u, v: u**2 + v**2 <= 1,
+    "box": lambda u, v: np.maximum(np.abs(u), np.abs(v)) <= 0.9,
+    "wedge": lambda u, v: np.maximum(-u, np.abs(v) * 0.866 + u * 0.5) <= 0.6,
+    "plus": lambda u, v: (
+        np.minimum(np.maximum(np.abs(u), 2.8 * np.abs(v)), np.maximum(2.8 * np.abs(u), np.abs(v))) <= 1
+    ),
+    "star": lambda u, v: np.hypot(u, v) <= 0.72 + 0.28 * np.cos(5 * _angle(u, v)),
+    "trefoil": lambda u, v: np.hypot(u, v) <= 0.72 + 0.28 * np.cos(3 * _angle(u, v)),
+    "bean": lambda u, v: (u**2 + (1.3 * v) ** 2 <= 1) & (np.hypot(u, v - 0.75) > 0.5),
+    "crescent": lambda u, v: (u**2 + v**2 <= 1) & (np.hypot(u, v - 0.55) > 0.8),
+    "dome": lambda u, v: (u**2 + (v + 0.4) ** 2 <= 1) & (v >= -0.4),
+    "heart": lambda u, v: ((1.15 * u) ** 2 + (1.15 * v) ** 2 - 1) ** 3 <= 2 * u**2 * v**3,
+    "hourglass": lambda u, v: (np.abs(u) <= 1) & (np.abs(v) <= 0.25 + 0.55 * np.abs(u)),
+    "drop": lambda u, v: (np.hypot(u + 0.4, v) <= 0.6) | ((np.abs(v) <= 0.36 * (1.15 - u)) & (u >= -0.2)),
+    "peanut": lambda u, v: np.hypot(np.abs(u) - 0.5, v) <= 0.54,
+    "bar": lambda u, v: (np.abs(u) <= 1) & (np.abs(v) <= 0.33),
+}
+# Long by form: rounder than oval they would lose it. The long axis of the others may be either of the form's own.
+LONG = ("bar", "crescent", "peanut")
+# Drawn elongation of a structure and its odds, each between the limits of the words round, oval and elongated.
+ELONGATIONS = ((1.0, 1.15), (1.35, 1.85), (2.1, 2.4))
+ODDS = {True: (0.0, 0.5, 0.5), False: (0.4, 0.35, 0.25)}
+
+
+PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "core": lambda u, v: np.hypot(u, v) < 0.45,
+    "rings": lambda u, v: np.cos(7 * np.hypot(u, v)) > 0,
+    "stripes": lambda u, v: np.sin(8 * u) > 0,
+    "halves": lambda u, v: u > 0,
+    "cross": lambda u, v: np.minimum(np.abs(u + v), np.abs(u - v)) < 0.25,
+    "checker": lambda u, v: np.sin(6 * u) * np.sin(6 * v) > 0,
+    "spots": lambda u, v: np.cos(8 * u) + np.cos(8 * v) > 0.6,
+}
+
+
+@lru_cache
+def _unit(form: str) -> tuple[float, float, float]:
+    """A form's area and its reach from the origin in its own coordinates, and its extent along u over that along v."""
+    line = np.linspace(-1.5, 1.5, 201)
+    u, v = np.meshgrid(line, line)
+    inside = FORMS[form](u, v)
+    extents = u[inside].std() / v[inside].std()
+    return float(inside.mean() * 9), float(np.hypot(u, v)[inside].max()), float(extents)
+
+
+def _stamp(rng: np.random.Generator, form: str, pattern: str, area: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a structure of `area` pixels at a random angle and elongation, with a clear rim for `_window`.
+
+    Returns:
+      mask [h, w] bool; pattern [h, w], mean 0 and standard deviation 1 over the mask, 0 outside.
+    """
+    unit, reach, extents = _unit(form)
+    angle = rng.uniform(0, 2 * np.pi)
+    elongation = rng.uniform(*ELONGATIONS[rng.choice(3, p=ODDS[form in LONG])])
+    upright = form not in LONG and rng.random() < 0.5
+    along = np.sqrt((1 / elongation if upright else elongation) / extents)
+    across = 1 / along
+    scale = np.sqrt(area / unit)
+    rim = _margin(area, size) + 1
+    half = int(scale * reach * max(along, across)) + 1 + rim
+    line = np.arange(-half, half + 1, dtype=np.float32)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    u = (cos * line + sin * line[:, None]) / np.float32(scale * along)
+    v = (cos * line[:, None] - sin * line) / np.float32(scale * across)
+    mask = FORMS[form](u, v)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = slice(rows[0] - rim, rows[-1] + 1 + rim), slice(columns[0] - rim, columns[-1] + 1 + rim)
+    mask = mask[box]
+    inner = PATTERNS[pattern](u[box], v[box]).astype(np.float32)
+    inside = inner[mask]
+    return mask, np.where(mask, (inner - inside.mean()) / max(float(inside.std()), 0.1), 0)
+
+
+def _margin(area: float, size: int) -> int:
+    """Pixels kept clear around a structure of `area` pixels: brightness against the surroundings is measured there."""
+    return max(1, round(3 * size / 128), round(0.12 * np.sqrt(area)))
+
+
+def _window(mask: np.ndarray, radius: int, what: str) -> np.ndarray:
+    """Any or mean of a mask over the square of this radius around every pixel."""
+    height, width = mask.shape
+    total = np.zeros((height + 2 * radius + 1, width + 2 * radius + 1), np.int32)
+    total[radius + 1 : -radius or None, radius + 1 : -radius or None] = mask
+    total = total.cumsum(0).cumsum(1)
+    step = 2 * radius + 1
+    count = total[step:, step:] - total[:-step, step:] - total[step:, :-step] + total[:-step, :-step]
+    return count > 0 if what == "any" else count / np.float32(step**2)
+
+
+def _strength(rng: np.random.Generator, contrast: float, pattern: np.ndarray) -> float:
+    """Draws how strongly, and with which sign, a pattern is laid over a structure of this contrast."""
+    sign, drawn = rng.choice((-1, 1)), rng.uniform(*STRENGTHS)
+    low, high = -float((sign * pattern).min()), float((sign * pattern).max())
+    return sign * min(drawn, (contrast - NEAREST) / max(low, 0.1), (FARTHEST - contrast) / max(high, 0.1))
+
+
+def _place(rng: np.random.Generator, free: np.ndarray, around: np.ndarray, mask: np.ndarray) -> tuple[int, int] | None:
+    """Draws the upper left corner of a stamp from all places where `around` touches nothing; None where there is none.
+
+    Thirds of the image are drawn first, then a place within: no part of the image is likelier for being roomier.
+
+    Every place is tried at once: the correlation of the stamp with what is taken is zero where there is room. It wraps
+    around the edges, but a stamp that does so touches the closed border. A raster of about 64 x 64 blocks is fine enough;
+    a block counts as taken where any pixel of it is.
+    """
+    size = len(free)
+    block = -(-size // 64)
+    taken, stamp = _blocks(~free, block), _blocks(around, block)
+    if max(stamp.shape) > len(taken):
+        return None
+    room = np.fft.irfft2(np.fft.rfft2(taken) * np.fft.rfft2(stamp, taken.shape).conj(), taken.shape) < 0.5
+    corners = block * np.array(np.nonzero(room))
+    if not corners.size:
+        return None
+    middle = np.mean(np.nonzero(mask), axis=1) + 0.5
+    for axis in (1, 0):
+        third = (3 * (corners[axis] + middle[axis]) / size).astype(int)
+        corners = corners[:, third == rng.choice(np.flatnonzero(np.bincount(third)))]
+    row, column = corners[:, rng.integers(corners.shape[1])].tolist()
+    return row, column
+
+
+def _blocks(mask: np.ndarray, block: int) -> np.ndarray:
+    """Any over squares of `block` pixels; a side that is no multiple is made longer."""
+    height, width = (-(-side // block) * block for side in mask.shape)
+    wide = np.zeros((height, width), bool)
+    wide[: mask.shape[0], : mask.shape[1]] = mask
+    return np.logical_or.reduce([wide[i::block, j::block] for i in range(block) for j in range(block)])
 
 
 def _png(pixels: np.ndarray) -> bytes:
     file = BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
