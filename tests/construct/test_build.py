@@ -1,7 +1,7 @@
 """Samples to records to shards, and the split: real folders whole, phantoms, turned images, one group on one side."""
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from io import BytesIO
 
 import numpy as np
@@ -14,10 +14,13 @@ from vital_jax.construct.folders import MaskFolder, Sample
 from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.questions import Question
 from vital_jax.construct.roi import record_rows
-from vital_jax.construct.targets import load_targets
 from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, write_features
 from vital_jax.pipeline.images import decode, decode_mask
 from vital_jax.pipeline.records import Record, RecordSource, write_splits
+
+
+def sample_id(record):
+    return record.id.removesuffix("/closed").rsplit("/", 1)[0]
 
 
 @pytest.mark.parametrize("name", FLAT)
@@ -25,12 +28,12 @@ def test_real_folders_are_digested_whole(real, name):
     folder = MaskFolder(real(name))
     samples = {}
     kept = (samples.setdefault(sample.id, sample) for sample in folder)
-    records = list(build_records(kept, 6, seed=0))
+    records = list(build_records(kept, 6, seed=0, form="both"))
     assert len({record.id for record in records}) == len(records)
-    assert {record.id.rsplit("/", 1)[0] for record in records} == set(samples)
+    assert {sample_id(record) for record in records} == set(samples)
     for record in records:
         kind, target = record.metadata["question_type"], record.metadata["target_name"]
-        sample = samples[record.id.rsplit("/", 1)[0]]
+        sample = samples[sample_id(record)]
         visible = target == sample.target
         assert STEPS[kind][0] <= len(record.chain) == record.latent_steps <= STEPS[kind][1]
         assert record.images == (sample.image,) and len(record.masks) == len(record.boxes) == int(visible)
@@ -38,9 +41,10 @@ def test_real_folders_are_digested_whole(real, name):
                     record.metadata["target_type"])  # fmt: skip
         if kind == "yesno":
             assert record.answer.startswith("Yes" if visible else "No")
+            assert record.gold == "" or record.answer == ("Yes." if visible else "No.")
             assert visible or target not in sample.present
     record = next(record for record in records if record.masks)
-    sample = samples[record.id.rsplit("/", 1)[0]]
+    sample = samples[sample_id(record)]
     image, info = decode(record.images[0], "image")
     np.testing.assert_array_equal(decode_mask(record.masks[0], "mask", info), sample.region)
     assert Image.open(BytesIO(record.masks[0])).mode == "L"
@@ -50,10 +54,34 @@ def test_real_folders_are_digested_whole(real, name):
 
 
 def test_two_runs_and_any_order_give_the_same_records():
-    first = list(build_records(phantoms(6, seed=4, size=64), 3, seed=1))
-    assert first == list(build_records(phantoms(6, seed=4, size=64), 3, seed=1))
-    tail = list(build_records(phantoms(2, seed=4, size=64, start=4), 3, seed=1))
-    assert tail == first[-6:]
+    first = list(build_records(phantoms(3, seed=4, size=64), 3, seed=1))
+    assert first == list(build_records(phantoms(3, seed=4, size=64), 3, seed=1))
+    tail = list(build_records(phantoms(1, seed=4, size=64, start=2), 3, seed=1))
+    assert 0 < len(tail) < len(first) and tail == first[-len(tail) :]
+
+
+def test_closed_records_are_balanced_within_each_split():
+    shares = {"val": 0.3, "test": 0.2}
+    records = list(build_records(phantoms(40, seed=5, size=64), 6, seed=0, form="both", **shares))
+    assert records == list(build_records(phantoms(40, seed=5, size=64), 6, seed=0, form="both", **shares))
+    counts = defaultdict(Counter)
+    for record in records:
+        closed = record.metadata["form"] == "closed"
+        assert closed == record.id.endswith("/closed") == bool(record.gold) == bool(record.options)
+        assert len(record.metadata["slots"]) == len(record.chain) and record.metadata["teacher"] == "measured-2"
+        if closed:
+            letters = "ABCD"[: len(record.options)]
+            option = record.options[letters.index(record.gold)]
+            assert record.answer == f"{option[0].upper()}{option[1:]}."
+            assert all(option in record.question.lower() for option in map(str.lower, record.options))
+            split = split_of(record.metadata["group"], **shares)
+            counts[split, record.metadata["ask"]].update(dict.fromkeys(letters, 0) | {record.gold: 1})
+        if record.metadata["ask"] in ("direction", "larger", "brighter_of_two", "relation"):
+            assert record.metadata["neighbour"] != record.metadata["target_name"]
+    assert {split for split, _ in counts} == {"train", "val", "test"}
+    assert all(max(counted.values()) - min(counted.values()) <= 2 for counted in counts.values())
+    with pytest.raises(ValueError, match=r"unknown form 'half'.*open, closed or both"):
+        next(build_records([], 1, seed=0, form="half"))
 
 
 def test_a_turned_image_keeps_its_mask_on_the_stored_grid():
@@ -67,7 +95,7 @@ def test_a_turned_image_keeps_its_mask_on_the_stored_grid():
         file = BytesIO()
         Image.fromarray(pixels).save(file, "PNG", **options)
         files.append(file.getvalue())
-    sample = Sample("s", *files, "disc", "organ", "phantom", "phantom", "g", "s", present=("disc",))
+    sample = Sample("s", *files, "eyeball", "organ", "MRI", "phantom", "g", "s", present=("eyeball",))
     records = [record for record in build_records([sample], 6, seed=0) if record.masks]
     np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(records[0].masks[0]))), mask)
     image, info = decode(records[0].images[0], "image")
@@ -75,7 +103,7 @@ def test_a_turned_image_keeps_its_mask_on_the_stored_grid():
     np.testing.assert_array_equal(shown, np.asarray(image)[..., 0] == 200)
     # Turned clockwise, the bright corner at the upper right of the file stands at the lower right of the picture.
     place = next(record for record in records if record.metadata["question_type"] == "location")
-    assert place.answer == "The disc lies in the lower right part of the image."
+    assert place.answer == "The eyeball lies in the lower right part of the image."
     np.testing.assert_allclose(place.boxes[0], (18 / 40, 30 / 50, 38 / 40, 48 / 50), rtol=1e-6)
 
 
@@ -83,7 +111,7 @@ def test_splits_keep_groups_and_images_whole(caplog):
     sides = Counter(split_of(f"patient {i}") for i in range(20000))
     assert abs(sides["val"] / 20000 - 0.075) < 0.01 and abs(sides["test"] / 20000 - 0.075) < 0.01
     assert split_of("a", val=1, test=0) == "val" and split_of("a", val=0, test=0) == "train"
-    records = list(build_records(phantoms(60, seed=0, size=32), 2, seed=0))
+    records = list(build_records(phantoms(25, seed=0, size=64), 2, seed=0))
     pairs = list(assign_splits(records, val=0.3, test=0.2))
     assert [record for _, record in pairs] == records and {split for split, _ in pairs} == {"train", "val", "test"}
     for _, record in pairs:
@@ -110,10 +138,10 @@ def encode(images):
 
 
 def test_from_pictures_to_a_store_with_features(tmp_path):
-    records = build_records(phantoms(12, seed=3, size=64), 4, seed=0)
+    records = list(build_records(phantoms(6, seed=3, size=64), 4, seed=0))
     folder = write_splits(assign_splits(records, val=0.3, test=0), tmp_path / "phantoms")
     source = RecordSource(folder)
-    assert len(source) + len(RecordSource(folder, "val")) == 48
+    assert len(source) + len(RecordSource(folder, "val")) == len(records)
     calls = []
 
     def counted(images):
@@ -129,7 +157,7 @@ def test_from_pictures_to_a_store_with_features(tmp_path):
         assert valid == bool(record.masks)
         if valid:
             np.testing.assert_allclose(np.linalg.norm(roi), 1, rtol=1e-6)
-            by_sample.setdefault(record.id.rsplit("/", 1)[0], []).append(roi)
+            by_sample.setdefault(sample_id(record), []).append(roi)
     assert any(record.masks == () for record in source)
     for together in by_sample.values():
         assert all(np.array_equal(together[0], roi) for roi in together)
@@ -137,17 +165,3 @@ def test_from_pictures_to_a_store_with_features(tmp_path):
     assert sum(calls) <= 2 * len(by_sample) + 2
     with pytest.raises(ValueError, match="other records or another order"):
         RoiFeatures(folder / spec.name / "train", source.ids[::-1])
-
-
-def test_phantoms_are_what_they_say():
-    samples = list(phantoms(40, seed=9, size=128))
-    assert [s.image for s in samples[5:8]] == [s.image for s in phantoms(3, seed=9, size=128, start=5)]
-    assert {s.target for s in samples} == {"disc", "ellipse", "bar"}
-    assert len({s.image for s in samples}) == 40 and samples[0].image != next(phantoms(1, seed=8, size=128)).image
-    for s in samples:
-        grey = np.asarray(s.picture.convert("L")).astype(float)
-        assert grey.shape == (128, 128) and s.region.sum() >= 100
-        assert s.target_type == load_targets().row(s.target)["type"] and s.target not in s.absent
-        assert abs(grey[s.region].mean() - grey[~s.region].mean()) > 25
-    with pytest.raises(ValueError, match="at least 32 pixels"):
-        next(phantoms(1, seed=0, size=16))

@@ -1,14 +1,15 @@
-"""Questions: drawn from seed and id alone, six types, true negatives only."""
+"""Questions: drawn from seed and id alone, six types, true negatives only; closed ones certain and in balance."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import pytest
 from rules import STEPS
 
 from vital_jax.construct.folders import Sample
+from vital_jax.construct.measure import Facts, Measurement, look
 from vital_jax.construct.phantoms import phantoms
-from vital_jax.construct.questions import absent_targets, load_templates, questions
+from vital_jax.construct.questions import Balance, absent_targets, load_templates, questions, wordings
 from vital_jax.construct.targets import load_targets
 
 
@@ -107,14 +108,139 @@ def test_every_template_reads_for_every_target():
             assert "{" not in q.text and "  " not in q.text
     plural = [q.text for i in range(30) for q in questions(sample("nuclei", "pathology", "tissue", i), 6, seed=0)]
     assert not any(" is the nuclei" in text or text.startswith(("Is the", "Does the")) for text in plural)
-    assert all("any" in kind["templates"] for kind in templates.values())
+    for kind in templates.values():
+        for form in ("open", "closed"):
+            assert all("any" in texts and len(set(texts["any"])) >= 3 for texts in kind[form].values())
 
 
-def test_phantoms_are_asked_about_shapes_that_were_not_drawn():
+def test_templates_are_looked_up_by_type_and_modality():
+    texts = {"any": ["a"], "lesion": ["b"], "lesion@MRI": ["c"]}
+    found = [
+        wordings(texts, name, modality, load_targets())
+        for name, modality in (("liver", "MRI"), ("polyp", "endoscope"), ("lesion", "MRI-FLAIR"))
+    ]
+    assert found == [["a"], ["b"], ["c"]]
+
+
+def test_phantoms_are_asked_about_structures_that_were_not_drawn():
     asked = Counter()
-    for one in phantoms(40, seed=1, size=32):
+    for one in phantoms(20, seed=1, size=64):
         for q in questions(one, 6, seed=0):
             if q.type == "yesno":
-                assert q.visible == (q.target == one.target)
+                assert q.visible == (q.target == one.target) and q.visible == (q.target in one.present)
                 asked[q.visible] += 1
     assert min(asked.values()) > 8
+
+
+# --- closed questions ----------------------------------------------------------------------------------
+
+
+def numbers(**changes):
+    """A clear case: an oval in the upper left, brighter than its surroundings."""
+    plain = {
+        "share": 0.1,
+        "row": 0.25,
+        "column": 0.2,
+        "rows": (1.0, 0.0, 0.0),
+        "columns": (1.0, 0.0, 0.0),
+        "box": (0.1, 0.1, 0.3, 0.4),
+        "parts": 1,
+        "elongation": 1.5,
+        "angle": 90.0,
+        "compactness": 0.9,
+        "grey": 0.6,
+        "contrast": 0.2,
+        "texture": 0.02,
+        "sharpness": 0.9,
+    }
+    return Measurement(**plain | changes)
+
+
+def closed(kind, *, others=None, times=20, one=None, **changes):
+    """Every (ask, right option) that is asked of a type, over several samples."""
+    facts = Facts(numbers(**changes), others or {})
+    one = one or sample("liver", absent=("uterus", "prostate"))
+    found = set()
+    for number in range(times):
+        for q in questions(replace(one, id=str(number)), 6, 0, form="closed", facts=facts):
+            if q.type == kind:
+                assert len(set(q.options)) == len(q.options) and all(option in q.text.lower() for option in q.options)
+                found.add((q.ask, q.options[q.gold]))
+    return found
+
+
+def test_closed_questions_ask_for_what_is_certain():
+    assert closed("location_choice") == {("side", "left")}
+    assert closed("location_choice", column=0.5) == {("side", "center")}
+    assert closed("location_choice", column=0.31) == closed("location_choice", column=0.69) == set()
+    assert closed("location_choice", columns=(0.3, 0.4, 0.3)) == set()
+    assert closed("location") == {("quarter", "upper left")}
+    assert closed("location", row=0.8, column=0.9) == {("quarter", "lower right")}
+    assert closed("location", row=0.45) == closed("location", columns=(0.3, 0.4, 0.3)) == set()
+    assert closed("describe") == {("shape", "oval"), ("brightness", "brighter")}
+    assert closed("describe", elongation=1.3, contrast=-0.1) == {("brightness", "darker")}
+    assert closed("describe", elongation=3, contrast=0.05) == {("shape", "elongated")}
+    assert closed("describe", elongation=1.1, parts=2, contrast=0) == set()
+    assert closed("reasoning", contrast=-0.2) == {("place_and_brightness", "upper half and darker")}
+    assert closed("reasoning", row=0.52) == closed("reasoning", contrast=0.05) == set()
+
+
+def test_neighbours_are_compared_where_the_difference_is_clear():
+    one = sample("liver", absent=("uterus", "prostate"))
+    there = {"spleen": numbers(column=0.7, share=0.05, grey=0.3)}
+    expected = {("direction", "to the left"), ("larger", "the liver"), ("brighter_of_two", "the liver")}
+    assert closed("reasoning", one=one, others=there) == expected
+    alike = {"spleen": numbers(share=0.11, column=0.25, grey=0.58)}
+    assert closed("reasoning", one=one, others=alike) == {("place_and_brightness", "upper half and brighter")}
+    facts = Facts(numbers(), there, within=frozenset(there))
+    asks = {q.ask for i in range(9) for q in questions(replace(one, id=str(i)), 6, 0, form="closed", facts=facts)}
+    assert "place_and_brightness" in asks and not asks & {"direction", "larger", "brighter_of_two"}
+
+
+def test_without_a_true_negative_nothing_is_denied():
+    assert closed("yesno") == {("presence", "yes"), ("presence", "no")}
+    bare = sample("tumor", "CT", "an unknown site")
+    assert closed("yesno", one=bare) == closed("identify", one=bare) == set()
+    assert closed("identify", one=replace(bare, absent=("uterus",))) == set()
+    assert closed("identify", one=replace(bare, absent=("uterus", "vessel", "liver"))) == {("name", "a tumor")}
+    assert closed("identify", one=sample("vessel", "fundus", "retinal", absent=("optic disc", "macula"))) == set()
+
+
+def test_answers_stay_in_balance():
+    balance, counts, by_name, names = Balance(), defaultdict(Counter), defaultdict(Counter), Counter()
+    total = 0
+    for one in phantoms(60, seed=3, size=64):
+        for q in questions(one, 6, 0, form="closed", facts=look(one), balance=balance):
+            assert q.visible == (q.target in one.present) and (q.ask, q.gold) != ("presence", int(q.visible))
+            counts[q.ask].update(dict.fromkeys(range(len(q.options)), 0) | {q.gold: 1})
+            if q.ask in ("presence", "shape"):
+                by_name[q.ask, q.target].update(dict.fromkeys(range(len(q.options)), 0) | {q.gold: 1})
+            if q.ask == "name":
+                assert q.options[q.gold].endswith(one.target)
+                assert not any(
+                    option.split(" ", 1)[-1] in one.present for option in q.options if option != q.options[q.gold]
+                )
+                names.update({option: 2 if i == q.gold else -1 for i, option in enumerate(q.options)})
+            total += 1
+    assert set(counts) >= {"presence", "name", "side", "quarter", "shape", "brightness", "direction", "larger"}
+    for counted in (*counts.values(), *by_name.values()):
+        assert max(counted.values()) - min(counted.values()) <= 2
+    assert min(sum(counted.values()) for ask, counted in counts.items() if ask != "place_and_brightness") >= 10
+    # A name is right about once in three, so the name alone says nothing.
+    assert max(abs(score) for score in names.values()) <= 8
+    assert total > 300
+
+
+def test_a_balance_refuses_what_is_ahead():
+    balance = Balance()
+    one = sample("liver", absent=("uterus", "prostate"))
+    facts = Facts(numbers())
+    asked = Counter()
+    for number in range(10):
+        for q in questions(replace(one, id=str(number)), 6, 0, form="closed", facts=facts, balance=balance):
+            asked[q.ask, q.gold] += 1
+    assert asked["side", 0] == asked["quarter", 0] == asked["shape", 1] == asked["brightness", 0] == 2
+    # Per name too: the liver is never absent, the others never present.
+    assert asked["presence", 0] == 2 and 2 <= asked["presence", 1] <= 4
+    with pytest.raises(ValueError, match=r"unknown form 'both'.*open or closed"):
+        questions(one, 2, 0, form="both")

@@ -1,14 +1,35 @@
-"""The measured teacher: numbers against SciPy, NumPy and drawn shapes; wording against the rules of methods.md §1.4."""
+"""Measurements, words and the teacher: numbers against SciPy, NumPy and drawn shapes; texts against methods.md §1.4."""
+
+import re
+from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 from rules import check_rules
 from scipy import ndimage
 
-from vital_jax.construct import teacher
+from vital_jax.construct import measure as measuring
+from vital_jax.construct.folders import Sample
+from vital_jax.construct.measure import Facts, look, measure
 from vital_jax.construct.phantoms import phantoms
-from vital_jax.construct.questions import Question, questions
-from vital_jax.construct.teacher import boundary, brightness, extent, form, measure, side, teach, where
+from vital_jax.construct.questions import FORMS, Question, questions
+from vital_jax.construct.targets import load_targets
+from vital_jax.construct.teacher import Lesson, distinct_share, load_sentences, teach
+from vital_jax.construct.words import (
+    boundary,
+    brightness,
+    compare_brightness,
+    compare_size,
+    direction,
+    extent,
+    form,
+    quarter,
+    side,
+    texture,
+    where,
+)
 
 
 def canvas(height=120, width=160):
@@ -37,11 +58,11 @@ def paint(region, inside=180, outside=100):
 def test_place_size_and_box_of_a_disc():
     region = disc(20, 30, 130)
     m = measure(paint(region), region)
-    assert m.share == region.mean()
+    assert m.share == region.mean() and m.grey == pytest.approx(180 / 255)
     np.testing.assert_allclose((m.row, m.column), (30 / 120, 130 / 160), atol=1e-12)
     assert m.box == (110 / 160, 10 / 120, 150 / 160, 50 / 120)
     np.testing.assert_allclose(
-        m.columns, [region[:, :54].sum(), region[:, 54:107].sum(), region[:, 107:].sum()] / region.sum()
+        m.columns, [region[:, :53].sum(), region[:, 53:107].sum(), region[:, 107:].sum()] / region.sum()
     )
     # A drawn circle is a polygon of pixels: a few percent from the ideal.
     assert m.elongation == pytest.approx(1, abs=0.01) and m.compactness == pytest.approx(1, abs=0.03)
@@ -91,20 +112,22 @@ def test_a_smoothed_boundary_is_less_sharp():
 def test_growing_is_scipys_maximum_filter(radius):
     region = np.random.default_rng(radius).random((60, 47)) > 0.99
     expected = ndimage.maximum_filter(region, 2 * radius + 1, mode="constant", cval=False)
-    np.testing.assert_array_equal(teacher._grow(region, radius), expected)
+    np.testing.assert_array_equal(measuring._grow(region, radius), expected)
 
 
 def test_parts_are_scipys_labels():
     rng = np.random.default_rng(0)
-    for _ in range(20):
-        region = ndimage.binary_dilation(rng.random((100, 120)) > 0.998, iterations=3)
+    for number in range(20):
+        # Large pieces, and a raster fine enough that diagonal neighbours matter.
+        dots = rng.random((300, 220)) > (0.998 if number % 2 else 0.75)
+        region = ndimage.binary_dilation(dots, iterations=3) if number % 2 else dots
         labels, count = ndimage.label(region, np.ones((3, 3)))
         sizes = ndimage.sum(region, labels, range(1, count + 1))
-        assert teacher._parts(region) == (sizes * 50 >= sizes.max()).sum()
+        assert measuring._parts(region) == (sizes * 50 >= sizes.max()).sum()
     snake = np.zeros((101, 101), bool)
     snake[::4] = True
     snake[2::8, -1] = snake[6::8, 0] = snake[1::8, -1] = snake[3::8, -1] = snake[5::8, 0] = snake[7::8, 0] = True
-    assert teacher._parts(snake) == 1
+    assert measuring._parts(snake) == 1
 
 
 def test_places_of_wide_tall_and_divided_targets():
@@ -140,33 +163,198 @@ def test_a_pixel_and_a_line_have_finite_measures():
         measure(np.zeros((5, 5), np.uint8), np.zeros((5, 5), bool))
 
 
-def test_the_rules_hold_for_every_question_about_phantoms():
-    for sample in phantoms(30, seed=2, size=64):
-        m = measure(np.asarray(sample.picture.convert("L")), sample.region)
-        for question in questions(sample, 6, seed=0):
-            chain, answer = teach(question, sample, m)
-            assert (chain, answer) == teach(question, sample, m)
-            check_rules(question, sample, chain, answer, sample.target_type)
+def small(row, column, radius=8, inside=180):
+    region = disc(radius, row, column)
+    return measure(paint(region, inside), region)
 
 
-def test_answers_say_what_was_measured():
-    sample = next(s for s in phantoms(50, seed=0) if s.target == "bar")
-    region = disc(20, 30, 130)
-    m = measure(paint(region, 40), region)
-    spoken = {
-        kind: teach(Question(kind, "?", 1, "bar"), sample, m)[1] for kind in ("yesno", "location", "location_choice")
-    }
-    assert spoken == {
-        "yesno": "Yes, the bar is visible in this phantom image.",
-        "location": "The bar lies in the upper right part of the image.",
-        "location_choice": "The bar lies on the right of the image.",
-    }
-    chain, answer = teach(Question("reasoning", "?", 4, "bar"), sample, m)
-    assert chain == (
-        "The bar lies in the upper right part of the image.",
-        "The bar covers about 7 percent of the image, a moderate part of it, and is round in shape.",
-        "The bar is clearly darker than the surroundings and shows a well-defined boundary.",
-        "This place, size, shape and brightness together fit the bar.",
+def test_quarters_directions_and_comparisons():
+    assert quarter(small(20, 30)) == "upper left" and quarter(small(100, 130)) == "lower right"
+    # 0.06 of 120 rows are 7.2: a center 6 rows off the midline says nothing.
+    assert quarter(small(54, 30)) is None and quarter(small(52, 30)) == "upper left" and quarter(small(20, 80)) is None
+    center = small(60, 80)
+    assert direction(small(20, 85), center) == "above" and direction(small(100, 85), center) == "below"
+    assert (
+        direction(small(55, 30), center) == "to the left of" and direction(small(65, 140), center) == "to the right of"
     )
-    chain, answer = teach(Question("yesno", "?", 1, "disc", visible=False), sample, m)
-    assert answer == "No, the disc is not visible in this phantom image."
+    assert direction(small(50, 80), center) is None and direction(small(30, 44), center) is None
+    assert compare_size(small(60, 80, 12), center) == "larger" and compare_size(small(60, 80, 6), center) == "smaller"
+    assert compare_size(small(20, 20), center) == "about as large"
+    assert [compare_brightness(small(60, 80, 8, grey), center) for grey in (200, 190, 184, 180, 160)] == [
+        "brighter",
+        None,
+        "about as bright",
+        "about as bright",
+        "darker",
+    ]
+    assert texture(center) == "even"
+    region = disc(20, 60, 80)
+    noise = np.random.default_rng(0).normal(0, 1, region.shape)
+    assert [texture(measure(np.uint8(128 + spread * 255 * noise), region)) for spread in (0.03, 0.08, 0.16)] == [
+        "even",
+        "slightly uneven",
+        "uneven",
+    ]
+
+
+def png(pixels):
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def scene(target="liver", **others):
+    """A sample with discs: name=(radius, row, column, grey) with spaces of names as underscores."""
+    discs = {name.replace("_", " "): values for name, values in others.items()}
+    grey = np.full((120, 160), 100, np.uint8)
+    masks = {}
+    for name, (radius, row, column, inside) in discs.items():
+        region = disc(radius, row, column)
+        grey[region] = inside
+        masks[name] = png(np.uint8(region) * 255)
+    return Sample(
+        id=f"drawn/{target}",
+        image=png(grey),
+        mask=masks[target],
+        target=target,
+        target_type=load_targets().row(target)["type"],
+        modality="CT",
+        site="abdomen",
+        group="drawn",
+        source="drawn",
+        present=tuple(masks),
+        absent=("uterus", "prostate"),
+        neighbours=tuple(pair for pair in masks.items() if pair[0] != target),
+    )
+
+
+PAIR = {"liver": (20, 30, 40, 180), "spleen": (12, 40, 120, 60)}
+
+
+def test_facts_of_an_image_with_neighbours():
+    sample = scene(**PAIR, tumor=(4, 30, 40, 200))
+    facts = look(sample)
+    region = disc(20, 30, 40)
+    assert facts.own.share == region.mean() and list(facts.others) == ["spleen", "tumor"]
+    assert facts.others["spleen"].share == disc(12, 40, 120).mean()
+    assert (facts.within, facts.holds) == (frozenset(), {"tumor"})
+    assert look(scene("tumor", **PAIR, tumor=(4, 30, 40, 200))).within == {"liver"}
+    empty = replace(sample, neighbours=(("spleen", png(np.zeros((120, 160), np.uint8))),))
+    assert look(empty).others == {}
+    with pytest.raises(ValueError, match=r"drawn/liver.*empty"):
+        look(replace(sample, mask=empty.neighbours[0][1]))
+
+
+def test_the_rules_hold_for_every_question_about_phantoms():
+    targets = load_targets()
+    for sample in phantoms(12, seed=2, size=64):
+        facts = look(sample)
+        for kind in FORMS:
+            for question in questions(sample, 6, seed=0, form=kind, facts=facts):
+                lesson = teach(question, sample, facts)
+                assert lesson == teach(question, sample, facts)
+                assert len(lesson.slots) == len(lesson.chain) == question.steps
+                check_rules(question, sample, lesson.chain, lesson.answer, targets.row(question.target)["type"])
+
+
+def test_open_answers_say_what_was_measured():
+    sample = scene(**{"liver": (20, 30, 130, 40)})
+    facts = look(sample)
+
+    def say(kind, ask, steps=1, **known):
+        return teach(Question(kind, "?", steps, "liver", ask=ask, **known), sample, facts)
+
+    assert say("yesno", "presence").answer == "Yes, the liver is visible in this CT image."
+    assert say("location", "place", 2).answer == "The liver lies in the upper right part of the image."
+    assert say("location_choice", "side").answer == "The liver lies on the right of the image."
+    described = (
+        "The liver lies in the upper right part of the image, is round and clearly darker than the surroundings, "
+        "and has a well-defined boundary"
+    )
+    assert say("describe", "appearance", 2).answer == f"{described}."
+    lesson = say("reasoning", "findings", 4)
+    assert lesson.answer == f"{described}, which fits the liver."
+    assert lesson.slots == ("position", "extent_and_shape", "brightness_boundary", "conclusion")
+    facts_said = ("in the upper right part", "about 7 percent of the image", "clearly darker", "fit")
+    assert all(fact in sentence.lower() for fact, sentence in zip(facts_said, lesson.chain, strict=True))
+    no = teach(Question("yesno", "?", 1, "uterus", False, ask="presence"), sample, facts)
+    assert no.answer == "No, the uterus is not visible in this CT image."
+    assert "the liver in the upper right part" in no.chain[0].lower() and "the uterus" in no.chain[0]
+
+
+def test_an_organ_is_not_denied_or_compared_with_words_of_disease():
+    sample = scene("polyp", polyp=(10, 30, 40, 180))
+    lesson = teach(Question("yesno", "?", 1, "uterus", False, ask="presence"), sample, look(sample))
+    assert lesson.slots == ("absent_area",) and "polyp" not in lesson.chain[0] and "round" in lesson.chain[0]
+    both = {"liver": (20, 30, 40, 180), "tumor": (12, 40, 120, 60)}
+    liver, tumor = (
+        [q for i in range(30) for q in questions(replace(scene(name, **both), id=str(i)), 6, 0, form=kind)]
+        for name, kind in (("liver", "closed"), ("tumor", "open"))
+    )
+    assert {q.other for q in liver} == {None} and {q.other for q in tumor} == {None, "liver"}
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_comparisons_lead_to_their_answer(steps):
+    sample = scene(**PAIR)
+    facts = look(sample)
+
+    def say(ask, options, gold):
+        question = Question("reasoning", "?", steps, "liver", True, "closed", ask, options, gold, "spleen")
+        return teach(question, sample, facts)
+
+    def last(ask, options, gold):
+        return say(ask, options, gold).chain[-1].lower()
+
+    names = ("the spleen", "the liver")
+    assert "to the left of the spleen" in last("direction", ("above", "below", "to the left", "to the right"), 2)
+    assert "larger than the spleen" in last("larger", names, 1)
+    assert "brighter than the spleen" in last("brighter_of_two", names, 1)
+    lesson = say("larger", names, 1)
+    assert lesson.answer == "The liver." and "about 2 percent" in lesson.chain[-2] and len(lesson.chain) == steps
+    relation = teach(Question("reasoning", "?", steps, "liver", ask="relation", other="spleen"), sample, facts)
+    assert relation.answer == "The liver lies to the left of the spleen and is larger than the spleen."
+    inner = scene("spleen", liver=(30, 60, 80, 180), spleen=(8, 60, 80, 60))
+    lesson = teach(Question("reasoning", "?", steps, "spleen", ask="relation", other="liver"), inner, look(inner))
+    assert lesson.answer == "The spleen lies within the liver and is smaller than the liver."
+    assert "neighbour_within" in lesson.slots
+
+
+def test_every_wording_reads_and_wordings_vary():
+    for slot, kinds in load_sentences().items():
+        for texts in kinds.values():
+            assert len(texts) == len(set(texts)) >= 6, slot
+            assert all(text.endswith(".") and (text[0].isupper() or text[0] == "{") for text in texts)
+    sample = scene(**PAIR)
+    said = {
+        teach(Question("location_choice", "?", 1, "liver", ask="side"), replace(sample, id=str(i)), look(sample)).chain
+        for i in range(60)
+    }
+    assert len(said) == len(load_sentences()["reach"]["any"])
+    lessons = [Lesson(("A.", "B."), "", ("x", "y")), Lesson(("A.", "C."), "", ("x", "y"))]
+    assert distinct_share(lessons) == {"x": 0.5, "y": 1.0}
+
+
+def test_verbs_agree_with_plural_targets():
+    whole = Facts(measure(paint(disc(30, 60, 80)), disc(30, 60, 80)))
+    sample = replace(scene(**PAIR), target="nuclei", target_type="cell", modality="pathology")
+    for number in range(40):
+        for kind, ask, steps in (
+            ("location", "place", 2),
+            ("describe", "appearance", 3),
+            ("location_choice", "side", 1),
+        ):
+            question = Question(kind, "?", steps, "nuclei", ask=ask)
+            lesson = teach(question, replace(sample, id=str(number)), whole)
+            for sentence in (*lesson.chain, lesson.answer):
+                assert not re.search("(^The|, the) nuclei (is|lies|has|covers|shows|appears|looks) ", sentence)
+
+
+def test_a_shape_keeps_its_compactness_when_it_is_turned():
+    """The truth for a square is pi/4; four directions shorten the perimeter of one by 5 %, which way ever it stands."""
+    y, x = np.mgrid[:96, :96] - 47.5
+    grey = np.full((96, 96), 100, np.uint8)
+    straight, corner = np.maximum(abs(x), abs(y)) <= 30, abs(x) + abs(y) <= 30 * np.sqrt(2)
+    found = [measure(grey, region).compactness for region in (straight, corner)]
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+    assert found == pytest.approx([np.pi / 4] * 2, rel=0.15)

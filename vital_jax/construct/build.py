@@ -7,6 +7,7 @@ write_splits(assign_splits(records), "data/kvasir")
 
 import hashlib
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 
@@ -14,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from vital_jax.construct.folders import Sample
-from vital_jax.construct.questions import questions
+from vital_jax.construct.measure import Facts, look
+from vital_jax.construct.questions import FORMS, Balance, Question, questions
 from vital_jax.construct.targets import Targets, load_targets
-from vital_jax.construct.teacher import TEACHER, measure, teach
+from vital_jax.construct.teacher import TEACHER, teach
 from vital_jax.pipeline.images import decode_mask
 from vital_jax.pipeline.records import Record
 
@@ -24,7 +26,13 @@ _LOG = logging.getLogger(__name__)
 
 
 def build_records(
-    samples: Iterable[Sample], questions_per_sample: int, seed: int, targets: Targets | None = None
+    samples: Iterable[Sample],
+    questions_per_sample: int,
+    seed: int,
+    targets: Targets | None = None,
+    form: str = "open",
+    val: float = 0.075,
+    test: float = 0.075,
 ) -> Iterator[Record]:
     """Asks, answers and packs every sample; a sample's records follow each other.
 
@@ -32,42 +40,61 @@ def build_records(
 
     Args:
       samples: from `MaskFolder`, `phantoms` or any other source.
-      questions_per_sample: 1 to 6, each of another type.
-      seed: of the questions; with the sample's id it decides everything.
+      questions_per_sample: 1 to 6, each of another type; of either form where both are asked.
+      seed: of the questions; with the sample's id it decides everything about open ones. Closed ones are kept in
+        balance over the samples before, so they depend on these too.
       targets: another table than the built-in one.
+      form: open, closed or both.
+      val, test: shares of the splits, as `assign_splits` gets them: answers are balanced within each split.
 
     Raises:
-      ValueError: an unknown target, or an image or mask that cannot be decoded.
+      ValueError: an unknown form or target, or an image or mask that cannot be decoded.
     """
+    if form not in (*FORMS, "both"):
+        raise ValueError(f"unknown form {form!r} of questions: use {', '.join(FORMS)} or both")
     targets = targets or load_targets()
+    balances = defaultdict(Balance)
     for sample in samples:
-        measurement = measure(np.asarray(sample.picture.convert("L")), sample.region)
+        facts = look(sample)
         mask = _encode_mask(sample)
-        for question in questions(sample, questions_per_sample, seed, targets):
-            chain, answer = teach(question, sample, measurement, targets)
-            metadata = {
-                "source": sample.source,
-                "modality": sample.modality,
-                "site": sample.site,
-                "target_name": question.target,
-                "target_type": targets.row(question.target)["type"],
-                "question_type": question.type,
-                "latent_steps": len(chain),
-                "orientation": "image",
-                "teacher": TEACHER,
-                "licence": sample.licence,
-                "group": sample.group,
-            }
-            yield Record(
-                id=f"{sample.id}/{question.type}",
-                images=(sample.image,),
-                question=question.text,
-                answer=answer,
-                chain=chain,
-                boxes=(measurement.box,) if question.visible else (),
-                masks=(mask,) if question.visible else (),
-                metadata={key: value for key, value in metadata.items() if value != ""},
-            )
+        for each in FORMS if form == "both" else (form,):
+            balance = balances[split_of(sample.group, val, test)]
+            for question in questions(sample, questions_per_sample, seed, targets, each, facts, balance):
+                yield _record(question, sample, facts, mask, targets)
+
+
+def _record(question: Question, sample: Sample, facts: Facts, mask: bytes, targets: Targets) -> Record:
+    lesson = teach(question, sample, facts, targets)
+    closed = question.form == "closed"
+    metadata = {
+        "source": sample.source,
+        "modality": sample.modality,
+        "site": sample.site,
+        "target_name": question.target,
+        "target_type": targets.row(question.target)["type"],
+        "question_type": question.type,
+        "form": question.form,
+        "ask": question.ask,
+        "neighbour": question.other or "",
+        "latent_steps": len(lesson.chain),
+        "slots": list(lesson.slots),
+        "orientation": "image",
+        "teacher": TEACHER,
+        "licence": sample.licence,
+        "group": sample.group,
+    }
+    return Record(
+        id=f"{sample.id}/{question.type}{'/closed' if closed else ''}",
+        images=(sample.image,),
+        question=question.text,
+        answer=lesson.answer,
+        chain=lesson.chain,
+        options=question.options,
+        gold=chr(ord("A") + question.gold) if closed else "",
+        boxes=(facts.own.box,) if question.visible else (),
+        masks=(mask,) if question.visible else (),
+        metadata={key: value for key, value in metadata.items() if value != ""},
+    )
 
 
 def _encode_mask(sample: Sample) -> bytes:

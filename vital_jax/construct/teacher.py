@@ -1,272 +1,235 @@
 """The measured teacher: reasoning steps and answers from what can be measured in a picture, without a language model.
 
-It measures where the target lies, how large it is, its shape, its brightness against the surroundings and how sharp its
-boundary is, and words these numbers. So every statement is true of the pixels, nothing has to be paid for or sent away,
-and the same sample always gives the same text. The rules of methods.md §1.4 hold by construction: image space only
-(never the patient's left), no word about how the target was found, one step per latent, every sentence ends with a
-period, and words of disease come only with a target that is itself a finding.
+It words where a target lies, how large it is, its shape, its brightness against the surroundings, how sharp its
+boundary is and how it stands to a neighbour. So every statement is true of the pixels, nothing has to be paid for or
+sent away, and the same sample always gives the same text. The rules of methods.md §1.4 hold by construction: image
+space only (never the patient's left), no word about how the target was found, one step per latent, every sentence ends
+with a period, and words of disease come only with a target that is itself a finding.
+
+Each step fills a slot, and each slot has several wordings in `data/sentences.json`, which also lists what they claim.
 """
 
+import json
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
+from functools import cache
 
 from vital_jax.construct.folders import Sample
-from vital_jax.construct.questions import Question
-from vital_jax.construct.targets import Targets, load_targets
+from vital_jax.construct.measure import Facts, Measurement
+from vital_jax.construct.questions import Question, fields, generator, wordings
+from vital_jax.construct.targets import DATA, Targets, load_targets
+from vital_jax.construct.words import (
+    boundary,
+    brightness,
+    capital,
+    compare_brightness,
+    compare_size,
+    direction,
+    extent,
+    form,
+    half,
+    quarter,
+    reach,
+    shape,
+    share,
+    side,
+    spans,
+    texture,
+    third,
+    where,
+)
 
-TEACHER = "measured-1"
+TEACHER = "measured-2"
+LONG = 24  # words; a list of what is seen instead of an absent target stops before a sentence gets longer
+AROUND = 9  # words that stand around that list in the longest wording
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """A target's measurements; lengths are fractions of the image's height or width.
+class Lesson:
+    """What the teacher says: K sentences, the slot each of them fills, and the answer."""
 
-    Attributes:
-      share: of the image's area.
-      row, column: center of gravity. box: (x_min, y_min, x_max, y_max).
-      rows, columns: the target's share in the upper, middle, lower and in the left, center, right third of the image.
-      parts: separate pieces of at least a fiftieth of the largest.
-      elongation: longest over shortest axis of the ellipse with the same second moments; angle: of its long axis
-        against the horizontal, 0..180 degrees.
-      compactness: 4 pi area / perimeter², 1 for a disc.
-      contrast: mean grey inside minus mean grey around, -1..1. texture: standard deviation of grey inside.
-      sharpness: how much of the contrast is reached across the boundary itself, 0..1.
-    """
-
-    share: float
-    row: float
-    column: float
-    rows: tuple[float, float, float]
-    columns: tuple[float, float, float]
-    box: tuple[float, float, float, float]
-    parts: int
-    elongation: float
-    angle: float
-    compactness: float
-    contrast: float
-    texture: float
-    sharpness: float
+    chain: tuple[str, ...]
+    answer: str
+    slots: tuple[str, ...]
 
 
-def measure(grey: np.ndarray, region: np.ndarray) -> Measurement:
-    """Measures a region.
+@cache
+def load_sentences() -> dict[str, dict[str, list[str]]]:
+    """The built-in wordings: {slot: {target type@modality, target type or "any": texts}}."""
+    return json.loads((DATA / "sentences.json").read_text(encoding="utf-8"))["slots"]
+
+
+def distinct_share(lessons: Iterable[Lesson]) -> dict[str, float]:
+    """Per slot the share of different sentences among all that were said in it, 0..1."""
+    said = defaultdict(list)
+    for lesson in lessons:
+        for slot, sentence in zip(lesson.slots, lesson.chain, strict=True):
+            said[slot].append(sentence)
+    return {slot: len(set(sentences)) / len(sentences) for slot, sentences in said.items()}
+
+
+def teach(question: Question, sample: Sample, facts: Facts, targets: Targets | None = None) -> Lesson:
+    """Reasoning chain and answer of a question; the chain of a closed question says what decides it.
 
     Args:
-      grey: [H, W] uint8.
-      region: [H, W] bool.
-
-    Raises:
-      ValueError: the region is empty or of another shape.
-    """
-    if region.shape != grey.shape or not region.any():
-        raise ValueError(f"region of {region.shape} with {int(region.sum())} pixels in an image of {grey.shape}")
-    height, width = region.shape
-    y, x = np.nonzero(region)
-    elongation, angle = _axes(y, x)
-    band = max(2, round(min(height, width) / 128))
-    reach = max(band, round(0.3 * np.sqrt(len(y))))
-    near = tuple(slice(max(0, v.min() - reach), v.max() + reach + 1) for v in (y, x))
-    grey, region = grey[near] / 255, region[near]
-    around = _grow(region, reach) & ~region
-    contrast = step = 0.0
-    if around.any():
-        contrast = _mean(grey, region) - _mean(grey, around)
-        step = _mean(grey, region & _grow(~region, band)) - _mean(grey, around & _grow(region, band))
-    return Measurement(
-        share=len(y) / (height * width),
-        row=(y.mean() + 0.5) / height,
-        column=(x.mean() + 0.5) / width,
-        rows=tuple(np.bincount(3 * y // height, minlength=3) / len(y)),
-        columns=tuple(np.bincount(3 * x // width, minlength=3) / len(x)),
-        box=(x.min() / width, y.min() / height, (x.max() + 1) / width, (y.max() + 1) / height),
-        parts=_parts(region),
-        elongation=elongation,
-        angle=angle,
-        compactness=min(1.0, 4 * np.pi * len(y) / _perimeter(region) ** 2),
-        contrast=contrast,
-        texture=float(grey[region].std()),
-        sharpness=float(np.clip(step / contrast, 0, 1)) if abs(contrast) > 1e-6 else 0.0,
-    )
-
-
-def _mean(grey: np.ndarray, where: np.ndarray) -> float:
-    return float(grey[where].mean())
-
-
-def _axes(y: np.ndarray, x: np.ndarray) -> tuple[float, float]:
-    """Elongation and angle from second moments; 1/12 is a pixel's own, so that a line stays finite."""
-    a, b, c = y.var() + 1 / 12, x.var() + 1 / 12, ((y - y.mean()) * (x - x.mean())).mean()
-    middle, half = (a + b) / 2, np.hypot((a - b) / 2, c)
-    # Image rows grow downward; the angle is the viewer's, counter-clockwise.
-    angle = np.degrees(0.5 * np.arctan2(-2 * c, b - a)) % 180
-    return float(np.sqrt((middle + half) / (middle - half))), float(angle)
-
-
-def _perimeter(region: np.ndarray) -> float:
-    """Crofton's formula with the two axis directions: pi/4 of the pixel edges, right on average over all directions."""
-    padded = np.pad(region, 1).astype(np.int8)
-    return np.pi / 4 * float(np.abs(np.diff(padded, axis=0)).sum() + np.abs(np.diff(padded, axis=1)).sum())
-
-
-def _grow(region: np.ndarray, radius: int) -> np.ndarray:
-    """Every pixel within a square of this radius around the region, from running sums."""
-    for axis in (0, 1):
-        pad = [(0, 0), (0, 0)]
-        pad[axis] = (radius + 1, radius)
-        total = np.moveaxis(np.pad(region, pad).cumsum(axis, dtype=np.int32), axis, 0)
-        region = np.moveaxis(total[2 * radius + 1 :] > total[: -2 * radius - 1], 0, axis)
-    return region
-
-
-def _parts(region: np.ndarray) -> int:
-    """Counts separate pieces on a raster of at most 128 x 128 blocks, by spreading the largest label until it rests."""
-    block = -(-max(region.shape) // 128)
-    padded = np.pad(region, [(0, -side % block) for side in region.shape])
-    coarse = padded.reshape(padded.shape[0] // block, block, -1, block).any((1, 3))
-    labels = np.where(coarse, np.arange(1, coarse.size + 1).reshape(coarse.shape), 0)
-    while True:
-        wide = np.pad(labels, 1)
-        rows = np.maximum(np.maximum(wide[:-2], wide[1:-1]), wide[2:])
-        spread = np.where(coarse, np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]), 0)
-        if np.array_equal(spread, labels):
-            break
-        labels = spread
-    sizes = np.unique(labels[coarse], return_counts=True)[1]
-    return int((sizes * 50 >= sizes.max()).sum())
-
-
-# --- numbers to words ----------------------------------------------------------------------------------
-
-
-def _pick(value: float, steps: tuple, last: str) -> str:
-    return next((word for limit, word in steps if value < limit), last)
-
-
-def _spans(thirds: tuple[float, float, float]) -> bool:
-    """Whether a good part of the target lies in either outer third, so that no single third names its place."""
-    return min(thirds[0], thirds[2]) >= 0.2
-
-
-def where(m: Measurement) -> str:
-    """The place as it stands after "lies": in the upper left part of the image."""
-    row = _pick(m.row, ((1 / 3, "upper"), (2 / 3, "central")), "lower")
-    column = _pick(m.column, ((1 / 3, "left"), (2 / 3, "central")), "right")
-    if _spans(m.rows) and _spans(m.columns):
-        return "across most of the image"
-    if _spans(m.columns):
-        return f"across the {row} part of the image from left to right"
-    if _spans(m.rows):
-        return f"along the {column} part of the image from top to bottom"
-    if row == column:
-        return "in the center of the image"
-    words = [word for word in (row, column) if word != "central"] if row == "central" else [row, column]
-    return f"in the {' '.join(words)} part of the image"
-
-
-def side(m: Measurement) -> str:
-    """The place as an answer to "left, center or right?"."""
-    if _spans(m.columns):
-        return "across the left, the center and the right of the image"
-    column = _pick(m.column, ((1 / 3, "left"), (2 / 3, "center")), "right")
-    return "in the center of the image" if column == "center" else f"on the {column} of the image"
-
-
-def extent(m: Measurement) -> str:
-    """The size as it stands after "covers": about 12 percent of the image, a moderate part of it."""
-    percent = "less than 1 percent" if m.share < 0.01 else f"about {round(100 * m.share)} percent"
-    size = _pick(m.share, ((0.01, "very small"), (0.05, "small"), (0.2, "moderate"), (0.5, "large")), "dominant")
-    return f"{percent} of the image, a {size} part of it"
-
-
-def shape(m: Measurement) -> str:
-    """The shape as an adjective: round, oval, elongated, irregular or divided."""
-    if m.parts > 1:
-        return "divided"
-    if m.compactness < 0.35:
-        return "irregular"
-    return _pick(m.elongation, ((1.25, "round"), (2.0, "oval")), "elongated")
-
-
-def brightness(m: Measurement) -> str:
-    """The grey against the surroundings, as it stands after "is": clearly brighter than the surroundings."""
-    if m.share == 1:
-        return "without any surroundings to compare with"
-    if abs(m.contrast) < 0.04:
-        return "about as bright as the surroundings"
-    strength = "slightly" if abs(m.contrast) < 0.15 else "clearly"
-    return f"{strength} {'brighter' if m.contrast > 0 else 'darker'} than the surroundings"
-
-
-def boundary(m: Measurement) -> str:
-    """The boundary as an adjective: well-defined, soft, blurred or faint."""
-    if abs(m.contrast) < 0.04:
-        return "faint"
-    return _pick(m.sharpness, ((0.35, "blurred"), (0.65, "soft")), "well-defined")
-
-
-def form(m: Measurement) -> str:
-    """The shape as it stands after "is": oval in shape, with the long axis vertical."""
-    if m.parts > 1:
-        return f"divided into {m.parts if m.parts < 10 else 'many'} separate parts"
-    if m.elongation < 1.25:
-        return f"{shape(m)} in shape"
-    steps = ((22.5, "horizontal"), (67.5, "rising to the right"), (112.5, "vertical"), (157.5, "falling to the right"))
-    return f"{shape(m)} in shape, with the long axis {_pick(m.angle, steps, 'horizontal')}"
-
-
-def teach(
-    question: Question, sample: Sample, measurement: Measurement, targets: Targets | None = None
-) -> tuple[tuple[str, ...], str]:
-    """Words the reasoning chain and the answer.
-
-    Args:
-      question: what is asked of the sample.
-      sample: the image and its target.
-      measurement: of that target.
+      question: from `questions`, about this sample.
+      sample: whose target was measured.
+      facts: what `look` measured.
       targets: another table than the built-in one.
 
-    Returns:
-      `question.steps` sentences, and the answer, a sentence too.
+    Raises:
+      ValueError: the target, the neighbour or the modality is not in the table.
     """
-    targets, m = targets or load_targets(), measurement
-    the, plural = targets.definite(question.target), targets.plural(question.target)
-    phrase, noun = targets.phrase(question.target), targets.noun(question.target)
-    modality = targets.modality_words(sample.modality)
-    is_, covers, lies, shows, has, reaches = (
-        pair[plural]
-        for pair in (
-            ("is", "are"), ("covers", "cover"), ("lies", "lie"),
-            ("shows", "show"), ("has", "have"), ("reaches", "reach"),
-        )
-    )  # fmt: skip
+    targets = targets or load_targets()
+    steps = _steps(question, sample, facts, targets)[question.steps]
+    chain = tuple(_say(slot, words, turn, question, sample, targets) for turn, (slot, words) in enumerate(steps))
+    slots = tuple(slot for slot, _ in steps)
+    if question.form == "closed":
+        return Lesson(chain, f"{capital(question.options[question.gold])}.", slots)
+    return Lesson(chain, _open_answer(question, sample, facts, targets), slots)
+
+
+def _say(slot: str, words: dict, turn: int, question: Question, sample: Sample, targets: Targets) -> str:
+    """One sentence; its wording is drawn by the sample, the kind of question, the slot and its turn."""
+    texts = wordings(load_sentences()[slot], question.target, sample.modality, targets)
+    rng = generator(0, "wording", sample.id, question.type, question.form, question.ask, slot, str(turn))
+    return texts[rng.integers(len(texts))].format(**words)
+
+
+def _described(name: str, m: Measurement, sample: Sample, targets: Targets) -> dict[str, str]:
+    """Everything that a wording can say about one target."""
+    words = {
+        "where": where(m),
+        "shape": shape(m),
+        "a_shape": _article(shape(m)),
+        "brightness": brightness(m),
+        "tone": "brighter" if m.contrast > 0 else "darker",
+        "boundary": boundary(m),
+        "texture": texture(m),
+        "a_texture": _article(texture(m)),
+        "extent": extent(m),
+        "share": share(m),
+        "form": form(m),
+        "reach": reach(m),
+        "third": third(m),
+        "quarter": quarter(m),
+        "half": half(m),
+        "from_top": f"at about {round(100 * m.row)} percent of the image height from the top",
+    }
+    words |= {capital(key): capital(words[key]) for key in ("where", "a_shape")}
+    return fields(name, sample.modality, targets) | words
+
+
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def _compared(words: dict, a: Measurement, b: Measurement, other: str, targets: Targets) -> dict[str, str]:
+    """The same, against a neighbour."""
+    place, light = direction(a, b) or "", compare_brightness(a, b)
+    down, right = round(100 * abs(a.row - b.row)), round(100 * abs(a.column - b.column))
+    return words | {
+        "the_other": targets.definite(other),
+        "direction": place,
+        "Direction": place.capitalize(),
+        "apart": f"about {down} percent of the height and {right} percent of the width",
+        "larger": _than(compare_size(a, b)),
+        "brighter": _than(light) if light else "",
+    }
+
+
+def _than(word: str) -> str:
+    return f"{word} {'as' if word.startswith('about') else 'than'}"
+
+
+def _steps(question: Question, sample: Sample, facts: Facts, targets: Targets) -> dict[int, list[tuple[str, dict]]]:
+    """The slots of a chain with the words that fill them, by number of steps."""
+    own = _described(sample.target, facts.own, sample, targets)
     if not question.visible:
-        chain = (f"No part of this {modality} image has the form and the place expected of {phrase}.",)
-        return chain, f"No, {phrase} {is_} not visible in this {modality} image."
+        return {1: [_absence(question, sample, facts, targets)]}
+    position, light = ("position", own), ("brightness_boundary", own)
+    size = ("extent_and_shape", own)
+    if question.type in ("yesno", "identify"):
+        return {1: [("seen_area", own)]}
+    if question.type == "location_choice":
+        return {1: [("span" if spans(facts.own.columns) else "reach", own)]}
+    if question.type == "location":
+        return {2: [position, ("quarter", own)] if question.form == "closed" else [("seen_area", own), position]}
+    if question.type == "describe":
+        return {2: [size, light], 3: [size, light, ("texture", own)]}
+    if question.other:
+        return _comparison(question, sample, facts, targets, own)
+    if question.form == "closed":
+        place, end = ("half", own), ("conclusion_half", own)
+        return {3: [place, light, end], 4: [place, size, light, end]}
+    return {3: [position, size, light], 4: [position, size, light, ("conclusion", own)]}
 
-    The = the[0].upper() + the[1:]
-    seen = f"The {shape(m)} area {where(m)} is {brightness(m)}"
-    position = f"{The} {lies} {where(m)}."
-    size = f"{The} {covers} {extent(m)}, and {is_} {form(m)}."
-    light = f"{The} {is_} {brightness(m)} and {shows} a {boundary(m)} boundary."
-    grain = f"The brightness inside {the} is {_pick(m.texture, ((0.05, 'even'), (0.12, 'slightly uneven')), 'uneven')}."
-    reach = f"{round(100 * m.box[0])} to {round(100 * m.box[2])} percent of the image width"
-    described = f"{The} {lies} {where(m)}, {is_} {shape(m)} and {brightness(m)}, and {has} a {boundary(m)} boundary"
 
-    chains = {
-        "yesno": [f"{seen}, which fits {phrase}."],
-        "identify": [f"{seen} and covers {extent(m)}."],
-        "location_choice": [f"From left to right, {the} {reaches} from about {reach}."],
-        "location": [f"{seen} and fits {phrase}.", position],
-        "describe": [size, light, grain],
-        "reasoning": [position, size, light, f"This place, size, shape and brightness together fit {phrase}."],
+def _absence(question: Question, sample: Sample, facts: Facts, targets: Targets) -> tuple[str, dict]:
+    """What is there instead of an absent target: by name, or by its look where only a finding could be named."""
+    seen = {sample.target: facts.own} | facts.others
+    finding = targets.row(question.target)["type"] == "lesion"
+    names = [name for name in seen if finding or targets.row(name)["type"] != "lesion"]
+    words = fields(question.target, sample.modality, targets)
+    if not names:
+        about = _described(sample.target, facts.own, sample, targets)
+        return "absent_area", about | {key: words[key] for key in ("phrase", "the", "The")}
+    texts = [f"{targets.phrase(name)} {where(seen[name]).replace(' of the image', '')}" for name in names[:2]]
+    present = " and ".join(texts)
+    if len(f"{present} {words['phrase']}".split()) > LONG - AROUND:
+        present = texts[0]
+    return "absent", words | {"present": present, "Present": capital(present)}
+
+
+def _comparison(question: Question, sample: Sample, facts: Facts, targets: Targets, own: dict) -> dict[int, list]:
+    """Steps that place and compare two targets; the last ones decide."""
+    other = question.other
+    a, b = facts.own, facts.others[other]
+    near = _described(other, b, sample, targets)
+    both = _compared(own, a, b, other, targets)
+    first, second = ("position", own), ("position", near)
+    if question.ask == "direction":
+        end = ("neighbour_direction", both)
+        return {3: [first, second, end], 4: [first, second, ("neighbour_apart", both), end]}
+    if question.ask == "larger":
+        steps = [("extent", own), ("extent", near), ("neighbour_size", both)]
+        return {3: steps, 4: [first, *steps]}
+    if question.ask == "brighter_of_two":
+        steps = [("brightness_boundary", own), ("brightness_boundary", near), ("neighbour_brightness", both)]
+        return {3: steps, 4: [first, *steps]}
+    size = ("neighbour_size", both)
+    if other in facts.within:
+        place = ("neighbour_within", both)
+    elif other in facts.holds:
+        place = ("neighbour_within", near | {"the_other": own["the"]})
+    elif both["direction"]:
+        place = ("neighbour_direction", both)
+    else:
+        place = ("neighbour_apart", both)
+    return {3: [first, place, size], 4: [first, second, place, size]}
+
+
+def _open_answer(question: Question, sample: Sample, facts: Facts, targets: Targets) -> str:
+    m = facts.own
+    say = fields(question.target, sample.modality, targets)
+    described = (
+        f"{{The}} {{lies}} {where(m)}, {{is}} {shape(m)} and {brightness(m)}, and {{has}} a {boundary(m)} boundary"
+    )
+    texts = {
+        "presence": "Yes, {phrase} {is} visible in this {modality} image."
+        if question.visible
+        else "No, {phrase} {is} not visible in this {modality} image.",
+        "name": "The {noun} shown is {phrase}.",
+        "side": f"{{The}} {{lies}} {side(m)}.",
+        "place": f"{{The}} {{lies}} {where(m)}.",
+        "appearance": f"{described}.",
+        "findings": f"{described}, which fits {{phrase}}.",
     }
-    answers = {
-        "yesno": f"Yes, {phrase} {is_} visible in this {modality} image.",
-        "identify": f"The {noun} shown is {phrase}.",
-        "location_choice": f"{The} {lies} {side(m)}.",
-        "location": position,
-        "describe": f"{described}.",
-        "reasoning": f"{described}, which fits {phrase}.",
-    }
-    return tuple(chains[question.type][: question.steps]), answers[question.type]
+    if question.ask != "relation":
+        return texts[question.ask].format(**say)
+    words = _compared(say, m, facts.others[question.other], question.other, targets)
+    place = f"{words['direction']} {words['the_other']}" if words["direction"] else where(m)
+    if question.other in facts.within:
+        place = f"within {words['the_other']}"
+    return f"{say['The']} {say['lies']} {place} and {say['is']} {words['larger']} {words['the_other']}."
