@@ -1,0 +1,86 @@
+"""Scores without a model: intervals against published values, the majority's answer, and the table."""
+
+from dataclasses import replace
+
+import pytest
+
+from vital_jax.evaluate.score import Score, judge, kind, majority, normalise, table, wilson
+from vital_jax.pipeline.records import Record
+
+
+def record(number, answer, ask="side", question_type="location", **changes):
+    metadata = {"question_type": question_type, "ask": ask}
+    return Record(f"r{number}", (b"x",), "Where?", answer, metadata=metadata, **changes)
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [
+        # Newcombe 1998, table I, method 3 (score, no continuity correction).
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        # The mirror image.
+        (20, 20, 0.8389, 1.0),
+    ],
+)
+def test_wilsons_interval_has_the_published_values(correct, n, low, high):
+    assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilsons_interval_at_its_edges():
+    assert wilson(0, 7)[0] == 0.0 and wilson(7, 7)[1] == 1.0
+    assert wilson(3, 9, 0.5)[1] < wilson(3, 9)[1] < wilson(3, 9, 0.99)[1]
+    assert wilson(2, 9)[1] < wilson(2.5, 9)[1] < wilson(3, 9)[1]
+    for wrong in ((0, 0), (4, 3), (-1, 3), (1, 3, 1.0)):
+        with pytest.raises(ValueError, match="no interval"):
+            wilson(*wrong)
+
+
+def test_an_answer_is_judged_after_normalising():
+    assert normalise("  Upper\n LEFT. ") == "upper left."
+    assert judge(record(1, "Upper left."), "upper  left.")["exact"]
+    assert not judge(record(1, "Upper left."), "Upper right.")["exact"]
+    assert kind({"ask": "side", "modality": "CT"}) == {"question_type": "", "ask": "side"}
+
+
+def test_the_majority_answers_by_type_and_ask_from_training_alone():
+    train = [record(i, a) for i, a in enumerate(["Left.", "Right.", "Right."])]
+    train += [record(i, "No.", ask="presence", question_type="yesno") for i in range(9)]
+    train += [record(i, a, ask="quarter") for i, a in enumerate(["Low.", "High."])]
+    test = [
+        record(1, "Left."),
+        record(2, "Right."),
+        record(3, "No.", "presence", "yesno"),
+        record(4, "x", "quarter"),
+        record(5, "x", "never asked"),
+    ]
+    rows = majority(iter(train), iter(test))
+    assert [row["answer"] for row in rows] == ["Right.", "Right.", "No.", "High.", "No."]
+    assert [row["exact"] for row in rows] == [False, True, True, False, False]
+    assert rows[2] == {**judge(test[2], "No."), "question_type": "yesno", "ask": "presence"}
+    with pytest.raises(ValueError, match="no training records"):
+        majority([], test)
+
+
+def test_the_table_shows_n_and_intervals_and_refuses_other_questions():
+    rows = [
+        {"exact": i % 4 == 0, "question_type": ("yesno", "location")[i < 4]}
+        for i in range(20)  # 1 of 4 and 4 of 16
+    ]
+    score = Score.of("VITAL", rows)
+    assert (score.correct, score.n, score.by_type) == (5, 20, {"location": (1, 4), "yesno": (4, 16)})
+    better = replace(score, name="majority", correct=20, by_type={"location": (4, 4), "yesno": (16, 16)})
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table([score, better]).splitlines()]
+    assert lines[0] == ["system", "N", "accuracy", "95 % interval", "location (4)", "yesno (16)"]
+    assert lines[2] == ["VITAL", "20", "25.0", "11.2 to 46.9", "25.0", "25.0"]
+    assert lines[3] == ["majority", "20", "100.0", "83.9 to 100.0", "100.0", "100.0"]
+    assert set(lines[1][1]) <= set("-:") and lines[1][1].endswith(":")
+    other = replace(score, name="other", by_type={"location": (1, 5), "yesno": (4, 15)})
+    with pytest.raises(ValueError, match=r"'VITAL' and 'other' did not answer the same questions"):
+        table([score, other])
+    with pytest.raises(ValueError, match="no scores"):
+        table([])
+    with pytest.raises(ValueError, match="VITAL: no answers"):
+        Score.of("VITAL", [])

@@ -1,0 +1,380 @@
+"""What one trained run shows for itself on held-out records: answers, answers without the right image, and what its latents hold.
+
+Accuracy alone does not show that the image is read, nor that the latents carry anything. So every number here stands beside the same
+number with the link cut: the images exchanged between records, the latents exchanged between records. Retrieval asks whether a latent, sent
+through the visual projector, is nearer to the features of the region it is about than to those of every other held-out region; the exchange
+among regions of the same target is the strict one, because a question names its target and that name alone tells most regions apart.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vital_jax.evaluate.preview import answers, groups, shuffled
+from vital_jax.evaluate.score import Row, kind, markdown, percent, wilson
+from vital_jax.latent.loop import Variables, embed, prefill, think, variables_of
+from vital_jax.latent.read import decode_steps
+from vital_jax.latent.scaffold import VisualProjector
+from vital_jax.methods.vital import Vital
+from vital_jax.models.decoder import Decoder
+from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.pipeline.feed import Feed
+
+BATCH = 32  # rows of every program here: on a CPU compiling one costs more than running it, so there is one size
+HITS = (1, 5, 10)
+SAMPLES = 4
+FIT_ROWS = 1024  # training records a projector is fitted to afterwards, at most
+
+
+def closed(feed: Feed) -> list[int]:
+    """Numbers of the closed-ended records. Raises: ValueError for none."""
+    chosen = [i for i, row in enumerate(feed.source.index) if row["metadata"].get("form") == "closed"]
+    if not chosen:
+        raise ValueError(f"{feed.source.folder}: no record of split {feed.source.split!r} is of form 'closed'")
+    return chosen
+
+
+def predictions(
+    method: Vital,
+    params: Mapping[str, Any],
+    feed: Feed,
+    numbers: Sequence[int],
+    max_steps: int,
+    eval_k: str = "fixed",
+    images: Sequence[int] | None = None,
+) -> list[Row]:
+    """Judged answers as `Score.of` takes them: those of `answers` with question_type, ask and `image`, the id of the record whose images
+    were shown.
+
+    The frozen backbone is `{"base": params["base"]}` of the parameters before training, at max_steps = 0.
+    """
+    index = feed.source.index
+    found = answers(method, params, feed, numbers, max_steps, eval_k, BATCH, images)
+    shown = numbers if images is None else images
+    return [
+        {**row, **kind(index[number]["metadata"]), "image": index[image]["id"]}
+        for row, number, image in zip(found, numbers, shown, strict=True)
+    ]
+
+
+# --- latents ------------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("model", "max_steps"))
+def _think(model: Qwen3VL, variables: Variables, batch: Mapping[str, jax.Array], max_steps: int) -> jax.Array:
+    z0, prompt = prefill(model, variables, embed(model, variables, batch), batch["next_position"])
+    return think(model, variables, prompt, z0[:, None], max_steps)[0][:, 0]
+
+
+def latents(
+    method: Vital,
+    params: Mapping[str, Any],
+    feed: Feed,
+    numbers: Sequence[int],
+    max_steps: int,
+    eval_k: str = "fixed",
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the loop makes of these prompts; no answer is shown or written.
+
+    Returns: z_1..z_K [n, K, D] float32, zero beyond a row's own steps, and which steps are its own [n, K] bool.
+    Raises: ValueError for no steps or no records, and as `Feed.rows`.
+    """
+    if not max_steps or not len(numbers):
+        raise ValueError(f"no latents of {len(numbers)} records at {max_steps} steps")
+    z, own = [], []
+    for chosen, rows in groups(feed, numbers, max_steps, eval_k, BATCH):
+        thought = np.asarray(_think(method.model, variables_of(params), rows, max_steps), np.float32)[: len(chosen)]
+        mine = np.arange(1, max_steps + 1) <= rows["latent_steps"][: len(chosen), None]
+        z.append(np.where(mine[..., None], thought, 0))
+        own.append(mine)
+    return np.concatenate(z), np.concatenate(own)
+
+
+def collapse(z: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Mean cosine of z_i and z_j over the rows that have both (equation 9), [K, K]; NaN where none has."""
+    unit, own = _unit(z) * own[..., None], own.astype(np.float64)
+    both = np.einsum("ni,nj->ij", own, own)
+    cosine = np.einsum("nid,njd->ij", unit, unit)
+    return np.divide(cosine, both, out=np.full_like(cosine, np.nan), where=both > 0)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+# --- the projector ------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames="visual")
+def _project(visual: VisualProjector, projector: Mapping[str, Any], z: jax.Array, own: jax.Array) -> jax.Array:
+    return visual.apply({"params": projector}, z, own)
+
+
+def project(visual: VisualProjector, projector: Mapping[str, Any], z: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """VP(z), [n, K, D] -> [n, K, E] (equation 5), without dropout.
+
+    Args:
+      visual: `method.visual`. projector: its parameters, `params["scaffold"]["visual_projector"]` or what `fit_projector` returns.
+    """
+    return np.asarray(_project(visual, projector, z, own))
+
+
+def fit_projector(
+    visual: VisualProjector,
+    z: np.ndarray,
+    own: np.ndarray,
+    targets: np.ndarray,
+    steps: int = 500,
+    batch: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A projector trained on frozen latents: what could be read off a run that was never asked to show its regions (lambda_2 = 0).
+
+    The loss is equation 6, summed over E, mean over a row's own steps, by Adam with a cosine to zero.
+
+    Args:
+      visual: its kind and width. z [n, K, D], own [n, K]: latents of training records. targets: [n, E] their region features.
+      steps, batch, learning_rate, seed: of the training.
+    Returns: the projector's parameters.
+    """
+    drawn, drops = jax.random.split(jax.random.key(seed))
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+    z, own, targets = (jnp.asarray(x) for x in (z, own, targets))
+    chosen = np.random.default_rng(seed).integers(0, len(z), (steps, min(batch, len(z))))
+
+    def loss(projector, rows, key):
+        mine = own[rows]
+        shown = visual.apply({"params": projector}, z[rows], mine, False, rngs={"dropout": key})
+        distance = jnp.sum(jnp.abs(shown - targets[rows, None]), axis=-1)
+        return jnp.mean(jnp.sum(jnp.where(mine, distance, 0), axis=1) / jnp.sum(mine, axis=1))
+
+    def step(carry, inputs):
+        projector, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(projector, *inputs), state)
+        return (optax.apply_updates(projector, updates), state), None
+
+    @jax.jit
+    def train(projector):
+        start = (projector, optimizer.init(projector))
+        return jax.lax.scan(step, start, (jnp.asarray(chosen), jax.random.split(drops, steps)))[0][0]
+
+    return train(visual.init(drawn, z[:1])["params"])
+
+
+# --- retrieval ----------------------------------------------------------------------------------------------------------
+
+
+def retrieval(
+    projected: np.ndarray, own: np.ndarray, targets: np.ndarray, keys: Sequence[str], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Whether a projected latent finds its own region among all held-out regions, by cosine.
+
+    A hit@k is a row whose region is among the k nearest; a region as near as its own counts as nearer, so equal projections find nothing.
+    The two exchanges are means over all partners, not over one draw: each row's region looked for with the latents of every row that is
+    about another region (`shuffled`), and of every such row with the same class (`same_class`). Intervals are Wilson's at 95 % and n rows.
+
+    Args:
+      projected: [n, K, E]. own: [n, K] bool, a row's own steps, the first ones. targets: [n, E] region features.
+      keys: [n] which region a row is about; rows with the same key share one entry of the gallery.
+      classes: [n] what the region is of (the target's name).
+    Returns: n, gallery (its number of regions), chance {hit@k}, and for the row's `last` step and the `mean` direction of its steps:
+      {own | shuffled | same_class: {"n", "hit@k": {"share", "low", "high"}}}; an exchange for which no row has a partner is left out.
+    Raises: ValueError for no rows, or where rows of one key have different features.
+    """
+    if not len(keys):
+        raise ValueError("no record has a region feature: there is nothing to retrieve")
+    _, first, entry = np.unique(np.asarray(keys), return_index=True, return_inverse=True)
+    features = _unit(targets)
+    if (stray := np.abs(features - features[first][entry]).max()) > 0.05:
+        raise ValueError(
+            f"rows of one region have features that differ by {stray:.2f}: the keys do not tell regions apart"
+        )
+    gallery, n = features[first], len(entry)
+    steps = _unit(projected) * own[..., None]
+    last = np.take_along_axis(steps, own.sum(1)[:, None, None] - 1, axis=1)[:, 0]
+    other = entry[:, None] != entry[None]
+    _, named = np.unique(np.asarray(classes), return_inverse=True)
+    partners = {
+        "own": np.eye(n, dtype=bool),
+        "shuffled": other,
+        "same_class": other & (named[:, None] == named[None]),
+    }
+    out = {"n": n, "gallery": len(gallery), "chance": {f"hit@{k}": min(1.0, k / len(gallery)) for k in HITS}}
+    for name, query in (("last", last), ("mean", steps.sum(1))):
+        similar = query @ gallery.T  # [n, gallery]
+        # rank[j, i]: the place of row i's region when row j's latents look for it, from 1; ties count against it.
+        ordered = np.sort(similar, axis=1)
+        rank = np.stack([len(gallery) - np.searchsorted(a, s) for a, s in zip(ordered, similar, strict=True)])[:, entry]
+        out[name] = {who: _hits(rank, mask) for who, mask in partners.items() if mask.any()}
+    return out
+
+
+def _hits(rank: np.ndarray, partners: np.ndarray) -> dict[str, Any]:
+    """hit@k of the rows that have partners, each the mean over its own; rank and partners [n, n], searching row first."""
+    count = partners.sum(0)
+    n = int((count > 0).sum())
+    out: dict[str, Any] = {"n": n}
+    for k in HITS:
+        hits = float((((rank <= k) & partners).sum(0)[count > 0] / count[count > 0]).sum())
+        low, high = wilson(min(hits, n), n)
+        out[f"hit@{k}"] = {"share": hits / n, "low": low, "high": high}
+    return out
+
+
+def regions(feed: Feed, numbers: Iterable[int]) -> tuple[list[int], np.ndarray, list[str], list[str]]:
+    """The records among these that have a region feature: places in `numbers` [m], features [m, E], region keys and target names [m].
+
+    A region's key is its image and mask, so all questions about it share one entry. Raises: ValueError where no record has one.
+    """
+    places, features, keys, names = [], [], [], []
+    for place, number in enumerate(numbers):
+        feature, valid = feed.features[number]
+        if valid:
+            record = feed.source[number]
+            parts = [hashlib.sha256(data).digest() for data in (*record.images, *record.masks)]
+            places.append(place)
+            features.append(feature)
+            keys.append(hashlib.sha256(b"".join(parts)).hexdigest())
+            names.append(record.metadata.get("target_name", ""))
+    if not places:
+        raise ValueError(f"{feed.features.folder}: none of the chosen records has a region feature")
+    return places, np.stack(features), keys, names
+
+
+def _retrieve(
+    config: Any, method: Vital, params: Mapping[str, Any], train: Feed, test: Feed, numbers: Sequence[int],
+    z: np.ndarray, own: np.ndarray, max_steps: int,
+) -> dict[str, Any]:  # fmt: skip
+    """`retrieval` with the run's own projector, or, where it has none, with one fitted to its latents of training records."""
+    places, features, keys, names = regions(test, numbers)
+    projector = params.get("scaffold", {}).get("visual_projector")
+    visual, origin = method.visual, "trained with the run"
+    if projector is None:
+        origin = "trained afterwards on frozen latents"
+        visual = dataclasses.replace(method, roi_width=features.shape[-1]).visual
+        candidates = np.flatnonzero(train.features.valid[: train.limit or None])
+        candidates = candidates[np.linspace(0, len(candidates) - 1, min(FIT_ROWS, len(candidates))).astype(int)]
+        seen, mine = latents(method, params, train, candidates.tolist(), max_steps, config.method.eval_k)
+        projector = fit_projector(visual, seen, mine, np.asarray(train.features.roi[candidates]), seed=config.seed)
+    shown = project(visual, projector, z[places], own[places])
+    return {"projector": origin, **retrieval(shown, own[places], features, keys, names)}
+
+
+# --- one run ------------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "length", "end"))
+def _read(decoder: Decoder, scaffold: dict[str, Any], z: jax.Array, length: int, end: int) -> jax.Array:
+    return decode_steps(decoder, scaffold, z, length, end)
+
+
+def _samples(
+    method: Vital, params: Mapping[str, Any], feed: Feed, numbers: Sequence[int], rows: Sequence[Row],
+    z: np.ndarray, own: np.ndarray,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A few answers with what their latents say, beside the sentences of the record's chain."""
+    chosen = np.linspace(0, len(numbers) - 1, min(SAMPLES, len(numbers))).astype(int)
+    prompter = feed.encoder.chain_prompter or feed.encoder.prompter
+    scaffold = {name: params["scaffold"][name] for name in ("pj_in", "text_decoder")}
+    inputs = jnp.asarray(z[chosen], method.model.dtype)
+    tokens = jax.device_get(_read(method.decoder, scaffold, inputs, feed.chain, prompter.end_token_id))
+    return [
+        {
+            **rows[place],
+            "chain": list(feed.source[numbers[place]].chain),
+            "steps": [prompter.decode(ids) for ids in sentences[: own[place].sum()]],
+        }
+        for place, sentences in zip(chosen, tokens, strict=True)
+    ]
+
+
+def evidence(
+    config: Any,
+    method: Vital,
+    params: Mapping[str, Any],
+    train: Feed,
+    test: Feed,
+    max_steps: int,
+    numbers: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Everything about one trained run that does not need another run; JSON as it stands.
+
+    Args:
+      config: reads method.eval_k and seed. method, params {base, lora?, scaffold?}: the trained run.
+      train: training records with features, looked at only where the run has no projector (lambda_2 = 0) and one is fitted.
+      test: held-out records. Opened without features, there is no retrieval; with chain = 0, no decoded steps.
+      max_steps: K; 0 gives the two lists of answers alone.
+      numbers: of the test records; by default the closed-ended ones.
+    Returns: {"max_steps", "eval_k", "answers", "blind"}, the rows of `predictions` with the own images and with those of `shuffled`;
+      with latents also "collapse" [K][K] (None where no row has both steps), "retrieval" (see `retrieval`; and "projector", which one) and
+      "samples", a few answers with "chain" and "steps", the decoded sentences.
+    Raises: ValueError as `closed`, `shuffled`, `Feed.rows`, `regions`.
+    """
+    numbers, eval_k = list(closed(test) if numbers is None else numbers), config.method.eval_k
+    exchanged = shuffled(numbers, test, config.seed)
+    answered = predictions(method, params, test, numbers, max_steps, eval_k)
+    blind = predictions(method, params, test, numbers, max_steps, eval_k, exchanged)
+    found: dict[str, Any] = {"max_steps": max_steps, "eval_k": eval_k, "answers": answered, "blind": blind}
+    if not max_steps:
+        return found
+    z, own = latents(method, params, test, numbers, max_steps, eval_k)
+    found["collapse"] = [[None if np.isnan(x) else float(x) for x in row] for row in collapse(z, own)]
+    if test.features is not None:
+        found["retrieval"] = _retrieve(config, method, params, train, test, numbers, z, own, max_steps)
+    if method.decoder is not None and test.chain:
+        found["samples"] = _samples(method, params, test, numbers, answered, z, own)
+    return found
+
+
+def show_retrieval(found: Mapping[str, Any]) -> str:
+    """A `retrieval` as a Markdown table in percent, intervals in brackets."""
+    who = {
+        "own": "own latents",
+        "shuffled": "latents of another region",
+        "same_class": "latents of another region of the same target",
+    }
+    rows = []
+    for query, step in (("last", "last step"), ("mean", "mean of the steps")):
+        for name, hits in found[query].items():
+            cells = [hits[f"hit@{k}"] for k in HITS]
+            shares = [f"{percent(h['share'])} [{percent(h['low'])}, {percent(h['high'])}]" for h in cells]
+            rows.append([f"{who[name]}, {step}", str(hits["n"]), *shares])
+    rows.append([f"chance, {found['gallery']} regions", "", *map(percent, found["chance"].values())])
+    return markdown(["retrieval", "N", *found["chance"]], rows)
+
+
+def show(found: Mapping[str, Any]) -> str:
+    """What `evidence` found about the latents, as Markdown: retrieval, collapse matrix, sample answers with decoded steps.
+
+    The answers' scores are the caller's, in one `table` with those of the other systems.
+    """
+    parts = []
+    if "retrieval" in found:
+        parts += [f"Retrieval with a projector {found['retrieval']['projector']}:", show_retrieval(found["retrieval"])]
+    if "collapse" in found:
+        names = [f"z_{k + 1}" for k in range(len(found["collapse"]))]
+        cells = [["" if x is None else f"{x:.3f}" for x in row] for row in found["collapse"]]
+        rows = ([name, *row] for name, row in zip(names, cells, strict=True))
+        parts += ["Mean cosine between latent steps:", markdown(["", *names], rows)]
+    for sample in found.get("samples", ()):
+        line = lambda text: " ".join(text.split())  # noqa: E731  (what a model writes may hold line breaks)
+        lines = [
+            f"- {line(sample['question'])}",
+            f"  - gold: {sample['gold']}",
+            f"  - answer: {line(sample['answer'])}",
+        ]
+        for k, text in enumerate(sample["steps"]):
+            lines.append(f"  - step {k + 1} says: {line(text)}")
+            if k < len(sample["chain"]):
+                lines.append(f"    (taught: {sample['chain'][k]})")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)

@@ -1,0 +1,147 @@
+"""From decoded answers to a table: exact match, intervals, and the answer that needs no model at all.
+
+An accuracy without its number of questions and its interval says nothing about a small test set, so no table here leaves them out.
+Questions about one image are not independent of each other: the intervals treat them as if they were and are a little too narrow for that.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+from vital_jax.pipeline.records import Record
+
+Row = dict[str, Any]  # {"id", "question", "gold", "answer", "exact", "question_type", "ask"}
+
+
+def normalise(text: str) -> str:
+    """Lower case, single spaces: what the paper's exact match compares (appendix B.4)."""
+    return " ".join(text.lower().split())
+
+
+def judge(record: Record, answer: str) -> Row:
+    """One answered record: {"id", "question", "gold", "answer", "exact"}; `exact` compares after `normalise`."""
+    return {
+        "id": record.id,
+        "question": record.question,
+        "gold": record.answer,
+        "answer": answer,
+        "exact": normalise(answer) == normalise(record.answer),
+    }
+
+
+def kind(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What a record asks, from its metadata: {"question_type", "ask"}, empty where it does not say."""
+    return {name: metadata.get(name, "") for name in ("question_type", "ask")}
+
+
+def wilson(correct: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share (1927, equation 1): it stays inside [0, 1] and is of use at 0 and n correct too.
+
+    Args:
+      correct: successes, 0 to n; an expected number may be fractional. n: trials. level: of confidence, between 0 and 1.
+    Raises: ValueError for no trials, more successes than trials, or a level that is none.
+    """
+    if n < 1 or not 0 <= correct <= n or not 0 < level < 1:
+        raise ValueError(f"no interval for {correct} of {n} at level {level}")
+    share, z2 = correct / n, NormalDist().inv_cdf((1 + level) / 2) ** 2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    # The two ends that are exact in theory; rounding would leave them a little beside.
+    low = 0.0 if correct == 0 else centre - half
+    high = 1.0 if correct == n else centre + half
+    return low, high
+
+
+def majority(train: Iterable[Record], test: Iterable[Record]) -> list[Row]:
+    """Answers every test record with the most frequent training answer to what it asks: (question type, ask).
+
+    No image and no wording is looked at. A tie goes to the answer that comes first in the alphabet; what training never asked gets the most
+    frequent answer of all.
+    Raises: ValueError for no training records.
+    """
+    counts: dict[tuple[str, ...] | None, Counter[str]] = defaultdict(Counter)
+    for record in train:
+        for key in (tuple(kind(record.metadata).values()), None):
+            counts[key][record.answer] += 1
+    if not counts:
+        raise ValueError("no training records, so no answer is the most frequent one")
+    best = {key: min(count, key=lambda answer, count=count: (-count[answer], answer)) for key, count in counts.items()}
+    return [
+        {**judge(record, best.get(tuple(asked.values()), best[None])), **asked}
+        for record in test
+        for asked in (kind(record.metadata),)
+    ]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many answers of a system are exact.
+
+    Attributes:
+      name: of the system, as the table shows it.
+      correct, n: exact answers and questions. by_type: the same two numbers per question type.
+    """
+
+    name: str
+    correct: int
+    n: int
+    by_type: dict[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, name: str, rows: Sequence[Row]) -> "Score":
+        """Counts judged rows. Raises: ValueError for none."""
+        if not rows:
+            raise ValueError(f"{name}: no answers to score")
+        types = sorted({row["question_type"] for row in rows})
+        chosen = {kind: [row["exact"] for row in rows if row["question_type"] == kind] for kind in types}
+        by_type = {kind: (sum(exact), len(exact)) for kind, exact in chosen.items()}
+        return cls(name, sum(row["exact"] for row in rows), len(rows), by_type)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy."""
+        return wilson(self.correct, self.n)
+
+
+def percent(share: float) -> str:
+    """0.8333 -> "83.3"."""
+    return f"{100 * share:.1f}"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, the first column to the left and numbers to the right, padded so that it reads as plain text too."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cells[0].ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return "| " + " | ".join(padded) + " |"
+
+    return "\n".join(map(line, [lines[0], rule, *lines[1:]]))
+
+
+def table(scores: Sequence[Score]) -> str:
+    """Systems as rows of a Markdown table: N, accuracy and its 95 % interval, then the accuracy per question type; all in percent.
+
+    Raises: ValueError for no scores, or for systems that did not answer the same number of questions of each type.
+    """
+    if not scores:
+        raise ValueError("no scores to show")
+    asked = {kind: n for kind, (_, n) in scores[0].by_type.items()}
+    for score in scores[1:]:
+        if {kind: n for kind, (_, n) in score.by_type.items()} != asked:
+            raise ValueError(
+                f"{scores[0].name!r} and {score.name!r} did not answer the same questions: compare nothing"
+            )
+    header = ["system", "N", "accuracy", "95 % interval", *(f"{kind} ({n})" for kind, n in asked.items())]
+    rows = []
+    for score in scores:
+        types = (percent(correct / n) for correct, n in (score.by_type[kind] for kind in asked))
+        interval = " to ".join(map(percent, score.interval))
+        rows.append([score.name, str(score.n), percent(score.correct / score.n), interval, *types])
+    return markdown(header, rows)
