@@ -4,27 +4,25 @@ Each product appears whole or not at all, carries the settings it was made with,
 differ from those of a product already there are an error, never a silent rebuild: the folder may be somebody's only copy.
 """
 
-import dataclasses
-import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from vital_jax.construct.build import assign_splits, build_records
+from vital_jax.construct.captions import caption_records
 from vital_jax.construct.folders import MaskFolder, Sample
 from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.roi import record_rows
 from vital_jax.hub import tiny
-from vital_jax.hub.load import fingerprint, load_siglip
-from vital_jax.pipeline.features import FeatureSpec, write_features
+from vital_jax.hub.encoders import identity, load_encoder
+from vital_jax.models.config import read_json
+from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, distinctness, write_features
 from vital_jax.pipeline.records import RecordSource, new_folder, write_splits
 from vital_jax.training.config import resolved
 
-_HOOKS = {"block": "last_block", "post_layernorm": "post_layernorm"}
+_LESSONS = 300  # phantoms whose questions and chains teach a tokenizer its words
 
 
 def _say(message: str) -> None:
@@ -47,9 +45,20 @@ def _once(folder: Path, settings: dict[str, Any], make: Callable[[], None]) -> N
     make()
 
 
+def _texts(config: Any) -> Iterator[str]:
+    """What a small model's tokenizer learns: the training split, and for captions also how questions and chains are worded."""
+    records = RecordSource(config.data.records)
+    build = config.data.build
+    lessons = (
+        build_records(phantoms(_LESSONS, build.seed), 6, build.seed, form="both") if build.source == "captions" else ()
+    )
+    for record in (*lessons, *records):
+        yield from (record.question, record.answer, *record.chain)
+
+
 def _samples(build: Any) -> Iterator[Sample]:
     """The samples a recipe's `data.build` describes. Raises: ValueError for an unknown source."""
-    if build.source == "phantoms":
+    if build.source in ("phantoms", "captions"):
         yield from phantoms(build.count, build.seed)
     elif build.source == "folders":
         root = Path(build.path)
@@ -61,7 +70,7 @@ def _samples(build: Any) -> Iterator[Sample]:
             yield from reader
             _say(reader.summary())
     else:
-        raise ValueError(f"unknown config.data.build.source={build.source!r}: use phantoms or folders")
+        raise ValueError(f"unknown config.data.build.source={build.source!r}: use phantoms, captions or folders")
 
 
 def make_records(config: Any) -> None:
@@ -69,7 +78,12 @@ def make_records(config: Any) -> None:
     build, folder = config.data.build, Path(config.data.records)
 
     def make() -> None:
-        records = build_records(_samples(build), build.questions, build.seed)
+        if build.source == "captions":
+            records = caption_records(_samples(build), build.questions, build.seed)
+        else:
+            records = build_records(
+                _samples(build), build.questions, build.seed, form=build.form, val=build.val, test=build.test
+            )
         write_splits(assign_splits(records, build.val, build.test), folder)
 
     _once(folder, resolved(build), make)
@@ -78,11 +92,8 @@ def make_records(config: Any) -> None:
 def make_models(config: Any) -> None:
     """Writes the small random models of `config.model.tiny`; the tokenizer learns the training split's texts."""
     spec = config.model.tiny
-    texts = lambda: (  # noqa: E731
-        text for r in RecordSource(config.data.records) for text in (r.question, r.answer, *r.chain)
-    )
     makers = {
-        config.model.folder: lambda out: tiny.write_backbone(out, texts(), spec.seed, spec.width, spec.layers),
+        config.model.folder: lambda out: tiny.write_backbone(out, _texts(config), spec.seed, spec.width, spec.layers),
         config.model.text_decoder: lambda out: tiny.write_text_decoder(out, config.model.folder, spec.seed + 1),
         config.data.encoder: lambda out: tiny.write_siglip(out, spec.seed + 2),
     }
@@ -95,38 +106,69 @@ def make_models(config: Any) -> None:
         _once(Path(folder), resolved(spec), make)
 
 
+def features_name(config: Any) -> str:
+    """The folder of region features beside the records that `config.data` asks for; empty where it asks for none.
+
+    It follows from the encoder and the rule of extraction; `data.features` is "auto", or that name spelt out, or empty.
+
+    Raises: ValueError where `data.features` names another.
+    """
+    data = config.data
+    name = FeatureSpec(Path(data.encoder).name, data.hook, data.roi_threshold, data.roi_margin, "").name
+    if data.features not in ("", "auto", name):
+        raise ValueError(
+            f'config.data.features={data.features!r}, but its settings make {name!r}; name it so, or "auto"'
+        )
+    return name if data.features else ""
+
+
 def make_features(config: Any) -> None:
     """Extracts the region features of every split that lacks them, with the encoder of `config.data.encoder`.
 
-    Raises: FileNotFoundError or ValueError naming the encoder's folder or a record whose image cannot be read.
+    Raises: FileNotFoundError or ValueError naming the encoder's folder, features there that another encoder made, or a record whose image
+    cannot be read.
     """
-    data = config.data
-    if data.hook not in _HOOKS:
-        raise ValueError(f"unknown config.data.hook={data.hook!r}: use one of {', '.join(_HOOKS)}")
-    spec = FeatureSpec(Path(data.encoder).name, data.hook, data.roi_threshold, data.roi_margin, "")
-    if spec.name != data.features:
-        raise ValueError(f"config.data.features={data.features!r}, but its settings make {spec.name!r}; name it so")
-    splits = [path.stem.removeprefix("index-") for path in Path(data.records).glob("index-*.jsonl")]
-    missing = [split for split in splits if not (Path(data.records) / data.features / split).exists()]
+    data, name = config.data, features_name(config)
+    if not name:
+        return
+    splits = sorted(path.stem.removeprefix("index-") for path in Path(data.records).glob("index-*.jsonl"))
+    folders = {split: Path(data.records) / name / split for split in splits}
+    missing = [split for split in splits if not folders[split].exists()]
+    # Features may travel without the encoder that made them.
+    if not missing and not Path(data.encoder).exists():
+        return
+    made_by = identity(data.encoder, data.max_pixels)
+    for split in (split for split in splits if split not in missing):
+        held = read_json(folders[split], "info.json")["fingerprint"]
+        if held != made_by:
+            raise ValueError(
+                f"{folders[split]} was made with encoder {held}, but config.data.encoder={data.encoder!r} is {made_by}; "
+                "remove the features, or give one encoder's folder another name"
+            )
     if not missing:
         return
-    model, params = load_siglip(data.encoder)
-    apply = jax.jit(lambda params, images: model.apply({"params": params}, images, hook=_HOOKS[data.hook]))
-    spec = dataclasses.replace(spec, fingerprint=fingerprint(data.encoder))
+    encoder = load_encoder(data.encoder, data.hook, max_pixels=data.max_pixels)
+    spec = FeatureSpec(Path(data.encoder).name, data.hook, data.roi_threshold, data.roi_margin, made_by)
     for split in missing:
         source = RecordSource(data.records, split)
         _say(f"region features of {len(source)} records, split {split}")
-
         rows = record_rows(
             source,
-            functools.partial(apply, params),
+            encoder.apply,
             batch_size=8,
-            grid=model.config.grid,
-            size=model.config.image,
+            grid=encoder.grid,
+            size=encoder.size,
             threshold=data.roi_threshold,
             margin=data.roi_margin,
         )
         write_features(data.records, spec, source.ids, rows, split)
+        held = RoiFeatures(folders[split], source.ids)
+        if held.valid.sum() > 1:
+            cosine, energy = distinctness(held.roi[held.valid])
+            _say(
+                f"  {held.valid.sum()} regions: mean cosine of two {cosine:.3f}; the strongest 8 of {held.roi.shape[1]} "
+                f"channels hold {100 * energy:.0f} % of the energy"
+            )
 
 
 def prepare(config: Any) -> None:

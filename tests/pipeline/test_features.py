@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, write_features
+from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, distinctness, write_features
 
 SPEC = FeatureSpec("google/medsiglip 448", "block", threshold=0.20, margin=0.05, fingerprint="abc")
 IDS = [f"r{i}" for i in range(6)]
@@ -107,3 +107,14 @@ def test_pickled_objects_in_an_array_file_are_refused(tmp_path):
     np.save(folder / "valid.npy", np.array([True, {}], dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match="Python objects"):
         RoiFeatures(folder, IDS)
+
+
+def test_distinctness_is_the_mean_over_pairs_and_the_share_of_the_strongest_channels():
+    rows = np.random.default_rng(0).normal(size=(7, 12)) * np.array([5.0] * 2 + [1.0] * 10)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosine, energy = distinctness(rows, top=2)
+    pairs = [rows[i] @ rows[j] for i in range(7) for j in range(7) if i != j]
+    assert cosine == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert energy == pytest.approx((rows[:, :2] ** 2).sum() / (rows**2).sum(), abs=1e-12)
+    with pytest.raises(ValueError, match="1 features"):
+        distinctness(rows[:1])

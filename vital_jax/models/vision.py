@@ -96,6 +96,8 @@ class VisionTower(nn.Module):
         )(c, self.attention, name="blocks")
         taps = jnp.zeros((len(c.deepstack_layers), *x.shape), dtype)
         (x, taps), _ = blocks((x, taps), jnp.arange(c.layers), angles, segments)
+        # Kept only for callers that ask for it: the state that belongs to single patches (hub/encoders.py).
+        self.sow("intermediates", "last_block", x)
         tokens = Merger(c, joint=False, name="merger")(x)
         if not c.deepstack_layers:
             return tokens, jnp.zeros((0, *tokens.shape), dtype)

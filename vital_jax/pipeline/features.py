@@ -187,3 +187,18 @@ class RoiFeatures:
     def __setstate__(self, state):
         self.folder = Path(state["folder"])
         self._open(state["info"])
+
+
+def distinctness(features: np.ndarray, top: int = 8) -> tuple[float, float]:
+    """(mean cosine of two rows, share of the energy in the `top` strongest channels) of unit features [n, E].
+
+    Targets that are nearly the same for every record make the visual loss small and empty (methods.md §1.7, 11); so do a few channels
+    that drown the rest. Raises: ValueError for fewer than two rows.
+    """
+    n = len(features)
+    if n < 2:
+        raise ValueError(f"{n} features have no pairs to compare")
+    features = np.asarray(features, np.float64)
+    total, own = np.sum(features.sum(0) ** 2), np.sum(features**2)
+    energy = np.sort((features**2).sum(0))[::-1]
+    return float((total - own) / (n * (n - 1))), float(energy[:top].sum() / energy.sum())
