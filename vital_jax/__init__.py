@@ -12,4 +12,16 @@ One alphabet serves every einsum, shape comment and docstring of the package:
 This is research software, not a medical device.
 """
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+# The doors: names that live on the top floor. Resolved when asked for, so that the ground floor imports nothing and no device is touched.
+_DOORS = {"load": "vital_jax.api"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DOORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_DOORS[name]), name)

@@ -1,8 +1,10 @@
 """The console script `vital`: each sub-command is a thin door into a room."""
 
 import argparse
+import dataclasses
 import json
 import sys
+from pathlib import Path
 
 
 def _parity(arguments: argparse.Namespace) -> int:
@@ -24,6 +26,35 @@ def _parity(arguments: argparse.Namespace) -> int:
     return 0 if report["passed"] else 1
 
 
+def _answer(arguments: argparse.Namespace) -> int:
+    import jax
+    from absl import logging
+
+    from vital_jax import api
+
+    logging.set_verbosity(logging.ERROR)  # the checkpoint library warns that what is opened for reading is read-only
+    cache = Path(arguments.model) / "compile_cache"
+    if cache.is_dir() and not jax.config.jax_compilation_cache_dir:  # made by train.py; a second question starts sooner
+        jax.config.update("jax_compilation_cache_dir", str(cache.resolve()))
+    try:
+        model = api.load(arguments.model, arguments.base, arguments.text_decoder, arguments.steps)
+        answer = model.answer(arguments.image, arguments.question, arguments.latent_steps, arguments.max_new_tokens)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"vital answer: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2 if isinstance(error, api.RequestError) else 1
+    if arguments.json:
+        found = dataclasses.asdict(answer)
+        print(json.dumps({"answer": found.pop("text"), **found}))
+    else:
+        for k, text in enumerate(answer.steps or [], start=1):
+            print(f"step {k}: {text}")
+        print(answer.text)
+    how = f"with K = {answer.latent_steps} latent steps" if answer.latent_steps else "without latents (K = 0)"
+    cut = "" if answer.complete else f"; cut at {len(answer.tokens)} tokens (--max-new-tokens)"
+    print(f"Research output, not a medical device. Answered {how}{cut}.", file=sys.stderr)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vital",
@@ -40,6 +71,26 @@ def _parser() -> argparse.ArgumentParser:
     parity.add_argument("--seed", type=int, default=0, help="of the random prompts")
     parity.add_argument("--json", action="store_true", help="print one JSON object")
     parity.set_defaults(run=_parity)
+    answer = commands.add_parser("answer", help="answer a question about images")
+    answer.add_argument(
+        "--model", required=True, metavar="FOLDER", help="a training run's folder, or a Hugging Face Qwen3-VL folder"
+    )
+    answer.add_argument(
+        "--image", required=True, action="append", metavar="FILE", help="an image; give it again for several"
+    )
+    answer.add_argument("--question", required=True, metavar="TEXT")
+    answer.add_argument(
+        "--latent-steps",
+        type=int,
+        metavar="K",
+        help="0 answers without latents; by default as many as it was trained with",
+    )
+    answer.add_argument("--steps", action="store_true", help="also print what each latent step says")
+    answer.add_argument("--max-new-tokens", type=int, metavar="T", help="where to cut an answer that does not end")
+    answer.add_argument("--base", metavar="FOLDER", help="the run's base, where it is no longer at config.model.folder")
+    answer.add_argument("--text-decoder", metavar="FOLDER", help="likewise of config.model.text_decoder, for --steps")
+    answer.add_argument("--json", action="store_true", help="print one JSON object")
+    answer.set_defaults(run=_answer)
     return parser
 
 

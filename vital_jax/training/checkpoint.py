@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +261,30 @@ class Checkpoints:
         self._check(step, self._saved_leaves(step), _by_path(target))
         read = self._read(step, state=_restore_args(abstract(target)), meta=ocp.args.JsonRestore())
         return read.state, read.meta
+
+    def parameters(self, step: int | None = None) -> dict[str, Any]:
+        """Shapes and dtypes of a step's parameters by path, whether its phase trained or held them. Raises: as `read_meta`."""
+        return {path.partition("/")[2]: leaf for path, leaf in self._parameters(self._resolve(step)).items()}
+
+    def _parameters(self, step: int) -> dict[str, Any]:
+        leaves = self._saved_leaves(step)
+        return {path: leaf for path, leaf in leaves.items() if path.partition("/")[0] in ("trainable", "held")}
+
+    def read_parameters(self, prefixes: Sequence[str], sharding: Any, step: int | None = None) -> dict[str, Any]:
+        """The parameters whose paths start with one of `prefixes`, nested; optimizer state and the rest stay on disk.
+
+        Raises: FileNotFoundError, ValueError as `restore`.
+        """
+        step = self._resolve(step)
+        target = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            for path, leaf in self._parameters(step).items()
+            if path.partition("/")[2].startswith(tuple(prefixes))
+        }
+        if not target:
+            return {}
+        read = flatten(self._read(step, state=_restore_args(unflatten(target), partial=True)).state)
+        return unflatten({path.partition("/")[2]: leaf for path, leaf in read.items() if path in target})
 
     def _restore_trainable(self, target: Mapping[str, Any], step: int, strict: bool) -> dict[str, Any]:
         """See `init_from`."""
