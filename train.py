@@ -1,7 +1,9 @@
 """Trains: `python train.py --config=configs/vital.py:qwen3_vl_8b --config.data.records=...`
 
 The page reads from top to bottom: configuration -> what must exist on disk -> mesh -> method and parameters -> resume -> for each phase,
-its records, losses and optimizer -> for each step, a batch, an update, and now and then a diagnosis, decoded answers and a checkpoint.
+its records, losses and optimizer -> for each step, a batch, an update, and now and then a diagnosis, decoded answers and a checkpoint
+-> where the recipe asks for it, what the trained model answers and what its latents hold. A recipe that lists `runs` is trained once for
+each of them (campaign.py).
 
 Killed at any moment and started again with the same command, a run goes on from its last checkpoint as if nothing had happened: batches and
 randomness are functions of the step. Research software, not a medical device.
@@ -14,13 +16,10 @@ from pathlib import Path
 
 import jax
 
-from vital_jax import plan
+from vital_jax import campaign, plan
 from vital_jax.evaluate.preview import answers
 from vital_jax.hub.load import fingerprint
 from vital_jax.methods import setup, vital
-from vital_jax.pipeline.batch import Encoder
-from vital_jax.pipeline.feed import Feed
-from vital_jax.pipeline.prompts import Prompter
 from vital_jax.prepare import prepare
 from vital_jax.training import config as configuration
 from vital_jax.training.checkpoint import Checkpoints, abstract, check_compatible, init_from, make_meta
@@ -31,21 +30,13 @@ from vital_jax.training.sharding import make_mesh, place_batch
 from vital_jax.training.step import init_state, make_train_step, start_phase
 
 
-def open_feed(config, split_name):
-    """One split of the configured records."""
-    d = config.data
-    text = Prompter(config.model.text_decoder) if setup.uses(config, "text") else None
-    encoder = Encoder.from_folder(config.model.folder, d.max_pixels, system=d.system, chain_prompter=text)
-    features = d.features if setup.uses(config, "visual") else None
-    limit = d.limit if split_name == "train" else 0
-    return Feed.open(d.records, split_name, encoder, features, d.buckets, d.answer, d.chain, d.workers, limit)
-
-
-def main(config):
+def train(config):
+    """One run, from wherever its folder says it stopped."""
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.workdir).resolve() / "compile_cache"))
+    plan.resolve(config)
     prepare(config)
-    feed, preview = open_feed(config, "train"), open_feed(config, config.eval.split)
+    feed, preview = plan.open_feed(config, "train"), plan.open_feed(config, config.eval.split)
     phases, tables = config.phases, setup.tables(config)
     for phase in phases:
         if not phase.steps:
@@ -103,7 +94,7 @@ def main(config):
         while step < total:
             index, start = configuration.phase_at(phases, step)
             phase, optimizer = phases[index], optimizer_of(phases[index])
-            weights = {"text": phase.text, "visual": phase.visual}
+            weights, K = {"text": phase.text, "visual": phase.visual}, phase.latent_steps
             if start == 0 and index:
                 trainable, frozen = split(merge(state["trainable"], frozen), tables[index])
                 same = jax.tree.structure(trainable) == jax.tree.structure(state["trainable"])
@@ -113,12 +104,12 @@ def main(config):
                     if same
                     else init_state(trainable, optimizer, step)
                 )
-            loss = vital.make_loss(method, phase.max_steps, weights)
+            loss = vital.make_loss(method, K, weights)
             placement = jax.tree.map(lambda x: x.sharding, state)
             train_step = make_train_step(loss, vital.normalizers, optimizer, config.seed, placement)
-            diagnose = jax.jit(lambda p, b, k=phase.max_steps, w=weights: vital.diagnose(method, p, b, k, w))
+            diagnose = jax.jit(lambda p, b, k=K, w=weights: vital.diagnose(method, p, b, k, w))
             batches = feed.phase(
-                phase.max_steps, config.method.train_k, config.batch, phase.steps, config.seed + index, start,
+                phase.max_steps, K, config.method.train_k, config.batch, phase.steps, config.seed + index, start,
                 jax.process_index(), jax.process_count(),
             )  # fmt: skip
             records, shapes = {}, set()
@@ -133,7 +124,7 @@ def main(config):
                 state, report = train_step(state, frozen, placed)
                 step += 1
                 clock.tick(config.batch)
-                if config.log.diagnose and step % config.log.diagnose == 0 and phase.max_steps:
+                if config.log.diagnose and step % config.log.diagnose == 0 and K:
                     with clock.pause(report):
                         first = {name: x[0] for name, x in placed.items()}
                         report |= diagnose(merge(state["trainable"], frozen), first)
@@ -149,7 +140,7 @@ def main(config):
                         found = answers(
                             method, merge(state["trainable"], frozen), preview,
                             plan.spread(preview.select(phase.max_steps), config.eval.answers),
-                            phase.max_steps, config.method.eval_k,
+                            K, config.method.eval_k,
                         )  # fmt: skip
                         plan.show_answers(list(found), step, logs["answers"])
                 if ends or step % config.checkpoint.every == 0:
@@ -160,7 +151,13 @@ def main(config):
         line.close()
         metrics.flush()
         checkpoints.wait()
-    print(f"done: {total} steps; {json.dumps(metrics.last)}", file=sys.stderr)
+        print(f"done: {total} steps; {json.dumps(metrics.last)}", file=sys.stderr)
+        if config.eval.evidence:
+            campaign.probe(config, method, merge(state["trainable"], frozen))
+
+
+def main(config):
+    campaign.run(config, train) if config.runs else train(config)
 
 
 if __name__ == "__main__":

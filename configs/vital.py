@@ -3,8 +3,16 @@
     python train.py --config=configs/vital.py:qwen3_vl_8b --config.data.records=... --config.model.folder=...
 
 The argument only names the backbone's default folder; sizes are read from the checkpoints. Every value can be overridden on the command
-line, phases too (`--config.phases[0].steps=100`). The ablations of the paper's Tables 2, 3, 13 and 15 are overrides: loss weights of the
-phases, their `max_steps`, `method.projector`, `method.visual_target`; Table 14 is another `data.features`.
+line, phases too (`--config.phases[0].steps=100`). Every row of the paper's ablation tables is one override:
+
+    Table 2    --config.method.text=0, --config.method.visual=0; task only: both; backbone: steps of no training, see evaluate
+    Table 3    --config.method.max_steps=0..4; --config.curriculum=full_mix | two_phase | reverse
+    Table 13   --config.method.projector=linear | mlp | mlp_ln | transformer
+    Table 14   --config.data.encoder=FOLDER (another SigLIP, or the backbone itself for the self-referential target)
+    Table 15   --config.method.visual_target=per_step
+    ours       --config.method.train_k=phase_max
+
+`configs/ablations.py` runs them by name, with several seeds.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -15,11 +23,12 @@ def phase(name: str, max_steps: int, epochs: float, **changes) -> ConfigDict:
     return ConfigDict(
         dict(
             name=name,
-            max_steps=max_steps,  # records with at most this many steps; the K of the phase's programs
+            max_steps=max_steps,  # records with at most this many steps; 0 takes all of them
+            latent_steps=config_dict.placeholder(int),  # K; empty takes max_steps, at most method.max_steps
             epochs=float(epochs),
             steps=0,  # optimizer steps; 0 takes them from epochs
-            text=1.0,  # lambda_1
-            visual=0.1,  # lambda_2
+            text=config_dict.placeholder(float),  # lambda_1 and lambda_2; empty takes the method's
+            visual=config_dict.placeholder(float),
             reset_optimizer=True,  # Coconut's habit; the paper is silent
             table=(),  # what trains in this phase; empty takes the run's
         )
@@ -35,6 +44,8 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
             workdir="runs/vital",
             dry_run=False,  # print the plan and stop
             init_from="",  # checkpoints folder of another run to start the trained parameters from
+            runs=(),  # (name, {key: value}) rows: train one run for each and compare them; see campaign.py
+            seeds=(0,),  # of those runs
             model=dict(
                 folder=f"models/{arg}",
                 text_decoder="models/qwen3_1_7b",
@@ -47,6 +58,9 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
             lora=dict(rank=64, alpha=128.0, dropout=0.05),
             method=dict(
                 name="vital",
+                text=1.0,  # lambda_1
+                visual=0.1,  # lambda_2
+                max_steps=4,  # K is never larger; records with longer chains keep their first steps
                 latent_state="post_norm",  # the head reads z_K, and every peer's public code feeds this state back
                 train_k="per_sample",  # equation 4's "valid steps"; phase_max runs every row at the phase's K
                 eval_k="fixed",  # Table 3 evaluates at K = 4 throughout; per_sample takes each record's own
@@ -57,6 +71,7 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
                 visual_target="shared",
                 fused=True,
             ),
+            curriculum="as_listed",  # of the phases below; see plan.CURRICULA
             # What trains, by path; every leaf is matched by exactly one row.
             table=(("base/.*", "frozen"), ("lora/.*", "trainable"), ("scaffold/.*", "trainable")),
             optim=dict(
@@ -74,7 +89,7 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
                 hook="block",  # last block before its final norm, as the paper's hook; or post_layernorm
                 roi_threshold=0.20,
                 roi_margin=0.05,
-                features="roi-medsiglip-block-T0.20-P0.05",
+                features="auto",  # the folder of region features beside the records, named by the four settings above
                 limit=0,  # keep to the first so many records of the training split; 0 takes all
                 max_pixels=1_048_576,
                 buckets=((384, 1024), (640, 2048), (1152, 4096)),  # (S, P), ascending
@@ -90,7 +105,12 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
             log=dict(
                 every=10, diagnose=200
             ),  # steps between progress lines, and between gradient and collapse diagnostics
-            eval=dict(every=1000, answers=16, split="val"),  # decoded answers while training
+            eval=dict(
+                every=1000,
+                answers=16,  # decoded while training, from this split
+                split="val",
+                evidence="",  # a split to answer, and to probe the latents on, after the last step; empty: none
+            ),
             checkpoint=dict(every=500, keep=3),
         )
     )

@@ -18,9 +18,9 @@ FLOORS = {
     2: ("models",),
     3: ("construct", "hub", "latent"),
     4: ("methods",),
-    5: ("evaluate", "rl", "explain"),
+    5: ("evaluate", "rl", "explain", "pretrain"),
     6: ("serve",),
-    7: ("cli", "api", "prepare", "plan"),
+    7: ("cli", "api", "prepare", "plan", "campaign"),
 }
 FLOOR_OF = {"": 0} | {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 TOP = 7  # its files are the doors of one storey and may use each other

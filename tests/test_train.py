@@ -1,4 +1,4 @@
-"""`train.py` as its user runs it: three phases on drawn phantoms, killed at any moment and started again, and mistakes on the command line.
+"""`train.py` as its user runs it: three phases on drawn images, killed at any moment and started again, and mistakes on the command line.
 
 Runs are processes of their own. They share one folder of records and small models, and one compile cache, so only the first compiles.
 """
@@ -35,9 +35,11 @@ def command(shared, workdir, *overrides):
         "model.tiny.layers": 2,
         "data.records": shared / "records",
         "data.encoder": shared / "siglip",
-        "data.build.count": 40,
+        "data.build.source": "phantoms",
+        "data.build.count": 24,
+        "data.build.val": 0.2,
         "data.max_pixels": 64 * 64,
-        "data.buckets": "((80, 16),)",
+        "data.buckets": "((96, 16),)",
         "batch": 8,
         "checkpoint.every": 2,
         "log.every": 2,
@@ -46,7 +48,7 @@ def command(shared, workdir, *overrides):
         "eval.answers": 2,
     }
     arguments = [f"--config.{key}={value}" for key, value in small.items()]
-    return [sys.executable, "train.py", "--config=configs/quickstart.py", *arguments, *PHASES, *overrides]
+    return [sys.executable, "train.py", "--config=configs/fixtures.py", *arguments, *PHASES, *overrides]
 
 
 def environment(shared):
@@ -172,7 +174,7 @@ def test_another_base_is_refused_by_name(shared, finished, tmp_path):
     moved = ["--config.model.tiny.seed=5"]
     moved += [f"--config.model.{key}={tmp_path / key}" for key in ("folder", "text_decoder")]
     moved += [f"--config.data.encoder={tmp_path / 'siglip'}"]
-    moved += [f"--config.data.records={shared / 'records'}"]
+    moved += [f"--config.data.records={tmp_path / 'records'}"]
     done = run(shared, finished[0], *moved)
     assert done.returncode != 0 and "base_fingerprint" in done.stderr and "Traceback" not in done.stderr
 
@@ -211,6 +213,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(shared, finished, tmp_path):
         ("--config.optim.learning_rat=1", ("unknown key", "config.optim.learning_rate")),
         ("--config.method.projector=mpl", ("projector", "mpl", "residual_mlp_ln")),
         ("--config.data.features=roi-other", ("roi-other", "roi-siglip-block-T0.20-P0.05")),
+        ("--config.curriculum=backwards", ("curriculum", "backwards", "reverse")),
         ("--config.data.answer=3", ("record", "(S, P, T, C)", "data.answer")),
     ],
 )

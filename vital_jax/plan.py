@@ -1,4 +1,4 @@
-"""What `train.py` says: the plan before a run, a few answers during it, and why it stopped."""
+"""What `train.py` says: the plan before a run, a few answers during it, and why it stopped; and what a recipe leaves to be derived."""
 
 import json
 import math
@@ -11,10 +11,52 @@ import jax.numpy as jnp
 
 from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
+from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.feed import Feed
+from vital_jax.pipeline.prompts import Prompter
+from vital_jax.prepare import features_name
 from vital_jax.training.partition import flatten, parameter_table
 
 SHOWN = ("loss", "task", "text", "visual", "answer_accuracy", "grad_norm")
+
+
+# Orders of a recipe's phases (Table 3): which of them run, in which order. Steps of phases left out go to the next one that runs.
+CURRICULA = {
+    "as_listed": lambda count: range(count),
+    "two_phase": lambda count: range(min(1, count - 1), count),
+    "full_mix": lambda count: range(count - 1, count),
+    "reverse": lambda count: range(count - 1, -1, -1),
+}
+
+
+def resolve(config: Any) -> None:
+    """Fills in, in place, what a recipe leaves to be derived: the phases of its curriculum, their K and loss weights, the features' name.
+
+    Raises: ValueError naming an unknown curriculum.
+    """
+    m = config.method
+    if config.curriculum not in CURRICULA:
+        raise ValueError(f"unknown config.curriculum={config.curriculum!r}: use one of {', '.join(CURRICULA)}")
+    order = list(CURRICULA[config.curriculum](len(config.phases)))
+    left_out = [phase for i, phase in enumerate(config.phases) if i not in order]
+    config.phases = tuple(config.phases[i] for i in order)
+    for key in ("steps", "epochs"):
+        config.phases[0][key] += sum(phase[key] for phase in left_out)
+    for phase in config.phases:
+        phase.latent_steps = min(phase.max_steps, m.max_steps) if phase.latent_steps is None else phase.latent_steps
+        for loss in ("text", "visual"):
+            phase[loss] = float(m[loss] if phase[loss] is None else phase[loss])
+    config.data.features = features_name(config)
+
+
+def open_feed(config: Any, split: str, regions: bool = False) -> Feed:
+    """One split of the configured records; with region features where a loss needs them, or where `regions` asks for them."""
+    d = config.data
+    text = Prompter(config.model.text_decoder) if setup.uses(config, "text") else None
+    encoder = Encoder.from_folder(config.model.folder, d.max_pixels, system=d.system, chain_prompter=text)
+    features = d.features if regions or setup.uses(config, "visual") else None
+    limit = d.limit if split == "train" else 0
+    return Feed.open(d.records, split, encoder, features, d.buckets, d.answer, d.chain, d.workers, limit)
 
 
 def describe(config: Any, method: Vital, feed: Feed, tables: Sequence[Sequence[tuple[str, str]]]) -> str:
@@ -31,7 +73,7 @@ def describe(config: Any, method: Vital, feed: Feed, tables: Sequence[Sequence[t
     for phase in config.phases:
         chosen = feed.select(phase.max_steps)
         need = feed.sizes[chosen]
-        counts = f"K <= {phase.max_steps}, {len(chosen)} records, {phase.steps} steps"
+        counts = f"K = {phase.latent_steps}, {len(chosen)} records, {phase.steps} steps"
         epochs = phase.steps * config.batch / len(chosen)
         tokens, patches = (config.batch * need.mean(0)).astype(int)[:2]
         images = sum(len(feed.source[int(i)].images) for i in chosen[:64]) / min(len(chosen), 64)
@@ -70,11 +112,13 @@ def check_resume(saved: Mapping[str, Any], config: Any, index: int) -> None:
       saved: the checkpoint's record. index: the phase that this run says the checkpoint is in.
     Raises: ValueError that names what changed.
     """
-    before = [phase["steps"] for phase in saved["config"]["phases"]][:index]
-    now = [phase.steps for phase in config.phases][:index]
+    kept = ("steps", "max_steps", "latent_steps")
+    before = [[phase[key] for key in kept] for phase in saved["config"]["phases"]]
+    now = [[phase[key] for key in kept] for phase in config.phases]
     for key, old, new in (
         ("the phase of the last step", saved["phase"], index),
-        ("steps of the phases before it", before, now),
+        (f"({', '.join(kept)}) of the phases before it", before[:index], now[:index]),
+        ("(max_steps, latent_steps) of its phase", before[index][1:], now[index][1:]),
         ("batch", saved["config"]["batch"], config.batch),
         ("seed", saved["config"]["seed"], config.seed),
     ):

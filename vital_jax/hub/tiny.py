@@ -62,9 +62,33 @@ def _train_tokenizer(folder: Path, texts: Iterable[str], vocab: int) -> int:
 
 
 def _write_weights(
-    folder: Path, entries: list[Entry], params: dict, shapes: dict[str, tuple[int, ...]] | None = None
+    folder: Path, entries: list[Entry], params: dict, shapes: dict[str, tuple[int, ...]] | None, dtype: Any
 ) -> None:
-    write_file(folder / "model.safetensors", to_tensors(entries, jax.tree.map(np.asarray, params), shapes))
+    host = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype), params)
+    path = folder / "model.safetensors"
+    write_file(path.with_suffix(".partial"), to_tensors(entries, host, shapes))
+    path.with_suffix(".partial").replace(path)
+
+
+def save_backbone(folder: str | Path, params: dict, dtype: Any = np.float32) -> None:
+    """Writes a Qwen3-VL parameter tree as the weights of `folder`, whose config it must fit, in place of those there."""
+    config = qwen3_vl_config(folder)
+    v = config.vision
+    convolution = (v.width, 3, v.temporal_patch, v.patch, v.patch)
+    entries = qwen3_vl_entries(config)
+    _write_weights(Path(folder), entries, params, {"model.visual.patch_embed.proj.weight": convolution}, dtype)
+
+
+def save_text_decoder(folder: str | Path, params: dict, dtype: Any = np.float32) -> None:
+    """Writes a Qwen3 parameter tree as the weights of `folder`, whose config it must fit."""
+    _write_weights(Path(folder), qwen3_entries(qwen3_config(folder)), params, None, dtype)
+
+
+def save_siglip(folder: str | Path, params: dict, dtype: Any = np.float32) -> None:
+    """Writes a SigLIP vision tower as the weights of `folder`, whose config it must fit."""
+    c = siglip_config(folder)
+    shapes = {"vision_model.embeddings.patch_embedding.weight": (c.width, c.channels, c.patch, c.patch)}
+    _write_weights(Path(folder), siglip_entries(c), params, shapes, dtype)
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
@@ -83,6 +107,7 @@ def write_backbone(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     size = _train_tokenizer(folder, texts, vocab)
+    tower = max(32, width * 3 // 4 // 32 * 32)  # heads of 32, as in the decoder
     text = {
         "model_type": "qwen3_vl_text",
         "hidden_act": "silu",
@@ -101,10 +126,10 @@ def write_backbone(
     vision = {
         "model_type": "qwen3_vl",
         "hidden_act": "gelu_pytorch_tanh",
-        "hidden_size": width // 2,
-        "depth": 3,
-        "num_heads": 2,
-        "intermediate_size": width,
+        "hidden_size": tower,
+        "depth": 4,
+        "num_heads": tower // 32,
+        "intermediate_size": 2 * tower,
         "out_hidden_size": width,
         "deepstack_visual_indexes": [0, 1],
         "num_position_embeddings": 144,
@@ -134,8 +159,7 @@ def write_backbone(
     config = qwen3_vl_config(folder)
     params = jax.jit(lambda key: init_qwen3_vl(Qwen3VL(config), key))(jax.random.key(seed))
     params["language_model"]["embed_tokens"]["embedding"] *= width**-0.5
-    convolution = (config.vision.width, 3, 2, 16, 16)
-    _write_weights(folder, qwen3_vl_entries(config), params, {"model.visual.patch_embed.proj.weight": convolution})
+    save_backbone(folder, params)
 
 
 def write_text_decoder(
@@ -168,7 +192,7 @@ def write_text_decoder(
     config = qwen3_config(folder)
     params = jax.jit(lambda key: init_decoder(Decoder(config), key))(jax.random.key(seed))
     params["embed_tokens"]["embedding"] *= width**-0.5
-    _write_weights(folder, qwen3_entries(config), params)
+    save_text_decoder(folder, params)
 
 
 def write_siglip(folder: str | Path, seed: int = 2, width: int = 64, layers: int = 2, image: int = 112) -> None:
@@ -189,7 +213,4 @@ def write_siglip(folder: str | Path, seed: int = 2, width: int = 64, layers: int
     }
     _write_config(folder, {"architectures": ["SiglipVisionModel"], **vision})
     config = siglip_config(folder)
-    params = jax.jit(lambda key: init_siglip(SiglipVision(config), key))(jax.random.key(seed))
-    _write_weights(
-        folder, siglip_entries(config), params, {"vision_model.embeddings.patch_embedding.weight": (width, 3, 14, 14)}
-    )
+    save_siglip(folder, jax.jit(lambda key: init_siglip(SiglipVision(config), key))(jax.random.key(seed)))

@@ -25,7 +25,7 @@ _ROWS = (("lora/.*", PartitionSpec()), *fsdp_rows("scaffold"))
 
 def uses(config: Any, loss: str) -> bool:
     """Whether any phase weighs this loss (`text` or `visual`) on latents it takes."""
-    return any(phase.max_steps and phase[loss] for phase in config.phases)
+    return any(phase.latent_steps and phase[loss] for phase in config.phases)
 
 
 def make_method(config: Any, roi_width: int | None) -> Vital:
@@ -54,7 +54,8 @@ def make_method(config: Any, roi_width: int | None) -> Vital:
 
 def switches(config: Any) -> dict[str, Any]:
     """What changes the meaning of the trained weights: a checkpoint made under other values is refused."""
-    kept = {name: value for name, value in config.method.items() if name not in ("name", "eval_k", "fused")}
+    free = ("name", "eval_k", "fused", "text", "visual", "max_steps")
+    kept = {name: value for name, value in config.method.items() if name not in free}
     return {**kept, "lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
 
 

@@ -57,6 +57,7 @@ class Layout:
       roi: E; 0 leaves region features out.
       train_k: `per_sample` (K_i is the record's own number of steps, or K where it states none) or `phase_max` (every
         row takes K steps; chains supervise only the steps they have). The latter also serves evaluation at a fixed K.
+      cap: a record with more steps than K keeps its first K (Table 3's ablation); without it, it is an error.
     """
 
     prefix: int
@@ -66,6 +67,7 @@ class Layout:
     chain: int = 0
     roi: int = 0
     train_k: str = "per_sample"
+    cap: bool = False
 
     def __post_init__(self):
         for name in ("prefix", "patches", "answer", "latent_steps", "chain", "roi"):
@@ -186,7 +188,7 @@ class Encoder:
         _fits(len(answer), layout.answer, f"{name}: the answer", "answer tokens (T)")
         chain, lengths = np.zeros((K, C), np.int32), np.zeros(K, np.int32)
         steps = self._latent_steps(record, layout, name)
-        for k, text in enumerate(record.chain if K and C else ()):
+        for k, text in enumerate(record.chain[: K if layout.cap else None] if K and C else ()):
             ids = (self.chain_prompter or self.prompter).encode_text(text, name=f"{name} chain step {k + 1}")
             _fits(len(ids), C, f"{name}: chain step {k + 1}", "chain tokens (C)")
             chain[k], lengths[k] = _pad(ids, C), len(ids)
@@ -203,7 +205,10 @@ class Encoder:
         K, own = layout.latent_steps, len(record.chain) or record.metadata.get("latent_steps", layout.latent_steps)
         if not K:
             return 0
+        own = min(own, K) if layout.cap else own
         if layout.train_k == "phase_max":
+            if layout.cap:
+                return K
             _fits(len(record.chain) if layout.chain else 0, K, f"{name}: the chain", "latent steps (K)")
             return K
         if own < 1:  # K = 0 is a program of its own: in this one, the answer is read from the last latent

@@ -16,7 +16,7 @@ import numpy as np
 from vital_jax.pipeline.batch import Encoder, Layout, collate
 from vital_jax.pipeline.features import RoiFeatures
 from vital_jax.pipeline.loader import plan_batches, step_dataset
-from vital_jax.pipeline.records import RecordSource
+from vital_jax.pipeline.records import Record, RecordSource
 
 Bucket = tuple[int, int]  # (S, P)
 
@@ -112,20 +112,21 @@ class Feed:
             )
         return chosen
 
-    def layout(self, bucket: int, max_steps: int, train_k: str) -> Layout:
-        """The layout of a bucket in a phase of at most `max_steps` steps."""
+    def layout(self, bucket: int, latent_steps: int, train_k: str, cap: bool = False) -> Layout:
+        """The layout of a bucket in a program of K = `latent_steps`."""
         S, P = self.buckets[bucket]
         roi = self.features.info["width"] if self.features is not None else 0
-        return Layout(S, P, self.answer, max_steps, self.chain, roi, train_k)
+        return Layout(S, P, self.answer, latent_steps, self.chain, roi, train_k, cap)
 
-    def maker(self, max_steps: int, train_k: str) -> Callable[[int, int], dict[str, np.ndarray]]:
+    def maker(self, latent_steps: int, train_k: str, cap: bool = False) -> Callable[[int, int], dict[str, np.ndarray]]:
         """(record number, bucket) -> row."""
-        layouts = tuple(self.layout(bucket, max_steps, train_k) for bucket in range(len(self.buckets)))
+        layouts = tuple(self.layout(bucket, latent_steps, train_k, cap) for bucket in range(len(self.buckets)))
         return _MakeRow(self.source, self.encoder, layouts, self.features)
 
     def phase(
         self,
         max_steps: int,
+        latent_steps: int,
         train_k: str,
         batch: int,
         steps: int,
@@ -137,31 +138,51 @@ class Feed:
         """(step in phase, this process's rows of its batch) from `start` on.
 
         Args:
-          max_steps: K of the phase. train_k: as `Layout`. batch: rows per step over all processes.
+          max_steps: only records with at most so many steps (0: all). latent_steps: K; where it is smaller, records keep
+            their first K steps. train_k: as `Layout`. batch: rows per step over all processes.
           steps: of the whole phase. seed: of its order.
         Raises: ValueError as `plan_batches`; RuntimeError naming a record that cannot be encoded.
         """
         plan = plan_batches(self.sizes[:, :2], self.select(max_steps), self.buckets, batch, steps, seed)
-        maker = self.maker(max_steps, train_k)
+        maker = self.maker(latent_steps, train_k, latent_steps < max_steps)
         return step_dataset(
             plan, maker, collate, start, process_index, process_count, num_threads=2, workers=self.workers
         )
 
-    def rows(self, numbers: Sequence[int], max_steps: int, eval_k: str = "fixed") -> dict[str, np.ndarray]:
+    def rows(
+        self, numbers: Sequence[int], max_steps: int, eval_k: str = "fixed", images: Sequence[int] | None = None
+    ) -> dict[str, np.ndarray]:
         """Prompts of these records as one batch for decoding, in the smallest bucket that holds them all.
 
         Args:
-          max_steps: K. eval_k: `fixed` (every row takes K steps) or `per_sample` (each its record's own number).
+          max_steps: K. eval_k: `fixed` (every row takes K steps) or `per_sample` (each its record's own number, at most K).
+          images: one record number per row: each row asks its own question about that record's images.
+        Returns: the arrays of pipeline/batch.py without answer, chain and region feature.
         Raises: ValueError for another `eval_k`, or where no bucket holds them all.
         """
         if eval_k not in ("fixed", "per_sample"):
             raise ValueError(f"unknown eval_k={eval_k!r}: use fixed or per_sample")
-        need = self.sizes[list(numbers), :2].max(0)
+        records = [self.source[int(number)] for number in numbers]
+        if images is None:
+            need = self.sizes[list(numbers), :2].max(0)
+        else:
+            records = [
+                _with_images(record, self.source[int(number)]) for record, number in zip(records, images, strict=True)
+            ]
+            need = np.max([self.encoder.measure(record) for record in records], axis=0)
         fitting = [i for i, budget in enumerate(self.buckets) if all(need <= budget)]
         if not fitting:
             raise ValueError(f"records {list(numbers)} together need (S, P) = {need.tolist()}: no bucket holds them")
-        bucket = fitting[0]
         train_k = "phase_max" if eval_k == "fixed" else "per_sample"
-        asking = replace(self.layout(bucket, max_steps, train_k), answer=0, chain=0, roi=0)
-        make = _MakeRow(self.source, self.encoder, (asking,), None)
-        return collate([make(int(number), 0) for number in numbers])
+        asking = replace(self.layout(fitting[0], max_steps, train_k, cap=True), answer=0, chain=0, roi=0)
+        return collate(
+            [self.encoder.encode(record, asking, int(number)) for record, number in zip(records, numbers, strict=True)]
+        )
+
+
+def _with_images(record: Record, other: Record) -> Record:
+    """The question of one record about the images of another, with the grey window that belongs to those images."""
+    metadata = {name: value for name, value in record.metadata.items() if name != "window"}
+    if "window" in other.metadata:
+        metadata["window"] = other.metadata["window"]
+    return replace(record, images=other.images, masks=(), boxes=(), metadata=metadata)

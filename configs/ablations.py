@@ -1,0 +1,43 @@
+"""The paper's ablation tables on the quickstart's bench: a named list of runs, several seeds, mean and spread.
+
+    python train.py --config=configs/ablations.py:losses
+
+Lists: losses (Table 2), steps and curriculum (Table 3), projector (13), encoder (14), target (15), train_k (ours), and all of them. Every
+run is the quickstart's VITAL with one value changed; the three seeds change the drawn parameters and the order of the data, not the data.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+REFERENCE = ("VITAL", {})
+RUNS = {
+    "losses": (
+        ("task only", {"method.text": 0.0, "method.visual": 0.0}),
+        ("task and text", {"method.visual": 0.0}),
+        ("task and visual", {"method.text": 0.0}),
+    ),
+    "steps": tuple((f"K = {K}", {"method.max_steps": K}) for K in range(4)),
+    "curriculum": tuple((name, {"curriculum": name}) for name in ("full_mix", "two_phase", "reverse")),
+    "projector": tuple(
+        (f"projector {kind}", {"method.projector": kind}) for kind in ("linear", "mlp", "mlp_ln", "transformer")
+    ),
+    "encoder": (
+        ("encoder: the backbone's own", {"data.encoder": f"{quickstart.WEIGHTS}/backbone"}),
+        ("encoder: low resolution", {"data.encoder": f"{quickstart.WEIGHTS}/siglip_low"}),
+    ),
+    "target": (("a target per step", {"method.visual_target": "per_step"}),),
+    "train_k": (("K of the phase", {"method.train_k": "phase_max", "method.eval_k": "fixed"}),),
+}
+
+
+def get_config(arg: str = "all") -> ConfigDict:
+    """The list named `arg`."""
+    if arg != "all" and arg not in RUNS:
+        raise ValueError(f"unknown list {arg!r}: use {', '.join(RUNS)} or all")
+    config = quickstart.get_config()
+    config.workdir = "runs/ablations"
+    chosen = RUNS.values() if arg == "all" else (RUNS[arg],)
+    config.runs = (REFERENCE, *(run for runs in chosen for run in runs))
+    config.seeds = (0, 1, 2)
+    return config

@@ -1,0 +1,97 @@
+"""The recipe of the small models at a size of seconds, and the weights it made: how large, how honest, how distinct."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from vital_jax.construct.build import build_records
+from vital_jax.construct.phantoms import phantoms
+from vital_jax.construct.roi import record_rows
+from vital_jax.hub import tiny
+from vital_jax.hub.encoders import load_encoder
+from vital_jax.hub.load import load_qwen3, load_qwen3_vl, load_siglip
+from vital_jax.pipeline.features import distinctness
+from vital_jax.pretrain import __main__ as recipe
+from vital_jax.pretrain.siglip import pairs, train_siglip
+from vital_jax.pretrain.text import train_text
+
+WEIGHTS = Path(recipe.__file__).parent / "weights"
+SENTENCES = [
+    "The liver lies in the upper left part of the image.",
+    "The kidney is clearly brighter than the surroundings.",
+]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A folder with a small tokenizer that knows the words of phantoms."""
+    folder = tmp_path_factory.mktemp("words") / "backbone"
+    texts = [text for r in build_records(phantoms(20, 1), 2, 1) for text in (r.question, r.answer, *r.chain)]
+    tiny.write_backbone(folder, texts, width=64, layers=1, vocab=512)
+    return folder
+
+
+def test_a_text_decoder_learns_its_sentences(words, tmp_path):
+    tiny.write_text_decoder(tmp_path, words, width=32, layers=1)
+    before = jax.tree.leaves(load_qwen3(tmp_path)[1])
+    report = train_text(tmp_path, SENTENCES * 4, steps=40, batch=8)
+    after = jax.tree.leaves(load_qwen3(tmp_path)[1])
+    assert report["accuracy"] > 0.9
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(before, after, strict=True))
+
+
+def test_a_tower_learns_pairs(words, tmp_path):
+    tiny.write_siglip(tmp_path, width=32, layers=1, image=28)
+    samples = list(phantoms(8, 3))
+    made = list(pairs(samples, 28, 0))
+    assert len(made) == len(samples) + 8 and all(image.shape == (28, 28, 3) for image, _ in made)
+    assert sum("Yes:" in text or ":" in text for _, text in made) == len(made)
+    before = load_siglip(tmp_path)[1]
+    report = train_siglip(tmp_path, words, samples, steps=60, batch=16)
+    # Sixteen texts: a tower that sees nothing finds its own one time in sixteen.
+    assert report["hit"] > 0.3
+    after = load_siglip(tmp_path)[1]
+    assert max(float(np.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "arguments, words_of_error",
+    [(["run", "out", "siglipp"], ("siglipp", "siglip_low")), (["run", "{weights}", "siglip"], ("exists", "OUT"))],
+)
+def test_mistakes_are_named(arguments, words_of_error, capsys):
+    with pytest.raises(SystemExit) as stop:
+        recipe.main([word.format(weights=WEIGHTS) for word in arguments])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert all(word in told for word in words_of_error)
+
+
+def test_shipped_weights_are_small_complete_and_read(words):
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 8 * 2**20
+    for folder, load in (
+        ("backbone", load_qwen3_vl),
+        ("text_decoder", load_qwen3),
+        ("siglip", load_siglip),
+        ("siglip_low", load_siglip),
+    ):
+        _, params = load(WEIGHTS / folder)
+        assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(params))
+        with safe_open(WEIGHTS / folder / "model.safetensors", "numpy") as file:
+            assert {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 == {"BF16"}
+    tokens = json.loads((WEIGHTS / "backbone/tokenizer.json").read_text())
+    assert tokens == json.loads((WEIGHTS / "text_decoder/tokenizer.json").read_text())
+
+
+def test_shipped_tower_tells_regions_apart(words):
+    """Targets that are all alike would make the visual loss easy and empty."""
+    encoder = load_encoder(WEIGHTS / "siglip", "block")
+    records = [r for r in build_records(phantoms(24, 77), 1, 0) if r.masks]
+    rows = record_rows(records, encoder.apply, batch_size=8, grid=encoder.grid, size=encoder.size)
+    features = np.stack([row.feature for row in rows])
+    cosine, energy = distinctness(features)
+    assert cosine < 0.9 and energy < 0.9

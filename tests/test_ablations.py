@@ -1,0 +1,261 @@
+"""Every row of the ablation tables changes what it names and nothing else: data order, steps taken, losses, region features.
+
+Each row of `configs.ablations.RUNS` is compared with the reference on drawn images with small random models. The table below says what must
+differ; everything else must be the same, for a row that changes two things at once compares nothing. Losses are those of the toy VITAL with
+the switches that `setup.make_method` sets; its latent pass is compiled once per K and shared by all rows.
+"""
+
+import dataclasses
+import sys
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toy
+from absl import flags
+from ml_collections import config_flags
+
+from configs import ablations, quickstart
+from configs import vital as paper
+from vital_jax import campaign, plan
+from vital_jax.hub import tiny
+from vital_jax.methods import setup, vital
+from vital_jax.models.decoder import Decoder
+from vital_jax.pipeline.records import RecordSource
+from vital_jax.prepare import make_features, make_records
+from vital_jax.training import config as configuration
+
+# ml_collections loads a recipe by its path in a way that Python 3.12 leaves out.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TERMS = {"task", "text", "visual"}
+# What a row changes, among: `order` (which records, phase by phase, and for how many steps), `taken` (the latent and chain steps of one
+# record), the terms of the loss, `features` (the targets of the visual loss).
+CHANGES = {
+    "task only": {"text", "visual"},
+    "task and text": {"visual"},
+    "task and visual": {"text"},
+    "K = 0": {"taken", *TERMS},
+    "K = 1": {"taken", *TERMS},
+    "K = 2": {"taken", *TERMS},
+    "K = 3": {"taken", *TERMS},
+    "full_mix": {"order"},
+    "two_phase": {"order"},
+    "reverse": {"order"},
+    "projector linear": {"visual"},
+    "projector mlp": {"visual"},
+    "projector mlp_ln": {"visual"},
+    "projector transformer": {"visual"},
+    "encoder: the backbone's own": {"features"},
+    "encoder: low resolution": {"features"},
+    "a target per step": {"visual"},
+    "K of the phase": {"taken"},
+}
+ROWS = dict(row for rows in ablations.RUNS.values() for row in rows)
+
+
+def test_every_row_is_in_the_table_and_has_a_folder_of_its_own():
+    assert ROWS.keys() == CHANGES.keys()
+    assert len(ROWS) == sum(map(len, ablations.RUNS.values()))
+    config = ablations.get_config("all")
+    made = list(campaign.children(config))
+    assert len(config.seeds) >= 3 and len(made) == len(config.seeds) * (1 + len(ROWS))
+    assert len({one.workdir for _, _, one in made}) == len(made)
+
+
+@pytest.mark.parametrize("name", ablations.RUNS)
+def test_a_list_is_the_reference_and_its_own_rows(name):
+    assert ablations.get_config(name).runs == (ablations.REFERENCE, *ablations.RUNS[name])
+
+
+# --- what a row computes ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """`configured(changes)`: the resolved configuration of a row, its paths leading to small random models and some 100 drawn records."""
+    folder = tmp_path_factory.mktemp("ablations")
+    recipe = ablations.get_config()
+    recipe.data.update(records=str(folder / "records"), buckets=((96, 64),), answer=24, chain=96)
+    recipe.data.build.update(count=24, val=0.0, test=0.0)
+    recipe.batch = 8
+
+    def configured(changes):
+        config = campaign.child(recipe, "row", changes, 0)
+        for part, key in ((config.model, "folder"), (config.model, "text_decoder"), (config.data, "encoder")):
+            part[key] = part[key].replace(quickstart.WEIGHTS, str(folder))
+        plan.resolve(config)
+        return config
+
+    reference = configured({})
+    make_records(reference)
+    texts = [text for r in RecordSource(reference.data.records) for text in (r.question, r.answer, *r.chain)]
+    tiny.write_backbone(folder / "backbone", texts, width=64, layers=2)
+    tiny.write_text_decoder(folder / "text_decoder", folder / "backbone", width=32, layers=1)
+    tiny.write_siglip(folder / "siglip", layers=1)
+    tiny.write_siglip(folder / "siglip_low", layers=1, image=56)
+    return configured
+
+
+def fed(config):
+    """(order, taken): (phase's steps, numbers of its first records) by phase, and {record: {(latent steps, tokens of each chain step)}}."""
+    feed, order, taken = plan.open_feed(config, "train"), [], {}
+    for index, phase in enumerate(config.phases):
+        batches = feed.phase(
+            phase.max_steps, phase.latent_steps, config.method.train_k, config.batch, phase.steps, config.seed + index
+        )
+        numbers = []
+        for _, batch in islice(batches, 4):
+            numbers += batch["index"].tolist()
+            words = batch["chain_mask"].sum(-1)
+            for number, K, row in zip(batch["index"].tolist(), batch["latent_steps"].tolist(), words, strict=True):
+                taken.setdefault(number, set()).add((K, tuple(row[row > 0].tolist())))
+        order.append((phase.steps, numbers))
+    return order, taken
+
+
+@pytest.fixture(scope="module")
+def toy_terms():
+    """`terms(config)`: the weighted terms of the loss on one batch, at the largest K of the configuration's phases."""
+    r = dataclasses.replace
+    decoder = r(
+        toy.DECODER, layers=2
+    )  # one more than the deepest feature of the tower, and no more: compiling is what costs
+    sizes = r(toy.CONFIG, decoder=decoder, vision=r(toy.CONFIG.vision, layers=2))
+    text = Decoder(r(toy.TEXT, layers=1))
+    batch = toy.batch(P=16, K=4)
+    whole = setup.abstract_params(vital.Vital(toy.Qwen3VL(sizes, toy.LORA), text, toy.ROI))
+    drawn = {name: toy.draw(whole[name]) for name in ("base", "lora")}
+    drawn["scaffold"] = {name: toy.draw(whole["scaffold"][name]) for name in ("pj_in", "text_decoder")}
+    latent_pass, passes = vital.thoughts, {}
+
+    def terms(config):
+        phase = max(config.phases, key=lambda phase: phase.latent_steps)
+        K, weights = phase.latent_steps, {"task": 1.0, "text": phase.text, "visual": phase.visual}
+        made = setup.make_method(config, 64)
+        model = toy.Qwen3VL(sizes, toy.LORA, dtype=np.float32, latent_state=made.model.latent_state)
+        method = r(made, model=model, decoder=made.decoder and text, roi_width=made.roi_width and toy.ROI)
+        # Each part drawn for itself, so that parts which two rows share are the same.
+        parts = method.abstract_scaffold()
+        params = {
+            **drawn,
+            "scaffold": {name: drawn["scaffold"].get(name) or toy.draw(part) for name, part in parts.items()},
+        }
+        # A longer chain is cut, as the feed does.
+        rows = batch | {"latent_steps": np.minimum(batch["latent_steps"], K)}
+
+        def shared(method, params, *rest):
+            if (key := (method.model, method.fused, K)) not in passes:
+                passes[key] = jax.jit(lambda p, b: latent_pass(method, p, b, K))(
+                    {name: drawn[name] for name in ("base", "lora")}, rows
+                )
+            return passes[key]
+
+        shared(method, params)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(vital, "thoughts", shared)
+            norms = vital.normalizers(rows)
+            values = jax.jit(lambda p, b: vital.losses(method, p, b, norms, K, weights)[0])(params, rows)
+        return {name: weights[name] * float(value) for name, value in values.items()}
+
+    return terms
+
+
+@pytest.fixture(scope="module")
+def reference(bench, toy_terms):
+    """Everything of the reference, computed once."""
+    return computed(bench({}), toy_terms)
+
+
+def computed(config, toy_terms):
+    make_features(config)
+    features = plan.open_feed(config, "train", regions=True).features
+    order, taken = fed(config)
+    return {"order": order, "taken": taken, "features": features, "terms": toy_terms(config)}
+
+
+def differ(one, other, what):
+    """Whether two sides of `computed` differ in one of the things of `CHANGES`."""
+    if what in TERMS:
+        a, b = (side["terms"].get(what) for side in (one, other))
+        if a is None or b is None:
+            return a is not b
+        gap = abs(a / b - 1)
+        assert not 1e-5 < gap < 1e-3, f"{what}: neither the same nor clearly another: {a} and {b}"
+        return gap > 1e-3
+    if what == "features":
+        (a, seen), (b, also) = ((side["features"].roi, side["features"].valid) for side in (one, other))
+        assert (
+            np.array_equal(seen, also) and np.sum(seen) > 20
+        )  # which records have a region is not the encoder's matter
+        return not np.array_equal(a, b)
+    if what == "taken":
+        # A row may take other records; of those that both take, it takes the same steps or not.
+        both = one["taken"].keys() & other["taken"].keys()
+        assert len(both) > 10
+        return any(one["taken"][number] != other["taken"][number] for number in both)
+    return one[what] != other[what]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_row_changes_what_it_names_and_nothing_else(name, bench, toy_terms, reference):
+    config = bench(ROWS[name])
+    row = computed(config, toy_terms)
+    assert reference["terms"].keys() == TERMS
+    changed = {what for what in ("order", "taken", "features", *TERMS) if differ(reference, row, what)}
+    assert changed == CHANGES[name]
+    # Every row trains as long as the reference does.
+    assert sum(steps for steps, _ in row["order"]) == sum(steps for steps, _ in reference["order"])
+    # A term without weight is not computed.
+    assert {"text", "visual"} & row["terms"].keys() == {loss for loss in ("text", "visual") if setup.uses(config, loss)}
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def parsed(monkeypatch, recipe, *overrides):
+    """The configuration that `configuration.run` would hand on for this command line."""
+    argv = ["train.py", f"--config={REPOSITORY / 'configs' / recipe}", *overrides]
+    own = flags.FlagValues()
+    with monkeypatch.context() as patch:
+        patch.setattr(flags, "FLAGS", own)
+        patch.setattr(sys, "argv", argv)
+        holder = config_flags.DEFINE_config_file("config", None, flag_values=own, sys_argv=argv)
+        configuration._parse(argv)
+        return holder.value
+
+
+def command(name):
+    return [f"--config.{key}={value}" for key, value in ROWS[name].items()]
+
+
+def test_a_row_is_one_override():
+    """Two where two things are left out, and where the K of training asks for the same K when decoding."""
+    assert {name for name in ROWS if len(command(name)) != 1} == {"task only", "K of the phase"}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_row_is_an_override_on_the_command_line(name, monkeypatch):
+    config = parsed(monkeypatch, "quickstart.py", *command(name))
+    row = campaign.child(ablations.get_config(), name, ROWS[name], 0)
+    plain = campaign.child(ablations.get_config(), name, {}, 0)
+    sides = [configuration.resolved(side) for side in (config, row, plain)]
+    for side in sides:
+        for key in ("workdir", "runs", "seeds"):  # a campaign's own business
+            side.pop(key)
+    assert sides[0] == sides[1] != sides[2]
+    for side in (config, row):
+        plan.resolve(side)
+    assert configuration.resolved(config.phases) == configuration.resolved(row.phases)
+    assert config.data.features == row.data.features
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_papers_recipe_takes_the_same_overrides(name, monkeypatch):
+    config = parsed(monkeypatch, "vital.py", *command(name))
+    row = paper.get_config()
+    row.update_from_flattened_dict(ROWS[name])
+    assert configuration.resolved(config) == configuration.resolved(row) != configuration.resolved(paper.get_config())

@@ -1,0 +1,119 @@
+"""What a recipe leaves to be derived: the order of its phases, their K and loss weights, the features' name. Every recipe resolves."""
+
+import pytest
+
+from configs import ablations, fixtures, pretrain, quickstart, vital
+from vital_jax import plan
+from vital_jax.training.config import resolved, total_steps
+
+# Of quickstart's phases (one, two, all steps: 100, 100, 200): what runs, in which order, for how long; Table 3.
+ORDERS = {
+    "as_listed": [("one step", 1, 100), ("two steps", 2, 100), ("all steps", 4, 200)],
+    "two_phase": [("two steps", 2, 200), ("all steps", 4, 200)],
+    "full_mix": [("all steps", 4, 400)],
+    "reverse": [("all steps", 4, 200), ("two steps", 2, 100), ("one step", 1, 100)],
+}
+
+
+def recipe(**changes):
+    """The quickstart's configuration, whose phases take 100, 100 and 200 steps here, resolved."""
+    config = quickstart.get_config()
+    config.runs = ()
+    for phase, steps in zip(config.phases, (100, 100, 200), strict=True):
+        phase.steps = steps
+    config.update_from_flattened_dict(changes)
+    plan.resolve(config)
+    return config
+
+
+@pytest.mark.parametrize("name", plan.CURRICULA)
+def test_a_curriculum_keeps_the_total_and_the_order_it_promises(name):
+    config = recipe(curriculum=name)
+    assert [(phase.name, phase.max_steps, phase.steps) for phase in config.phases] == ORDERS[name]
+    assert total_steps(config.phases) == 400
+
+
+@pytest.mark.parametrize("name", plan.CURRICULA)
+def test_epochs_go_where_steps_go(name):
+    config = vital.get_config()
+    config.curriculum = name
+    plan.resolve(config)
+    assert sum(phase.epochs for phase in config.phases) == 20
+    assert config.phases[0].epochs == {"as_listed": 5, "two_phase": 10, "full_mix": 20, "reverse": 10}[name]
+
+
+@pytest.mark.parametrize("name", plan.CURRICULA)
+def test_a_single_phase_is_every_curriculum(name):
+    config = quickstart.get_config()
+    config.phases, config.curriculum = (vital.phase("alone", 4, 0, steps=7),), name
+    plan.resolve(config)
+    assert [(phase.name, phase.steps, phase.latent_steps) for phase in config.phases] == [("alone", 7, 4)]
+
+
+def test_an_unknown_curriculum_is_named_with_those_there_are():
+    with pytest.raises(
+        ValueError, match=r"config\.curriculum='backwards': use one of as_listed, two_phase, full_mix, reverse"
+    ):
+        recipe(curriculum="backwards")
+
+
+@pytest.mark.parametrize(
+    "most, steps", [(0, [0, 0, 0]), (1, [1, 1, 1]), (2, [1, 2, 2]), (3, [1, 2, 3]), (9, [1, 2, 4])]
+)
+def test_K_is_the_phases_at_most_the_methods(most, steps):
+    config = recipe(**{"method.max_steps": most})
+    assert [phase.latent_steps for phase in config.phases] == steps
+    # Which records a phase takes does not follow K: a run without latents sees the same ones.
+    assert [phase.max_steps for phase in config.phases] == [1, 2, 4]
+
+
+def test_what_a_phase_says_itself_stands():
+    config = quickstart.get_config()
+    config.phases[1].update(latent_steps=4, text=0.5, visual=0.0)
+    config.method.update(text=2.0, visual=0.3, max_steps=3)
+    plan.resolve(config)
+    assert [phase.latent_steps for phase in config.phases] == [1, 4, 3]
+    assert [phase.text for phase in config.phases] == [2.0, 0.5, 2.0]
+    assert [phase.visual for phase in config.phases] == [0.3, 0.0, 0.3]
+
+
+def test_features_are_named_by_what_makes_them():
+    assert recipe().data.features == "roi-siglip-block-T0.20-P0.05"
+    assert (
+        recipe(**{"data.encoder": "models/other", "data.roi_margin": 0.1}).data.features
+        == "roi-other-block-T0.20-P0.10"
+    )
+    assert recipe(**{"data.features": ""}).data.features == ""
+    with pytest.raises(ValueError, match=r"'roi-siglip-block-T0\.20-P0\.05'; name it so"):
+        recipe(**{"data.features": "mine"})
+
+
+@pytest.mark.parametrize(
+    "module, argument, latent_steps",
+    [
+        (vital, "qwen3_vl_8b", [1, 2, 4]),
+        (quickstart, "", [1, 2, 4]),
+        (fixtures, "", [1, 2, 4]),
+        (fixtures, "overfit", [4]),
+        (pretrain, "", [0]),
+        *((ablations, name, [1, 2, 4]) for name in ("all", *ablations.RUNS)),
+    ],
+)
+def test_every_recipe_resolves_once_and_for_all(module, argument, latent_steps):
+    config = module.get_config(argument)
+    plan.resolve(config)
+    assert [phase.latent_steps for phase in config.phases] == latent_steps
+    assert all(isinstance(phase[loss], float) for phase in config.phases for loss in ("text", "visual"))
+    assert all(phase.steps or phase.epochs for phase in config.phases)
+    once = resolved(config)
+    plan.resolve(config)
+    assert resolved(config) == once
+
+
+@pytest.mark.parametrize("module", [vital, quickstart, fixtures, pretrain, ablations])
+def test_a_recipe_refuses_an_argument_it_does_not_know(module):
+    if module is vital:
+        assert module.get_config("mine").model.folder == "models/mine"
+        return
+    with pytest.raises(ValueError, match="'mine'"):
+        module.get_config("mine")

@@ -1,0 +1,174 @@
+"""Several runs of one recipe, compared: the quickstart's two systems, the ablations' many.
+
+A recipe lists `runs`, each a name and what it changes, and `seeds`. Every run is an ordinary one in a folder of its own, so a campaign that
+is killed goes on where it was, and a finished run is not done again. What a run shows for itself is written beside it (`evidence.json`).
+"""
+
+import copy
+import difflib
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vital_jax import plan
+from vital_jax.evaluate import evidence, score
+from vital_jax.methods import setup
+from vital_jax.methods.vital import Vital
+from vital_jax.training.config import keys, resolved
+from vital_jax.training.sharding import make_mesh
+
+EVIDENCE = "evidence.json"
+CLOSING = """## How to read this
+
+- A system that answers without looking is as good as `images exchanged` and `majority answer`: what lies above their intervals was read
+  from the images. Every question offers its answers, every answer is right equally often, and no image was seen in training.
+- `hit@1`: a latent, sent through the projector, is nearest to the feature of its own region. The row `of the same target` is the strict
+  comparison, for a question names its target and the name alone tells many regions apart.
+- A mean cosine near 1 between two steps says that they hold the same.
+- Drawn images and small models: nothing here is about medicine, and none of it is fit for diagnosis or treatment.
+
+## What to try next
+
+- Ask it: `vital answer --model RUN --image FILE --question TEXT --steps`, RUN being a run's folder.
+- Take a part away: `python train.py --config=configs/ablations.py:losses`.
+- Train longer: `--config.phases[2].steps=1000 --config.workdir=runs/longer`.
+- Your own images and masks: `configs/fixtures.py` shows the way; `configs/vital.py` is the recipe for Qwen3-VL."""
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
+
+
+def _held(path: Path, setting: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was written there for this configuration, if anything."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return found if found.get("config") == setting else None
+
+
+def probe(config: Any, method: Vital, params: Mapping[str, Any]) -> None:
+    """Writes what the trained run shows on the split `eval.evidence`, unless that stands there already for this configuration."""
+    path, setting = Path(config.workdir) / EVIDENCE, resolved(config)
+    if _held(path, setting):
+        return
+    train, held_out = (plan.open_feed(config, split, regions=True) for split in ("train", config.eval.evidence))
+    print(f"answering the questions of split {config.eval.evidence!r} with and without their images", file=sys.stderr)
+    # The most steps the run was taught, also where its last phase takes fewer (a reversed curriculum): Table 3 asks every run at K = 4.
+    K = max(phase.latent_steps for phase in config.phases)
+    found = evidence.evidence(config, method, params, train, held_out, K)
+    _write(path, {"config": setting, **found})
+
+
+def baselines(config: Any) -> dict[str, Any]:
+    """Answers of what was not trained, made once for a campaign: the frozen backbone, and the most frequent training answer."""
+    plan.resolve(config)
+    path, setting = Path(config.workdir) / "baselines.json", resolved(config)
+    if found := _held(path, setting):
+        return found
+    train, held_out = (plan.open_feed(config, split) for split in ("train", config.eval.evidence))
+    numbers = evidence.closed(held_out)
+    method = setup.make_method(config, None)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    with jax.set_mesh(mesh):
+        base = {"base": setup.load_params(config, method, mesh)["base"]}
+        frozen = evidence.predictions(method, base, held_out, numbers, 0)
+    usual = score.majority((train.source[i] for i in evidence.closed(train)), (held_out.source[i] for i in numbers))
+    found = {"config": setting, "frozen backbone": frozen, "majority answer": usual}
+    _write(path, found)
+    return found
+
+
+def child(config: Any, name: str, changes: Mapping[str, Any], seed: int) -> Any:
+    """The configuration of one run. Raises: ValueError naming a key that the recipe does not have."""
+    made = copy.deepcopy(config)
+    made.runs, made.seed = (), seed
+    made.workdir = str(Path(config.workdir) / re.sub(r"\W+", "_", name).strip("_").lower() / f"seed{seed}")
+    known = [key.removeprefix("config.") for key in keys(config)]
+    for key in changes:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            raise ValueError(f"run {name!r} changes {key!r}, which is no key{f'; is it {near[0]!r}?' if near else ''}")
+    made.update_from_flattened_dict(dict(changes))
+    return made
+
+
+def children(config: Any) -> Iterator[tuple[str, int, Any]]:
+    """(name, seed, configuration) of every run, seed after seed."""
+    for seed in config.seeds:
+        for name, changes in config.runs:
+            yield name, seed, child(config, name, changes, seed)
+
+
+def run(config: Any, train: Callable[[Any], None]) -> None:
+    """Trains every run with `train` and prints what they show together."""
+    made = list(children(config))
+    for number, (name, seed, one) in enumerate(made, 1):
+        print(f"\n== run {number} of {len(made)}: {name}, seed {seed} ({one.workdir})", file=sys.stderr)
+        train(one)
+    if config.dry_run or not config.eval.evidence:
+        return
+    untrained = baselines(child(config, "untrained", {"method.max_steps": 0}, config.seed))
+    found = [(name, seed, json.loads((Path(one.workdir) / EVIDENCE).read_text())) for name, seed, one in made]
+    text = report(untrained, found)
+    path = Path(config.workdir) / "report.md"
+    path.write_text(text)
+    print(f"\n{text}\n(written to {path})")
+
+
+def report(untrained: Mapping[str, Any], found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:
+    """All runs as Markdown: per seed a table of systems, over seeds mean and spread, and what the last run's latents hold.
+
+    Args:
+      untrained: of `baselines`. found: (name, seed, evidence) of every run.
+    """
+    seeds = sorted({seed for _, seed, _ in found})
+    idle = [score.Score.of(name, rows) for name, rows in untrained.items() if name != "config"]
+    parts = ["# Held-out questions, closed-ended and balanced: exact answers in percent"]
+    for seed in seeds:
+        runs = [(name, one) for name, other, one in found if other == seed]
+        name, last = runs[-1]
+        blind = score.Score.of(f"{name}, images exchanged", last["blind"])
+        trained = [score.Score.of(name, one["answers"]) for name, one in runs]
+        parts += [f"Seed {seed}:" if len(seeds) > 1 else "", score.table([*idle, blind, *trained])]
+    if len(seeds) > 1:
+        parts += [f"Mean and standard deviation over {len(seeds)} seeds:", spread(found)]
+    if with_latents := [one for one in found if one[2]["max_steps"]]:
+        name, seed, one = with_latents[-1]
+        parts += [f"## What the latents of {name!r} hold (seed {seed})", evidence.show(one)]
+    return "\n\n".join([*filter(None, parts), CLOSING])
+
+
+def spread(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:
+    """Runs as rows: mean and sample standard deviation over seeds, in percent, of what each shows; blank where a run has no such number."""
+    columns = {
+        "accuracy": lambda one: _share(one["answers"]),
+        "images exchanged": lambda one: _share(one["blind"]),
+        "hit@1": lambda one: one["retrieval"]["last"]["own"]["hit@1"]["share"],
+        "hit@1, same target": lambda one: one["retrieval"]["last"]["same_class"]["hit@1"]["share"],
+        "cosine z_1 z_K": lambda one: one["collapse"][0][-1] if one["max_steps"] > 1 else None,
+    }
+    rows = []
+    for name in dict.fromkeys(name for name, _, _ in found):
+        cells = []
+        for value in columns.values():
+            try:
+                values = [value(one) for other, _, one in found if other == name]
+            except KeyError:  # no latents, or no features to look for
+                values = [None]
+            if None in values:  # no two steps to compare, or no record that takes both
+                cells.append("")
+                continue
+            cells.append(f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}")
+        rows.append([name, *cells])
+    return score.markdown(["run", *columns], rows)
+
+
+def _share(rows: Sequence[score.Row]) -> float:
+    return sum(row["exact"] for row in rows) / len(rows)
