@@ -13,7 +13,7 @@ from configs import quickstart
 REFERENCE = ("VITAL", {})
 RUNS = {
     "losses": (
-        ("task only", {"method.text": 0.0, "method.visual": 0.0}),
+        ("task only", {"method.scaffold": False}),
         ("task and text", {"method.visual": 0.0}),
         ("task and visual", {"method.text": 0.0}),
     ),
@@ -27,7 +27,7 @@ RUNS = {
         ("encoder: low resolution", {"data.encoder": f"{quickstart.WEIGHTS}/siglip_low"}),
     ),
     "target": (("a target per step", {"method.visual_target": "per_step"}),),
-    "train_k": (("K of the phase", {"method.train_k": "phase_max", "method.eval_k": "fixed"}),),
+    "train_k": (("K of the phase", {"method.train_k": "phase_max"}),),
 }
 
 

@@ -28,7 +28,8 @@ def get_config(arg: str = "") -> ConfigDict:
         param_dtype="float32",
         remat="none",
     )
-    config.model.tiny = ConfigDict(dict(seed=0, width=128, layers=4))
+    # The tower is shown regions first: from random weights, captions alone hardly teach it to see (pretrain/tower.py).
+    config.model.tiny = ConfigDict(dict(seed=0, width=128, layers=4, tower=dict(images=8000, steps=600, seed=SEED)))
     config.lora.rank = 0
     config.table = (("base/.*", "trainable"), ("lora/.*", "trainable"), ("scaffold/.*", "trainable"))
     config.optim.learning_rate = 1.5e-3
@@ -38,15 +39,15 @@ def get_config(arg: str = "") -> ConfigDict:
         features="",
         max_pixels=128 * 128,
         buckets=((48, 64),),
-        answer=80,
+        answer=64,
         chain=0,
         workers=0,
     )
     config.data.build = ConfigDict(
-        dict(source="captions", path="", count=12_000, seed=SEED, questions=2, form="", val=0.01, test=0.0)
+        dict(source="captions", path="", count=10_000, seed=SEED, questions=2, form="", val=0.01, test=0.0)
     )
     config.batch = 32
-    config.phases = (vital.phase("captions", 0, 0, steps=2000),)
+    config.phases = (vital.phase("captions", 0, 0, steps=1200),)
     config.log.update(every=20, diagnose=0)
     config.eval.update(every=500, answers=4)
     config.checkpoint.every = 500

@@ -5,7 +5,7 @@
 The argument only names the backbone's default folder; sizes are read from the checkpoints. Every value can be overridden on the command
 line, phases too (`--config.phases[0].steps=100`). Every row of the paper's ablation tables is one override:
 
-    Table 2    --config.method.text=0, --config.method.visual=0; task only: both; backbone: steps of no training, see evaluate
+    Table 2    --config.method.scaffold=False | --config.method.visual=0 | --config.method.text=0
     Table 3    --config.method.max_steps=0..4; --config.curriculum=full_mix | two_phase | reverse
     Table 13   --config.method.projector=linear | mlp | mlp_ln | transformer
     Table 14   --config.data.encoder=FOLDER (another SigLIP, or the backbone itself for the self-referential target)
@@ -58,12 +58,13 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
             lora=dict(rank=64, alpha=128.0, dropout=0.05),
             method=dict(
                 name="vital",
+                scaffold=True,  # False: the task loss alone, no text decoder and no projector
                 text=1.0,  # lambda_1
                 visual=0.1,  # lambda_2
                 max_steps=4,  # K is never larger; records with longer chains keep their first steps
                 latent_state="post_norm",  # the head reads z_K, and every peer's public code feeds this state back
                 train_k="per_sample",  # equation 4's "valid steps"; phase_max runs every row at the phase's K
-                eval_k="fixed",  # Table 3 evaluates at K = 4 throughout; per_sample takes each record's own
+                eval_k="fixed",  # Table 3 evaluates at K = 4 throughout; per_sample: each record's own K; as_taught: as train_k has it
                 projector="residual_mlp_ln",
                 projector_dropout=0.1,
                 output_norm="ln",  # its scale starts at E^-0.5, where the target's length is

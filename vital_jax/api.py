@@ -140,7 +140,7 @@ class Model:
 
     Attributes:
       method: models without parameters. encoder: questions to rows. read_params: reads {base, lora?, scaffold?}, called once.
-      default_steps: K where none is asked. max_steps: the largest K it was trained with.
+      max_steps: the largest K it was trained with, and K where none is asked.
       patch_budgets: P that training used, ascending. answer_tokens: T where none is asked.
       reader: see `load(steps=True)`.
     """
@@ -148,7 +148,6 @@ class Model:
     method: Vital
     encoder: Encoder
     read_params: Callable[[], dict[str, Any]]
-    default_steps: int = 0
     max_steps: int = 0
     patch_budgets: tuple[int, ...] = ()
     answer_tokens: int = _PLAIN_ANSWER
@@ -173,7 +172,7 @@ class Model:
           images: of one question: a path, the bytes of an image file or a Pillow image, or several of them in a list. For a list of
             questions: a list with these for each.
           questions: one, or a list; a list is answered in groups of `batch` rows.
-          latent_steps: K for all of them. None takes the K of the last phase trained; 0 answers without latents, from the prompt alone.
+          latent_steps: K for all of them. None takes the largest it was trained with; 0 answers without latents, from the prompt alone.
           max_new_tokens: T, the end token included; None takes the room training had for an answer.
         Returns: an `Answer`, or a list of them in order.
         Raises: RequestError for an empty question, one with control tokens, numbers of images and questions that differ, or a K this model
@@ -192,7 +191,7 @@ class Model:
 
     def _steps(self, asked: int | None) -> int:
         if asked is None:
-            return self.default_steps
+            return self.max_steps
         if asked not in range(self.max_steps + 1):
             trained = (
                 f"was trained with up to {self.max_steps} latent steps" if self.max_steps else "has no latent steps"
@@ -333,7 +332,6 @@ def _build(folder: Path, config: ConfigDict, meta: Mapping[str, Any], steps: boo
         setup.make_method(config, None),
         Encoder.from_folder(config.model.folder, data.max_pixels, system=data.system),
         functools.partial(_read_run, folder, config, meta["step"], steps),
-        phases[-1].latent_steps,
         max(phase.latent_steps for phase in phases),
         tuple(sorted(patches for _, patches in data.buckets)),
         data.answer,

@@ -42,6 +42,7 @@ CLOSING = """## How to read this
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content))
     partial.replace(path)

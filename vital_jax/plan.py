@@ -45,7 +45,9 @@ def resolve(config: Any) -> None:
     for phase in config.phases:
         phase.latent_steps = min(phase.max_steps, m.max_steps) if phase.latent_steps is None else phase.latent_steps
         for loss in ("text", "visual"):
-            phase[loss] = float(m[loss] if phase[loss] is None else phase[loss])
+            phase[loss] = float(m[loss] if phase[loss] is None else phase[loss]) if m.scaffold else 0.0
+    if m.eval_k == "as_taught":
+        m.eval_k = {"per_sample": "per_sample", "phase_max": "fixed"}.get(m.train_k, m.train_k)
     config.data.features = features_name(config)
 
 

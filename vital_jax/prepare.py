@@ -20,6 +20,7 @@ from vital_jax.hub.encoders import identity, load_encoder
 from vital_jax.models.config import read_json
 from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, distinctness, write_features
 from vital_jax.pipeline.records import RecordSource, new_folder, write_splits
+from vital_jax.pretrain.tower import train_tower
 from vital_jax.training.config import resolved
 
 _LESSONS = 300  # phantoms whose questions and chains teach a tokenizer its words
@@ -92,8 +93,14 @@ def make_records(config: Any) -> None:
 def make_models(config: Any) -> None:
     """Writes the small random models of `config.model.tiny`; the tokenizer learns the training split's texts."""
     spec = config.model.tiny
+
+    def write_backbone(out: Path) -> None:
+        tiny.write_backbone(out, _texts(config), spec.seed, spec.width, spec.layers)
+        if spec.get("tower"):
+            train_tower(out, **spec.tower)
+
     makers = {
-        config.model.folder: lambda out: tiny.write_backbone(out, _texts(config), spec.seed, spec.width, spec.layers),
+        config.model.folder: write_backbone,
         config.model.text_decoder: lambda out: tiny.write_text_decoder(out, config.model.folder, spec.seed + 1),
         config.data.encoder: lambda out: tiny.write_siglip(out, spec.seed + 2),
     }

@@ -28,7 +28,7 @@ from vital_jax.pipeline.records import Record
 
 Marked = list[tuple[str, Measurement]]  # (the target with its article, its measurement)
 
-_LONGEST = 260  # characters of a caption of several styles
+_LONGEST = 200  # characters of a caption of several styles
 _PROMPTS = ("Describe this {} image.", "What does this {} image show?", "Report on this {} image.")
 
 

@@ -16,49 +16,49 @@ from PIL import Image, ImageDraw
 
 Rng = np.random.Generator
 
-# Every name has one form and one inner pattern; within a look no form and no pattern comes twice, so either tells the name.
+# Every name has one form and one grain; within a look no form and no grain comes twice, so either tells the name.
 LEXICONS: dict[str, dict[str, tuple[str, str]]] = {
     "CT": {
-        "liver": ("wedge", "spots"),
-        "kidney": ("bean", "core"),
-        "aorta": ("disc", "rings"),
-        "vertebra": ("box", "cross"),
-        "tumor": ("star", "halves"),
+        "liver": ("wedge", "dots"),
+        "kidney": ("bean", "plain"),
+        "aorta": ("disc", "rows"),
+        "vertebra": ("box", "columns"),
+        "tumor": ("star", "checker"),
     },
     "MRI": {
-        "hippocampus": ("crescent", "stripes"),
-        "eyeball": ("disc", "core"),
-        "prostate": ("plus", "spots"),
-        "spinal cord": ("bar", "halves"),
+        "hippocampus": ("crescent", "rows"),
+        "eyeball": ("disc", "plain"),
+        "prostate": ("plus", "dots"),
+        "spinal cord": ("bar", "columns"),
         "lower-grade glioma": ("trefoil", "checker"),
     },
     "X-Ray": {
-        "heart": ("heart", "halves"),
-        "lung": ("dome", "stripes"),
-        "clavicle": ("peanut", "spots"),
+        "heart": ("heart", "plain"),
+        "lung": ("dome", "rows"),
+        "clavicle": ("peanut", "dots"),
         "knee joint": ("hourglass", "checker"),
-        "nodule": ("disc", "rings"),
+        "nodule": ("disc", "columns"),
     },
     "ultrasound": {
-        "fetal head": ("disc", "cross"),
-        "gallbladder": ("drop", "rings"),
-        "uterus": ("wedge", "stripes"),
-        "spleen": ("crescent", "halves"),
-        "benign tumor": ("star", "spots"),
+        "fetal head": ("disc", "plain"),
+        "gallbladder": ("drop", "columns"),
+        "uterus": ("wedge", "rows"),
+        "spleen": ("crescent", "slant"),
+        "benign tumor": ("star", "dots"),
     },
     "fundus": {
-        "optic disc": ("disc", "core"),
-        "macula": ("box", "rings"),
-        "hemorrhage": ("star", "stripes"),
+        "optic disc": ("disc", "plain"),
+        "macula": ("box", "columns"),
+        "hemorrhage": ("star", "rows"),
         "exudate": ("plus", "checker"),
-        "retinal drusen": ("trefoil", "spots"),
+        "retinal drusen": ("trefoil", "dots"),
     },
     "dermoscopy": {
-        "melanoma": ("trefoil", "halves"),
-        "nevus": ("disc", "core"),
+        "melanoma": ("trefoil", "slant"),
+        "nevus": ("disc", "plain"),
         "keratosis": ("box", "checker"),
-        "hemangioma": ("peanut", "spots"),
-        "scar": ("bar", "stripes"),
+        "hemangioma": ("peanut", "dots"),
+        "scar": ("bar", "rows"),
     },
 }
 

@@ -154,7 +154,7 @@ def _axes(y: np.ndarray, x: np.ndarray) -> tuple[float, float]:
 
 
 def _perimeter(region: np.ndarray) -> float:
-    """Crofton's formula with four directions: within about 5 % however the region is turned; with two, a square loses a third by turning."""
+    """Crofton's formula with four directions: within about 5 %, however a region is turned; with two, turning a square changes a third."""
     m = np.pad(region, 1)
     straight = (m[1:] != m[:-1]).sum() + (m[:, 1:] != m[:, :-1]).sum()
     slanted = (m[1:, 1:] != m[:-1, :-1]).sum() + (m[1:, :-1] != m[:-1, 1:]).sum()

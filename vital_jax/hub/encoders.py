@@ -23,7 +23,7 @@ from vital_jax.models.config import VisionConfig, qwen3_vl_config, read_json
 from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 from vital_jax.models.vision import VisionTower
 from vital_jax.pipeline.images import MAX_PIXELS, ImageConfig
-from vital_jax.pipeline.patches import plan
+from vital_jax.pipeline.patches import PatchPlan, plan
 
 # Our names of the states that can be read, and SigLIP's.
 HOOKS = {"block": "last_block", "post_layernorm": "post_layernorm"}
@@ -133,13 +133,23 @@ def _hidden(config: VisionConfig, side: int, params: dict, images: jax.Array) ->
     """Images [n, side, side, 3] to the state after the tower's last block [n, P, E], row by row. Raises: ValueError for another size."""
     if images.shape[1:] != (side, side, 3):
         raise ValueError(f"images are {list(images.shape)}, the encoder takes [n, {side}, {side}, 3]")
-    grid, merge, patch = side // config.patch, config.merge, config.patch
-    # The layout of pipeline.images.patchify: merge blocks, and within a patch channel, time, row, column.
+    inputs = tower_inputs(config, side, images)
+    _, states = VisionTower(config).apply({"params": params}, *inputs, mutable=["intermediates"])
+    (x,) = states["intermediates"]["last_block"]
+    coords = np.asarray(_plan(config, side).patch_coords)
+    return x[:, np.lexsort((coords[:, 1], coords[:, 0]))]
+
+
+def _plan(config: VisionConfig, side: int) -> PatchPlan:
+    """One size, one plan: a constant of the program."""
+    grid = side // config.patch
+    return plan([(1, grid, grid)], grid * grid, config.merge, config.grid, "square images")
+
+
+def tower_inputs(config: VisionConfig, side: int, images: jax.Array) -> tuple[jax.Array, ...]:
+    """What `VisionTower` takes, of square images [n, side, side, 3] in -1..1, in the layout of pipeline.images.patchify."""
+    merge, patch = config.merge, config.patch
+    # Merge blocks, and within a patch channel, time, row, column.
     patches = rearrange(images, "n (R a h) (S b w) c -> n (R S a b) c h w", a=merge, b=merge, h=patch, w=patch)
     patches = repeat(patches, "n P c h w -> n P (c t h w)", t=config.temporal_patch)
-    # One size, one plan: a constant of the program.
-    one = plan([(1, grid, grid)], grid * grid, merge, config.grid, "region features")
-    rows = [jnp.broadcast_to(values, (len(images), *values.shape)) for values in one]
-    _, states = VisionTower(config).apply({"params": params}, patches, *rows, mutable=["intermediates"])
-    (x,) = states["intermediates"]["last_block"]
-    return x[:, np.lexsort((one.patch_coords[:, 1], one.patch_coords[:, 0]))]
+    return patches, *(jnp.broadcast_to(values, (len(images), *values.shape)) for values in _plan(config, side))

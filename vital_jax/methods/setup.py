@@ -54,7 +54,7 @@ def make_method(config: Any, roi_width: int | None) -> Vital:
 
 def switches(config: Any) -> dict[str, Any]:
     """What changes the meaning of the trained weights: a checkpoint made under other values is refused."""
-    free = ("name", "eval_k", "fused", "text", "visual", "max_steps")
+    free = ("name", "eval_k", "fused", "scaffold", "text", "visual", "max_steps")
     kept = {name: value for name, value in config.method.items() if name not in free}
     return {**kept, "lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
 

@@ -1,0 +1,113 @@
+"""The quickstart as a newcomer runs it, at a size of minutes: two systems, a table, and a question to the one that was trained."""
+
+import json
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_train import environment
+
+from vital_jax.pipeline.records import RecordSource
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder, the command, its result)."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    small = {
+        "workdir": folder,
+        "data.records": folder / "records",
+        "data.build.count": 60,
+        "data.build.test": 0.4,
+        "data.build.val": 0.1,
+        "curriculum": "full_mix",
+        "phases[2].steps": 1,
+        "phases[1].steps": 1,
+        "phases[0].steps": 1,
+        "batch": 4,
+    }
+    arguments = [f"--config.{key}={value}" for key, value in small.items()]
+    command = [sys.executable, "train.py", "--config=configs/quickstart.py", *arguments]
+    return folder, command, _run(command, folder)
+
+
+def _run(command, folder):
+    return subprocess.run(command, cwd=REPOSITORY, env=environment(folder), capture_output=True, text=True, check=False)
+
+
+def test_it_ends_with_the_table_of_five_systems(finished):
+    folder, _, done = finished
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = (folder / "report.md").read_text()
+    assert report.strip() in done.stdout
+    systems = ("frozen backbone", "majority answer", "VITAL, images exchanged", "LoRA, K = 0", "VITAL")
+    rows = [line.split(" | ")[0].strip("| ") for line in report.splitlines() if line.startswith("| ")]
+    assert all(name in rows for name in systems)
+    for words in (
+        "95 % interval",
+        "hit@1",
+        "latents of another region of the same target",
+        "z_4",
+        "step 1 says",
+        "not ",
+    ):
+        assert words in report
+    found = json.loads((folder / "vital/seed0/evidence.json").read_text())
+    held_out = [row["metadata"] for row in RecordSource(folder / "records", "test").index]
+    assert len(found["answers"]) == len(held_out) and all(row["form"] == "closed" for row in held_out)
+    assert [row["id"] for row in found["answers"]] == [row["id"] for row in found["blind"]]
+
+
+def test_both_systems_train_on_the_same_rows_in_the_same_order(finished):
+    folder, _, _ = finished
+    steps = [
+        [json.loads(line) for line in (folder / run / "seed0/metrics.jsonl").open()] for run in ("lora_k_0", "vital")
+    ]
+    assert [len(rows) for rows in steps] == [3, 3]
+    assert "text" in steps[1][0] and "text" not in steps[0][0]
+    configs = [
+        json.loads((folder / run / "seed0/evidence.json").read_text())["config"] for run in ("lora_k_0", "vital")
+    ]
+    for key in ("seed", "batch", "data", "optim", "lora"):
+        assert configs[0][key] == configs[1][key]
+    assert all([(p["max_steps"], p["steps"]) for p in config["phases"]] == [(4, 3)] for config in configs)
+
+
+def test_started_again_it_trains_nothing_and_says_the_same(finished):
+    folder, command, done = finished
+    again = _run(command, folder)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.stdout == done.stdout
+
+
+def test_the_trained_run_answers_a_question(finished):
+    folder, _, _ = finished
+    record = RecordSource(folder / "records", "test")[0]
+    Image.open(BytesIO(record.images[0])).save(folder / "image.png")
+    ask = [
+        sys.executable,
+        "-m",
+        "vital_jax.cli",
+        "answer",
+        "--model",
+        folder / "vital/seed0",
+        "--image",
+        folder / "image.png",
+    ]
+    done = _run([*ask, "--question", record.question, "--json"], folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answered = json.loads((folder / "vital/seed0/evidence.json").read_text())["answers"][0]
+    # Asked at the record's own number of steps there and at the largest here, so only the question is the same.
+    assert record.id == answered["id"] and json.loads(done.stdout)["latent_steps"] == 4
+    refused = _run([*ask, "--question", record.question, "--latent-steps", "9"], folder)
+    assert (
+        refused.returncode == 2
+        and "9" in refused.stderr
+        and "4" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
