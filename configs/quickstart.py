@@ -46,11 +46,11 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.batch = 32
     config.phases = (
-        vital.phase("one step", 1, 0, steps=100),
-        vital.phase("two steps", 2, 0, steps=100),
-        vital.phase("all steps", 4, 0, steps=200),
+        vital.phase("one step", 1, 0, steps=80),
+        vital.phase("two steps", 2, 0, steps=80),
+        vital.phase("all steps", 4, 0, steps=180),
     )
     config.log.update(every=10, diagnose=0)
-    config.eval.update(every=1000, answers=4, evidence="test")
+    config.eval.update(answers=0, evidence="test")
     config.checkpoint.every = 100
     return config

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parts = ("backbone", "text_decoder", *TOWERS)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"some of {', '.join(parts)}; all of them by default")
     parser.add_argument("--images", type=int, default=4000, help="phantoms that the towers learn from")
-    parser.add_argument("--steps", type=int, default=1500, help="of each training")
+    parser.add_argument("--steps", type=int, default=600, help="of each training")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.parts) - set(parts):
         parser.error(f"unknown part {', '.join(sorted(unknown))}: use some of {', '.join(parts)}")
