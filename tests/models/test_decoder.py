@@ -54,7 +54,11 @@ def test_equals_transformers(tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
-    """A tiny Qwen3-VL under peft with random adapters, one prompt with two images, and peft's logits with and without merging."""
+    """A tiny Qwen3-VL under peft with random adapters, one prompt with two images, and peft's logits with and without merging.
+
+    In float64, and with adapters also how far torch's own float32 is from it: with these adapters that is up to twice what parity allows,
+    depending on the processor, and so are we.
+    """
     import torch
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
@@ -71,6 +75,7 @@ def adapted(tmp_path_factory):
     with torch.no_grad():
         for value in adapters.values():
             value.copy_(torch.randn(value.shape, generator=generator) * 0.2)
+    state = {name: value.detach().numpy().copy() for name, value in adapters.items()}
     case = parity.make_case(model.config)
     ids = torch.from_numpy(case["ids_0"]).long()[None]
     inputs = dict(
@@ -80,13 +85,15 @@ def adapted(tmp_path_factory):
         mm_token_type_ids=(ids == model.config.image_token_id).int(),
     )
     with torch.no_grad():
+        single = wrapped(**inputs).logits[0].numpy()
+        wrapped, inputs["pixel_values"] = wrapped.double(), inputs["pixel_values"].double()
         with_adapters = wrapped(**inputs).logits[0].numpy()
         with wrapped.disable_adapter():
             without = wrapped(**inputs).logits[0].numpy()
-        state = {name: value.numpy().copy() for name, value in adapters.items()}
         merged = wrapped.merge_and_unload().state_dict()
     merged = {name: value.numpy() for name, value in merged.items()}
-    return model, params, case, state, (with_adapters, without, merged)
+    own = float(np.max(np.abs(single - with_adapters)))
+    return model, params, case, state, (with_adapters, without, merged, max(allowed(with_adapters), 4 * own))
 
 
 def our_tree(state, layers):
@@ -110,25 +117,25 @@ def run(model, params, lora, case):
 
 
 def test_adapters_equal_peft(adapted):
-    model, params, case, state, (with_adapters, without, _) = adapted
+    model, params, case, state, (with_adapters, without, _, tolerance) = adapted
     layers = model.config.decoder.layers
     lora = our_tree(state, layers)
     assert len(state) == 2 * 7 * layers == sum(leaf.shape[0] for leaf in jax.tree.leaves(lora))
-    assert np.max(np.abs(run(model, params, lora, case) - with_adapters)) <= allowed(with_adapters)
+    # As in test_parity: no further from float64 than four times torch's own float32.
+    assert np.max(np.abs(run(model, params, lora, case) - with_adapters)) <= tolerance
     assert np.max(np.abs(run(model, params, None, case) - without)) <= allowed(without)
     assert np.max(np.abs(with_adapters - without)) > 0.1
 
 
 def test_merged_adapters_equal_peft_and_unmerged(adapted):
-    model, params, case, state, (with_adapters, _, theirs) = adapted
+    model, params, case, state, (with_adapters, _, theirs, tolerance) = adapted
     lora = our_tree(state, model.config.decoder.layers)
     merged = merge_lora(params, lora, model.lora)
     kernel = merged["language_model"]["layers"]["mlp"]["down_proj"]["kernel"]
     for i, ours in enumerate(kernel):
         name = f"model.language_model.layers.{i}.mlp.down_proj.weight"
         np.testing.assert_allclose(ours, theirs[name], rtol=0, atol=1e-6)  # kernels of order one, one rounding each
-    # Merging rounds a kernel once where the branches round two products: a few more units in the last place than parity allows.
-    assert np.max(np.abs(run(model, merged, None, case) - with_adapters)) <= 2 * allowed(with_adapters)
+    assert np.max(np.abs(run(model, merged, None, case) - with_adapters)) <= tolerance
 
 
 def test_an_adapter_without_a_kernel_is_an_error(adapted):

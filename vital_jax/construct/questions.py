@@ -45,6 +45,7 @@ QUARTERS = ("upper left", "upper right", "lower left", "lower right")
 DIRECTIONS = ("above", "below", "to the left", "to the right")
 LIGHTS = ("brighter", "darker")
 PLACES = tuple(f"{row} half and {light}" for row in ("upper", "lower") for light in LIGHTS)
+NAME_LEAD = 4  # (twice its right answers less its wrong ones) up to which a name may be the right one again
 SHUFFLED = ("name", "larger", "brighter_of_two")  # asks whose options are names: their order is drawn
 BY_TARGET = ("presence", "shape")  # asks balanced per target name too, for a name alone could tell the answer
 
@@ -286,6 +287,8 @@ def _candidates(kind: str, sample: Sample, facts: Facts, targets: Targets, balan
     if kind == "identify":
         absent = [other for other in absent_targets(sample, targets) if not targets.row(other).get("generic")]
         if len(absent) < 2 or targets.row(name).get("generic"):
+            return []
+        if balance.names[targets.phrase(name)] > NAME_LEAD:
             return []
         # Names that were right more often than wrong so far come first, so that no name alone says right or wrong.
         absent = sorted(rng.permutation(absent).tolist(), key=lambda other: -balance.names[targets.phrase(other)])
