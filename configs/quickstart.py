@@ -46,9 +46,9 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.batch = 32
     config.phases = (
-        vital.phase("one step", 1, 0, steps=70),
-        vital.phase("two steps", 2, 0, steps=70),
-        vital.phase("all steps", 4, 0, steps=160),
+        vital.phase("one step", 1, 0, steps=60),
+        vital.phase("two steps", 2, 0, steps=60),
+        vital.phase("all steps", 4, 0, steps=120),
     )
     config.log.update(every=10, diagnose=0)
     config.eval.update(answers=0, evidence="test")
