@@ -54,7 +54,7 @@ def test_it_ends_with_the_table_of_five_systems(finished):
         "latents of another region of the same target",
         "z_4",
         "step 1 says",
-        "not ",
+        "no description",
     ):
         assert words in report
     found = json.loads((folder / "vital/seed0/evidence.json").read_text())
