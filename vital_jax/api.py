@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
 from vital_jax.hub.load import fingerprint, load_qwen3_vl
-from vital_jax.latent.loop import Variables, embed, prefill, variables_of
+from vital_jax.latent.loop import variables_of
 from vital_jax.latent.read import decode_steps
-from vital_jax.latent.sample import sample
+from vital_jax.latent.sample import respond
 from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import qwen3_vl_config
@@ -81,17 +80,6 @@ class _Reader:
 
     prompter: Prompter
     length: int
-
-
-@functools.partial(jax.jit, static_argnames=("model", "max_steps", "length", "end"))
-def _generate(
-    model: Qwen3VL, variables: Variables, batch: Mapping[str, jax.Array], max_steps: int, length: int, end: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Greedy tokens [B, T], their log-probabilities [B, T] and the latents z_1..z_K [B, K, D]."""
-    z0, prompt = prefill(model, variables, embed(model, variables, batch), batch["next_position"])
-    steps = jnp.asarray(batch["latent_steps"])[:, None]
-    found = sample(model, variables, prompt, z0[:, None], steps, max_steps, length, end)
-    return found.tokens[:, 0], found.log_probs[:, 0], found.z[:, 0]
 
 
 _read_steps = jax.jit(decode_steps, static_argnums=(0, 3, 4))
@@ -231,11 +219,12 @@ class Model:
         rows += rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
         batch = {name: x for name, x in collate(rows).items() if name not in ("roi", "index")}
         prompter, variables = self.encoder.prompter, variables_of(self.params)
-        tokens, log_probs, z = _generate(self.method.model, variables, batch, K, length, prompter.end_token_id)
+        found = respond(self.method.model, variables, batch, K, length, prompter.end_token_id)
         said: list[list[str] | None] = [None] * len(asked)
         if self.reader is not None:
-            said = self._read(z)[: len(asked)]
-        return [_answer(prompter, *row, K) for row in zip(*jax.device_get((tokens, log_probs)), said, strict=False)]
+            said = self._read(found.z[:, 0])[: len(asked)]
+        texts = jax.device_get((found.tokens[:, 0], found.log_probs[:, 0]))
+        return [_answer(prompter, *row, K) for row in zip(*texts, said, strict=False)]
 
     def _read(self, z: jax.Array) -> list[list[str]]:
         """What each latent of z [B, K, D] says."""

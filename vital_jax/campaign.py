@@ -28,8 +28,7 @@ CLOSING = """## How to read this
 
 - A system that answers without looking is as good as `images exchanged` and `majority answer`: what lies above their intervals was read
   from the images. Every question offers its answers, every answer is right equally often, and no image was seen in training.
-- The frozen backbone has seen captions and never a question: it describes, and
-  no description is an exact answer.
+- The frozen backbone has seen captions and never a question: it describes, and no description is an exact answer.
 - `hit@1`: a latent, sent through the projector, is nearest to the feature of its own region. The row `of the same target` is the strict
   comparison, for a question names its target and the name alone tells many regions apart.
 - A mean cosine near 1 between two steps says that they hold the same.

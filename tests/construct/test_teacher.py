@@ -16,7 +16,7 @@ from vital_jax.construct.measure import Facts, look, measure
 from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.questions import FORMS, Question, questions
 from vital_jax.construct.targets import load_targets
-from vital_jax.construct.teacher import Lesson, distinct_share, load_sentences, teach
+from vital_jax.construct.teacher import load_sentences, teach
 from vital_jax.construct.words import (
     boundary,
     brightness,
@@ -331,8 +331,6 @@ def test_every_wording_reads_and_wordings_vary():
         for i in range(60)
     }
     assert len(said) == len(load_sentences()["reach"]["any"])
-    lessons = [Lesson(("A.", "B."), "", ("x", "y")), Lesson(("A.", "C."), "", ("x", "y"))]
-    assert distinct_share(lessons) == {"x": 0.5, "y": 1.0}
 
 
 def test_verbs_agree_with_plural_targets():

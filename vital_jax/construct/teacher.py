@@ -10,8 +10,6 @@ Each step fills a slot, and each slot has several wordings in `data/sentences.js
 """
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -58,15 +56,6 @@ class Lesson:
 def load_sentences() -> dict[str, dict[str, list[str]]]:
     """The built-in wordings: {slot: {target type@modality, target type or "any": texts}}."""
     return json.loads((DATA / "sentences.json").read_text(encoding="utf-8"))["slots"]
-
-
-def distinct_share(lessons: Iterable[Lesson]) -> dict[str, float]:
-    """Per slot the share of different sentences among all that were said in it, 0..1."""
-    said = defaultdict(list)
-    for lesson in lessons:
-        for slot, sentence in zip(lesson.slots, lesson.chain, strict=True):
-            said[slot].append(sentence)
-    return {slot: len(set(sentences)) / len(sentences) for slot, sentences in said.items()}
 
 
 def teach(question: Question, sample: Sample, facts: Facts, targets: Targets | None = None) -> Lesson:

@@ -4,31 +4,18 @@ It decodes as inference does (the loop, then greedy tokens; no scaffold), with t
 all there is to look at.
 """
 
-import functools
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from vital_jax.evaluate.score import judge
-from vital_jax.latent.loop import Variables, embed, prefill, variables_of
-from vital_jax.latent.sample import sample
+from vital_jax.latent.loop import variables_of
+from vital_jax.latent.sample import respond
 from vital_jax.methods.vital import Vital
-from vital_jax.models.qwen3_vl import Qwen3VL
 from vital_jax.pipeline.feed import Feed
-
-
-# Takes the backbone alone, not the method: runs that differ in their scaffold share the compiled program.
-@functools.partial(jax.jit, static_argnames=("model", "max_steps", "length", "end"))
-def _decode(
-    model: Qwen3VL, variables: Variables, batch: Mapping[str, jax.Array], max_steps: int, length: int, end: int
-) -> jax.Array:
-    z0, prompt = prefill(model, variables, embed(model, variables, batch), batch["next_position"])
-    steps = jnp.asarray(batch["latent_steps"])[:, None]
-    return sample(model, variables, prompt, z0[:, None], steps, max_steps, length, end).tokens[:, 0]
 
 
 def groups(
@@ -68,7 +55,7 @@ def answers(
     """
     prompter, variables = feed.encoder.prompter, variables_of(params)
     for chosen, rows in groups(feed, numbers, max_steps, eval_k, batch, images):
-        tokens = _decode(method.model, variables, rows, max_steps, feed.answer, prompter.end_token_id)
+        tokens = respond(method.model, variables, rows, max_steps, feed.answer, prompter.end_token_id).tokens[:, 0]
         for number, ids in zip(chosen, jax.device_get(tokens), strict=False):
             yield judge(feed.source[number], prompter.decode(ids))
 

@@ -4,12 +4,14 @@ The same `extend` that trains decodes. Suffix columns are the latent slots, then
 simply does not see the slots that are not its own, and its answer's positions start earlier.
 """
 
+import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vital_jax.latent.loop import Prompt, Variables, empty_suffix, extend, grow, think
+from vital_jax.latent.loop import Prompt, Variables, embed, empty_suffix, extend, grow, prefill, think
 from vital_jax.models.qwen3_vl import Qwen3VL
 
 
@@ -88,3 +90,14 @@ def sample(
     )
     own = (jnp.arange(1, max_steps + 1) <= steps)[..., None]
     return Sample(tokens, log_probs, jnp.where(own, states[:, :, :max_steps], 0), jnp.where(own, looped, 0), z0)
+
+
+# Takes the backbone alone, not the method: runs that differ in their scaffold share the compiled program.
+@functools.partial(jax.jit, static_argnames=("model", "max_steps", "length", "end"))
+def respond(
+    model: Qwen3VL, variables: Variables, batch: Mapping[str, jax.Array], max_steps: int, length: int, end: int
+) -> Sample:
+    """Greedy answers to a batch of prompts (pipeline/batch.py), G = 1: embed, prefill and `sample` in one program."""
+    z0, prompt = prefill(model, variables, embed(model, variables, batch), batch["next_position"])
+    steps = jnp.asarray(batch["latent_steps"])[:, None]
+    return sample(model, variables, prompt, z0[:, None], steps, max_steps, length, end)

@@ -5,7 +5,6 @@ matches, for short sentences repeat. The text tower is a bag of words behind two
 is saved. Some pairs are whole images, some are crops as the region extractor cuts them, so that both of its views are known to the tower.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from vital_jax.hub.tiny import save_siglip
 from vital_jax.models.layers import LayerNorm, Linear
 from vital_jax.models.siglip import SiglipVision
 from vital_jax.pipeline.prompts import Prompter
-from vital_jax.training.optimizer import make_optimizer
-from vital_jax.training.step import init_state, make_train_step
+from vital_jax.pretrain.fit import fit
 
 _LENGTH = 48  # tokens of a text; what is longer is cut
 
@@ -121,16 +119,17 @@ def train_siglip(
         "scale": jnp.log(jnp.float32(10.0)),
         "bias": jnp.float32(-10.0),
     }
-    optimizer = make_optimizer(steps=steps, learning_rate=1e-3)
-    step = make_train_step(
-        _loss(model, text, head), lambda b: {"pairs": jnp.float32(b["ids"].shape[1])}, optimizer, seed
+    rng = np.random.default_rng(seed)
+    draws = (rng.choice(len(drawn), batch, replace=False) for _ in range(steps))
+    trained, report = fit(
+        "siglip",
+        _loss(model, text, head),
+        lambda b: {"pairs": jnp.float32(b["ids"].shape[1])},
+        trainable,
+        ({"pixels": pixels[chosen], "ids": ids[chosen]} for chosen in draws),
+        steps,
+        1e-3,
+        seed,
     )
-    state, rng = init_state(trainable, optimizer), np.random.default_rng(seed)
-    for number in range(1, steps + 1):
-        chosen = rng.choice(len(drawn), batch, replace=False)
-        state, report = step(state, {}, {"pixels": pixels[chosen][None], "ids": ids[chosen][None]})
-        if number % 50 == 0 or number == steps:
-            report = {name: float(value) for name, value in report.items()}
-            print(f"siglip {number}/{steps}: loss {report['loss']:.3f}, hit {report['hit']:.3f}", file=sys.stderr)
-    save_siglip(folder, state["trainable"]["vision"])
+    save_siglip(folder, trained["vision"])
     return report

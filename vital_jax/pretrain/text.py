@@ -1,11 +1,9 @@
 """A small text decoder learned from sentences alone: what Qwen3-1.7B brings to the scaffold, at the size of the quickstart."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,8 +13,7 @@ from vital_jax.latent.loss import cross_entropy
 from vital_jax.models.attention import Causal
 from vital_jax.models.decoder import Decoder
 from vital_jax.pipeline.prompts import Prompter
-from vital_jax.training.optimizer import make_optimizer
-from vital_jax.training.step import init_state, make_train_step
+from vital_jax.pretrain.fit import fit
 
 
 def _loss(model: Decoder):
@@ -50,17 +47,16 @@ def train_text(
     for row, sentence in zip(ids, sentences, strict=True):
         found = prompter.encode_text(sentence)[:length]
         row[1 : len(found) + 1] = found
-    optimizer = make_optimizer(steps=steps, learning_rate=3e-3)
-    step = make_train_step(
-        _loss(model), lambda b: {"tokens": jnp.sum(b["ids"][..., 1:] > 0).astype(jnp.float32)}, optimizer, seed
+    rng = np.random.default_rng(seed)
+    trained, report = fit(
+        "text",
+        _loss(model),
+        lambda b: {"tokens": jnp.sum(b["ids"][..., 1:] > 0).astype(jnp.float32)},
+        params,
+        ({"ids": ids[rng.choice(len(ids), batch, replace=False)]} for _ in range(steps)),
+        steps,
+        3e-3,
+        seed,
     )
-    state, rng = init_state(jax.tree.map(jnp.asarray, params), optimizer), np.random.default_rng(seed)
-    for number in range(1, steps + 1):
-        state, report = step(state, {}, {"ids": ids[rng.choice(len(ids), batch, replace=False)][None]})
-        if number % 50 == 0 or number == steps:
-            report = {name: float(value) for name, value in report.items()}
-            print(
-                f"text {number}/{steps}: loss {report['loss']:.3f}, accuracy {report['accuracy']:.3f}", file=sys.stderr
-            )
-    save_text_decoder(folder, state["trainable"])
+    save_text_decoder(folder, trained)
     return report

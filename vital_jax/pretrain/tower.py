@@ -6,7 +6,6 @@ for that start here. A region's caption is short (`the liver, brighter`, or `not
 the merged tokens by a linear head that is dropped afterwards.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ from vital_jax.hub.load import load_qwen3_vl
 from vital_jax.hub.tiny import save_backbone
 from vital_jax.models.layers import Linear
 from vital_jax.models.vision import VisionTower
-from vital_jax.training.optimizer import make_optimizer
-from vital_jax.training.step import init_state, make_train_step
+from vital_jax.pretrain.fit import fit
 
 _LEAST = 0.1  # of a square's area, before it is said to show a structure
 CAPTIONS = (
@@ -76,18 +74,18 @@ def train_tower(folder: Path, images: int, steps: int, seed: int, batch: int = 6
         "visual": params["visual"],
         "head": head.init(jax.random.key(seed), jnp.zeros((1, config.out_width)))["params"],
     }
-    optimizer = make_optimizer(steps=steps, learning_rate=1.5e-3)
-    step = make_train_step(loss, lambda batch: {"rows": jnp.float32(1)}, optimizer, seed)
-    state, rng = init_state(jax.tree.map(jnp.asarray, trainable), optimizer), np.random.default_rng(seed)
-    for number in range(1, steps + 1):
-        chosen = rng.choice(images, batch, replace=False)
-        shown, told = pixels[chosen], captions[chosen]
-        for axis in (1, 2):
-            turned = rng.random(batch) < 0.5
-            shown[turned], told[turned] = np.flip(shown[turned], axis), np.flip(told[turned], axis)
-        state, report = step(state, {}, {"pixels": shown[None], "captions": told[None]})
-        if number % 50 == 0 or number == steps:
-            report = {name: float(value) for name, value in report.items()}
-            print(f"tower {number}/{steps}: loss {report['loss']:.3f}, seen {report['seen']:.3f}", file=sys.stderr)
-    save_backbone(folder, {**params, "visual": state["trainable"]["visual"]})
+    rng = np.random.default_rng(seed)
+
+    def batches():
+        for _ in range(steps):
+            chosen = rng.choice(images, batch, replace=False)
+            shown, told = pixels[chosen], captions[chosen]
+            for axis in (1, 2):
+                turned = rng.random(batch) < 0.5
+                shown[turned], told[turned] = np.flip(shown[turned], axis), np.flip(told[turned], axis)
+            yield {"pixels": shown, "captions": told}
+
+    rows = lambda batch: {"rows": jnp.float32(1)}  # noqa: E731 -- the loss is a mean already
+    trained, report = fit("tower", loss, rows, trainable, batches(), steps, 1.5e-3, seed)
+    save_backbone(folder, {**params, "visual": trained["visual"]})
     return report
