@@ -111,6 +111,9 @@ def children(config: Any) -> Iterator[tuple[str, int, Any]]:
 def run(config: Any, train: Callable[[Any], None]) -> None:
     """Trains every run with `train` and prints what they show together."""
     made = list(children(config))
+    # One cache for all: seeds, and runs that differ in numbers only, are the same programs.
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.workdir).resolve() / "compile_cache"))
     for number, (name, seed, one) in enumerate(made, 1):
         print(f"\n== run {number} of {len(made)}: {name}, seed {seed} ({one.workdir})", file=sys.stderr)
         train(one)

@@ -33,9 +33,11 @@ def _answer(arguments: argparse.Namespace) -> int:
     from vital_jax import api
 
     logging.set_verbosity(logging.ERROR)  # the checkpoint library warns that what is opened for reading is read-only
-    cache = Path(arguments.model) / "compile_cache"
-    if cache.is_dir() and not jax.config.jax_compilation_cache_dir:  # made by train.py; a second question starts sooner
-        jax.config.update("jax_compilation_cache_dir", str(cache.resolve()))
+    # Made by train.py beside the run, or beside the runs it is one of; a second question starts sooner.
+    folder = Path(arguments.model).resolve()
+    caches = [path / "compile_cache" for path in (folder, *folder.parents[:2])]
+    if (cache := next(filter(Path.is_dir, caches), None)) and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache))
     try:
         model = api.load(arguments.model, arguments.base, arguments.text_decoder, arguments.steps)
         answer = model.answer(arguments.image, arguments.question, arguments.latent_steps, arguments.max_new_tokens)
