@@ -3,7 +3,7 @@
     python train.py --config=configs/pretrain.py
     python -m vital_jax.pretrain runs/pretrain vital_jax/pretrain/weights
 
-The first command trains the backbone (about half an hour on two cores), the second the text decoder and the SigLIP towers, and writes all
+The first command trains the backbone (about an hour on two cores), the second the text decoder and the SigLIP towers, and writes all
 of them as Hugging Face folders. The images are other ones than any experiment draws: their seed is never used elsewhere.
 """
 
@@ -44,10 +44,10 @@ def get_config(arg: str = "") -> ConfigDict:
         workers=0,
     )
     config.data.build = ConfigDict(
-        dict(source="captions", path="", count=10_000, seed=SEED, questions=2, form="", val=0.01, test=0.0)
+        dict(source="captions", path="", count=16_000, seed=SEED, questions=2, form="", val=0.01, test=0.0)
     )
     config.batch = 32
-    config.phases = (vital.phase("captions", 0, 0, steps=1200),)
+    config.phases = (vital.phase("captions", 0, 0, steps=3000),)
     config.log.update(every=20, diagnose=0)
     config.eval.update(every=500, answers=4)
     config.checkpoint.every = 500
