@@ -14,11 +14,11 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from vital_jax.construct.folders import Sample
 from vital_jax.construct.measure import Facts, look
 from vital_jax.construct.questions import FORMS, Balance, Question, questions
+from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import Targets, load_targets
-from vital_jax.construct.teacher import TEACHER, teach
+from vital_jax.construct.teacher import TEACHER, Lesson, teach
 from vital_jax.pipeline.images import decode_mask
 from vital_jax.pipeline.records import Record
 
@@ -56,16 +56,23 @@ def build_records(
     balances = defaultdict(Balance)
     for sample in samples:
         facts = look(sample)
-        mask = _encode_mask(sample)
+        mask = encode_mask(sample)
         for each in FORMS if form == "both" else (form,):
             balance = balances[split_of(sample.group, val, test)]
             for question in questions(sample, questions_per_sample, seed, targets, each, facts, balance):
-                yield _record(question, sample, facts, mask, targets)
+                fields = record_fields(question, sample, facts, teach(question, sample, facts, targets), targets)
+                yield Record(images=(sample.image,), masks=(mask,) if question.visible else (), **fields)
 
 
-def _record(question: Question, sample: Sample, facts: Facts, mask: bytes, targets: Targets) -> Record:
-    lesson = teach(question, sample, facts, targets)
-    closed = question.form == "closed"
+def record_id(sample: Sample, question: Question) -> str:
+    """The id of the record that a question about a sample makes."""
+    return f"{sample.id}/{question.type}{'/closed' if question.form == 'closed' else ''}"
+
+
+def record_fields(
+    question: Question, sample: Sample, facts: Facts, lesson: Lesson, targets: Targets, teacher: str = TEACHER, **extra
+) -> dict:
+    """A record's fields but for its image and mask, which only writing needs; `extra` goes into the metadata, empty values are left out."""
     metadata = {
         "source": sample.source,
         "modality": sample.modality,
@@ -78,26 +85,27 @@ def _record(question: Question, sample: Sample, facts: Facts, mask: bytes, targe
         "neighbour": question.other or "",
         "latent_steps": len(lesson.chain),
         "slots": list(lesson.slots),
-        "orientation": "image",
-        "teacher": TEACHER,
+        "orientation": sample.orientation,
+        "window": list(sample.window),
+        "spacing": list(sample.spacing),
+        "teacher": teacher,
         "licence": sample.licence,
         "group": sample.group,
+        **extra,
     }
-    return Record(
-        id=f"{sample.id}/{question.type}{'/closed' if closed else ''}",
-        images=(sample.image,),
-        question=question.text,
-        answer=lesson.answer,
-        chain=lesson.chain,
-        options=question.options,
-        gold=chr(ord("A") + question.gold) if closed else "",
-        boxes=(facts.own.box,) if question.visible else (),
-        masks=(mask,) if question.visible else (),
-        metadata={key: value for key, value in metadata.items() if value != ""},
-    )
+    return {
+        "id": record_id(sample, question),
+        "question": question.text,
+        "answer": lesson.answer,
+        "chain": lesson.chain,
+        "options": question.options,
+        "gold": chr(ord("A") + question.gold) if question.form == "closed" else "",
+        "boxes": (facts.own.box,) if question.visible else (),
+        "metadata": {key: value for key, value in metadata.items() if value not in ("", [])},
+    }
 
 
-def _encode_mask(sample: Sample) -> bytes:
+def encode_mask(sample: Sample) -> bytes:
     """The mask as a single-channel PNG of 0 and 255, on the image's stored pixel grid as the record's image is."""
     upright = sample.info["orientation"] == 1
     stored = sample.region if upright else decode_mask(sample.mask, "the mask", sample.info | {"orientation": 1})

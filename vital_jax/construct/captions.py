@@ -10,8 +10,8 @@ from itertools import groupby, permutations
 
 import numpy as np
 
-from vital_jax.construct.folders import Sample
 from vital_jax.construct.measure import Measurement, measure
+from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import Targets, load_targets
 from vital_jax.construct.words import (
     brightness,

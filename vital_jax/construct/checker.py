@@ -30,7 +30,7 @@ from itertools import groupby
 import numpy as np
 
 from vital_jax.construct.claims import AXES, RELATIONS, Claim, claims, unread
-from vital_jax.construct.folders import Sample
+from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import Targets, load_targets
 from vital_jax.pipeline.records import Record
 

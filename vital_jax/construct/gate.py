@@ -104,6 +104,7 @@ def version() -> str:
     return _tables()[0]
 
 
+@cache
 def steps_allowed(question_type: str) -> tuple[int, int]:
     """(fewest, most) reasoning steps of a type of question. Raises: ValueError for an unknown type."""
     types = json.loads((DATA / "questions.json").read_text(encoding="utf-8"))["types"]

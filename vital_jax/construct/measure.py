@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from vital_jax.construct.folders import Sample
+from vital_jax.construct.sample import Sample
 from vital_jax.pipeline.images import decode, decode_mask
 
 WITHIN = 0.9  # share of a target's area that lies in another, from which on it is within the other
@@ -91,7 +91,7 @@ def _grey(image: bytes) -> tuple[np.ndarray, dict]:
     return np.asarray(picture.convert("L")), info
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=128)
 def _measured(image: bytes, mask: bytes) -> tuple[np.ndarray, Measurement | None]:
     grey, info = _grey(image)
     region = decode_mask(mask, "the mask", info)

@@ -15,8 +15,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from vital_jax.construct.folders import Sample
 from vital_jax.construct.looks import LEXICONS, LOOKS, colour
+from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import load_targets
 
 NUMBERS = ((2, 3, 4), (0.6, 0.3, 0.1))  # structures per image; 2.5 of 5 names on average: presence is a coin's toss

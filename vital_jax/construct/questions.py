@@ -18,8 +18,8 @@ from functools import cache
 
 import numpy as np
 
-from vital_jax.construct.folders import Sample
 from vital_jax.construct.measure import Facts, Measurement, look
+from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import DATA, Targets, load_targets
 from vital_jax.construct.words import (
     BRIGHTER,
@@ -128,7 +128,7 @@ def _counts(question: Question) -> list[tuple[str, ...]]:
 
 @cache
 def load_templates() -> dict[str, dict]:
-    """Per question type "steps" {K: weight}, "open" and "closed" {ask: {target type@modality, type or "any": texts}}."""
+    """Per question type "steps" {K: weight}, "open" and "closed" {ask: {key of `wordings`: texts}}."""
     return json.loads((DATA / "questions.json").read_text(encoding="utf-8"))["types"]
 
 
@@ -138,11 +138,22 @@ def generator(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
-def wordings(texts: dict[str, list[str]], target: str, modality: str, targets: Targets) -> list[str]:
-    """The texts for a target: those of its type in this modality, else of its type, else of any."""
-    kind = targets.row(target)["type"]
-    found = (key for key in (f"{kind}@{targets.family(modality)}", kind, "any") if key in texts)
-    return texts[next(found)]
+def wordings(
+    texts: dict[str, list[str]], target: str, modality: str, targets: Targets, site: str = "", axial: bool = False
+) -> list[str]:
+    """The texts for a target, the most particular list that there is.
+
+    Keys are "who" or "who@where". Who: the row's own `wording`, the target's type, or any. Where: "slice" (of a volume, axial),
+    "modality@site", or the modality.
+
+    Args:
+      texts: lists by key; "any" must be there.
+      site, axial: of the image; sentences, which depend on neither, leave them out.
+    """
+    row, family = targets.row(target), targets.family(modality)
+    places = [f"@{place}" for place in (["slice"] * axial + [f"{family}@{site}"] * bool(site) + [family])] + [""]
+    keys = (who + place for who in (row.get("wording", ""), row["type"], "any") for place in places)
+    return texts[next(key for key in keys if key in texts)]
 
 
 def fields(target: str, modality: str, targets: Targets) -> dict[str, str]:
@@ -217,7 +228,9 @@ def _ask(
     """A question with its text and number of steps drawn."""
     steps, weights = zip(*load_templates()[kind]["steps"].items(), strict=True)
     k = int(rng.choice(steps, p=np.array(weights) / sum(weights)))
-    texts = wordings(load_templates()[kind][form][ask], target, sample.modality, targets)
+    texts = load_templates()[kind][form][ask]
+    axial = sample.orientation == "radiological"
+    texts = wordings(texts, target, sample.modality, targets, sample.site, axial)
     words = fields(target, sample.modality, targets)
     if known.get("other"):
         words["the_other"] = targets.definite(known["other"])

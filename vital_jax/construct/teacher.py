@@ -13,9 +13,9 @@ import json
 from dataclasses import dataclass
 from functools import cache
 
-from vital_jax.construct.folders import Sample
 from vital_jax.construct.measure import Facts, Measurement
 from vital_jax.construct.questions import Question, fields, generator, wordings
+from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import DATA, Targets, load_targets
 from vital_jax.construct.words import (
     boundary,

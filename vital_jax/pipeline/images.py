@@ -212,9 +212,9 @@ def decode_mask(data: bytes, name: str, info: dict) -> np.ndarray:
     if mask.size[::-1] != tuple(info["size"]):
         raise ValueError(f"{name} is {_wh(mask.size[::-1])} pixels but its image is stored as {_wh(info['size'])}")
     single = mask.mode in ("1", "L", "P", "I", "F") or mask.mode.startswith("I;")
-    values = np.asarray(mask) if single else np.asarray(mask.convert("RGB")).max(axis=-1)
-    foreground = np.nan_to_num(values) != 0
-    if mask.mode == "P" and not np.array_equal(foreground, np.asarray(mask.convert("RGB")).any(axis=-1)):
+    # One channel after the other: a maximum over the short last axis takes twenty times as long.
+    foreground = np.nan_to_num(np.asarray(mask)) != 0 if single else _any_color(mask)
+    if mask.mode == "P" and not np.array_equal(foreground, _any_color(mask)):
         raise ValueError(
             f"{name} is a palette image in which entry 0 is not the one black entry; save it as 8-bit grey"
         )
@@ -222,6 +222,11 @@ def decode_mask(data: bytes, name: str, info: dict) -> np.ndarray:
     if turn is not None:
         foreground = np.asarray(Image.fromarray(foreground.astype(np.uint8)).transpose(turn)) > 0
     return foreground
+
+
+def _any_color(mask: Image.Image) -> np.ndarray:
+    red, green, blue = (np.asarray(channel) for channel in mask.convert("RGB").split())
+    return (red | green | blue) != 0
 
 
 def _wh(size: tuple[int, int]) -> str:

@@ -41,6 +41,7 @@ METADATA_TYPES = {
     "latent_steps": int,
     "orientation": str,
     "window": list,
+    "spacing": list,
     "teacher": str,
     "licence": str,
     "group": str,

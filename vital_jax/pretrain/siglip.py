@@ -15,9 +15,9 @@ import numpy as np
 from flax import linen as nn
 
 from vital_jax.construct.captions import caption
-from vital_jax.construct.folders import Sample
 from vital_jax.construct.measure import measure
 from vital_jax.construct.roi import crop_box, square_crop
+from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import load_targets
 from vital_jax.construct.words import brightness, shape, texture
 from vital_jax.hub.load import load_siglip
