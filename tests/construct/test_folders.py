@@ -9,6 +9,8 @@ from PIL import Image
 from rules import FLAT
 
 from vital_jax.construct.folders import MaskFolder
+from vital_jax.construct.sample import Sample
+from vital_jax.construct.source import Rejected, Unit
 from vital_jax.construct.targets import load_targets
 
 
@@ -19,7 +21,7 @@ def save(path, pixels, **options):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two images: a tumor and a vessel in the first, a mask of 30 and an empty mask in the second."""
+    """Two images: a cyst and a vessel in the first, a mask of 30 and an empty mask in the second."""
     root = tmp_path / "set"
     square = np.zeros((40, 50), np.uint8)
     square[5:25, 10:30] = 255
@@ -29,7 +31,7 @@ def folder(tmp_path):
     save(root / "masks/vessel.png", square[::-1])
     save(root / "masks/small.png", np.eye(40, 50)[:, :] * (np.arange(40) < 30)[:, None] * 255)
     save(root / "masks/none.png", np.zeros((40, 50)))
-    common = {"modality": "CT", "site": "liver"}
+    common = {"modality": "CT", "site": "abdomen"}
     rows = [
         common
         | {
@@ -38,15 +40,18 @@ def folder(tmp_path):
             "group": 7,
             "source": "clinic",
             "masks": [
-                {"target": "tumor", "file": "masks/tumor.png"},
-                {"target": "vessel", "file": "masks/vessel.png"},
+                {"target": "kidney cyst", "file": "masks/tumor.png"},
+                {"target": "aorta", "file": "masks/vessel.png"},
             ],
         },
         common
         | {
             "id": "two",
             "image": "images/two.png",
-            "masks": [{"target": "tumor", "file": "masks/small.png"}, {"target": "liver", "file": "masks/none.png"}],
+            "masks": [
+                {"target": "kidney cyst", "file": "masks/small.png"},
+                {"target": "liver", "file": "masks/none.png"},
+            ],
         },
         common | {"id": "three", "image": "images/two.png", "masks": []},
         common | {"id": "four", "image": "volume.nii.gz", "label": "label.nii.gz"},
@@ -64,7 +69,8 @@ def folder(tmp_path):
 def test_every_mask_of_the_real_folders_has_the_area_its_manifest_states(real, name):
     root = real(name)
     rows = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
-    areas = {f"{name}/{row['id']}/{mask['target']}": mask["area"] for row in rows for mask in row["masks"]}
+    known = load_targets().canonical
+    areas = {f"{name}/{r['id']}/{known(m['target'], r['site'])}": m["area"] for r in rows for m in r["masks"]}
     folder, seen = MaskFolder(root), {}
     for sample in folder:
         seen[sample.id] = int(sample.region.sum())
@@ -92,11 +98,11 @@ def test_fields_counts_and_thresholds(folder):
     root, _, _ = folder
     reader = MaskFolder(root, licence="CC0-1.0")
     samples = list(reader)
-    assert [s.id for s in samples] == ["set/one/tumor", "set/one/vessel"]
+    assert [s.id for s in samples] == ["set/one/kidney cyst", "set/one/aorta"]
     tumor = samples[0]
-    assert (tumor.group, tumor.source, tumor.licence, tumor.site) == ("set/7", "clinic", "CC0-1.0", "liver")
+    assert (tumor.group, tumor.source, tumor.licence, tumor.site) == ("set/7", "clinic", "CC0-1.0", "abdomen")
     assert (tumor.target_type, samples[1].target_type) == ("lesion", "vessel")
-    assert tumor.present == ("tumor", "vessel") and tumor.absent == ()
+    assert tumor.present == ("kidney cyst", "aorta") and tumor.absent == ()
     assert tumor.picture.mode == "RGB" and tumor.region.sum() == 400
     assert dict(reader.counts) == {
         "samples": 2,
@@ -106,7 +112,7 @@ def test_fields_counts_and_thresholds(folder):
         "volumes (a reader of volumes cuts their slices)": 1,
     }
     small = list(MaskFolder(root, min_area=30))[-1]
-    assert small.id == "set/two/tumor" and small.group == "set/two" and small.source == "set"
+    assert small.id == "set/two/kidney cyst" and small.group == "set/two" and small.source == "set"
     # A second pass starts its counts anew.
     list(reader)
     assert reader.counts["samples"] == 2
@@ -115,18 +121,18 @@ def test_fields_counts_and_thresholds(folder):
 def test_neighbours_are_the_other_marked_targets(folder):
     root, _, _ = folder
     samples = {s.id: s for s in MaskFolder(root, min_area=30)}
-    tumor, vessel = samples["set/one/tumor"], samples["set/one/vessel"]
-    assert tumor.neighbours == (("vessel", vessel.mask),) and vessel.neighbours == (("tumor", tumor.mask),)
-    np.testing.assert_array_equal(tumor.others["vessel"], vessel.region)
-    np.testing.assert_array_equal(vessel.others["tumor"], tumor.region)
+    tumor, vessel = samples["set/one/kidney cyst"], samples["set/one/aorta"]
+    assert tumor.neighbours == (("aorta", vessel.mask),) and vessel.neighbours == (("kidney cyst", tumor.mask),)
+    np.testing.assert_array_equal(tumor.others["aorta"], vessel.region)
+    np.testing.assert_array_equal(vessel.others["kidney cyst"], tumor.region)
     # A mask that marks nothing is still a neighbour, but not a region.
-    assert [name for name, _ in samples["set/two/tumor"].neighbours] == ["liver"]
-    assert samples["set/two/tumor"].others == {}
+    assert [name for name, _ in samples["set/two/kidney cyst"].neighbours] == ["liver"]
+    assert samples["set/two/kidney cyst"].others == {}
 
 
 def test_a_complete_folder_knows_what_is_absent(folder):
     samples = list(MaskFolder(folder[0], min_area=30, complete=True))
-    assert [s.absent for s in samples] == [("liver",), ("liver",), ("vessel",)]
+    assert [s.absent for s in samples] == [("liver",), ("liver",), ("aorta",)]
 
 
 def test_rgba_masks_are_their_colours_not_their_alpha(folder):
@@ -147,7 +153,11 @@ def change_mask(rows, **fields):
     [
         (lambda r: change_mask(r, file="../secret.png"), ValueError, r"manifest.jsonl:1: '../secret.png' leads out"),
         (lambda r: change_mask(r, file="/etc/hostname"), ValueError, r"'/etc/hostname' leads out of the folder"),
-        (lambda r: change_mask(r, file="masks/lost.png"), FileNotFoundError, r"manifest.jsonl:1: .*lost.png not found"),
+        (
+            lambda r: change_mask(r, file="masks/lost.png"),
+            FileNotFoundError,
+            r"manifest.jsonl:1: .*lost.png: not found",
+        ),
         (lambda r: change_mask(r, target="unicorn"), ValueError, r"'unicorn' is not in .*targets.json; add a row"),
         (lambda r: r[0].update(modality="sonar"), ValueError, r"modality 'sonar' is not in .*targets.json"),
         (lambda r: r[0].pop("site"), ValueError, r"manifest.jsonl:1: site missing"),
@@ -188,6 +198,119 @@ def test_links_that_lead_out_are_refused(folder, tmp_path):
     change_mask(rows, file="masks/link.png")
     with pytest.raises(ValueError, match="leads out of the folder"):
         list(MaskFolder(write(rows)))
+
+
+def read_all(source):
+    """Samples, and per unit the code and file of each rejection."""
+    samples, rejected = [], []
+    for unit in source.units():
+        try:
+            for item in source.read(unit):
+                samples.append(item) if isinstance(item, Sample) else rejected.append((unit.id, item.code, item.file))
+        except Rejected as reason:
+            rejected.append((unit.id, reason.code, reason.file))
+    return samples, rejected
+
+
+def test_as_a_source_it_gives_the_same_samples_and_reasons(folder):
+    root, _, _ = folder
+    source = MaskFolder(root, licence="CC0-1.0", complete=True)
+    assert (source.name, source.kind, source.licence) == ("set", "manifest", "CC0-1.0") and MaskFolder.claims(root)
+    units = source.units()
+    assert [unit.id for unit in units] == ["one", "two", "three"]
+    assert units[0].files == ("images/one.png", "masks/tumor.png", "masks/vessel.png")
+    samples, rejected = read_all(source)
+    assert samples == list(source)
+    assert rejected == [("two", "small-mask", "masks/small.png"), ("two", "empty-mask", "masks/none.png")]
+    # What a unit holds can be written down and read by another process.
+    again = [Unit(u.id, u.files, json.loads(json.dumps(u.facts))) for u in units]
+    assert list(source.read(again[0])) == samples
+    assert next(iter(MaskFolder(root, name="other").read(again[0]))).id == "other/one/kidney cyst"
+
+
+def test_real_folders_give_the_same_both_ways(real):
+    source = MaskFolder(real("drishti_optic_disc_cup"))
+    assert read_all(source) == (list(source), [])
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-60])
+
+
+BROKEN = {
+    "unreadable-image": lambda root, rows: cut_short(root / "images/two.png"),
+    "missing-file": lambda root, rows: (root / "images/two.png").unlink(),
+    "path-escape": lambda root, rows: rows[1].update(image="../two.png"),
+    "unknown-modality": lambda root, rows: rows[1].update(modality="sonar"),
+    "bad-line": lambda root, rows: rows[1].update(modality=["CT"]),
+    "duplicate-id": lambda root, rows: rows[1].update(id="one"),
+}
+BROKEN_MASKS = {
+    "unreadable-mask": lambda root, rows: cut_short(root / "masks/vessel.png"),
+    "size-mismatch": lambda root, rows: save(root / "masks/vessel.png", np.ones((40, 51))),
+    "missing-file": lambda root, rows: (root / "masks/vessel.png").unlink(),
+    "path-escape": lambda root, rows: rows[0]["masks"][1].update(file="/etc/hostname"),
+    "unknown-target": lambda root, rows: rows[0]["masks"][1].update(target="unicorn"),
+    "empty-mask": lambda root, rows: save(root / "masks/vessel.png", np.zeros((40, 50))),
+    "small-mask": lambda root, rows: save(root / "masks/vessel.png", np.eye(40, 50)),
+}
+
+
+@pytest.mark.parametrize("code", BROKEN)
+def test_a_broken_image_costs_only_itself(folder, code):
+    root, rows, write = folder
+    rows = json.loads(json.dumps(rows[:2]))
+    r = np.random.default_rng(0)
+    save(root / "images/two.png", r.integers(0, 255, (40, 50, 3)))
+    BROKEN[code](root, rows)
+    samples, rejected = read_all(MaskFolder(write(rows)))
+    assert [sample.id for sample in samples] == ["set/one/kidney cyst", "set/one/aorta"]
+    assert [c for _, c, _ in rejected] == [code]
+    by_line = code in ("path-escape", "bad-line", "duplicate-id")
+    assert rejected[0][2] == ("manifest.jsonl:2" if by_line else "images/two.png")
+
+
+@pytest.mark.parametrize("code", BROKEN_MASKS)
+def test_a_broken_mask_costs_only_itself(folder, code):
+    root, rows, write = folder
+    rows = json.loads(json.dumps(rows[:1]))
+    r = np.random.default_rng(0)
+    save(root / "masks/vessel.png", r.integers(0, 2, (40, 50)) * 255)
+    BROKEN_MASKS[code](root, rows)
+    (sample,), ((unit, found, file),) = read_all(MaskFolder(write(rows)))
+    assert (sample.id, unit, found) == ("set/one/kidney cyst", "one", code)
+    assert file == ("manifest.jsonl:1" if code == "path-escape" else "masks/vessel.png")
+    # What cannot be looked at is no neighbour to be compared with; what was marked is present all the same.
+    assert len(sample.present) == 2
+    assert [name for name, _ in sample.neighbours] == (["aorta"] if code in ("empty-mask", "small-mask") else [])
+    assert list(sample.others) == (["aorta"] if code == "small-mask" else [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"id": ', "[]", "3", '{"masks": 3}', '{"id": 1}', "\x80", '{"a":' * 100000, '{"id": "a\\u0000b", "masks": []}'],
+)
+def test_a_broken_line_costs_only_itself(folder, line):
+    root, _, write = folder
+    write()
+    with (root / "manifest.jsonl").open("ab") as file:
+        file.write(b"\n" + line.encode("latin-1") + b"\n")
+    samples, rejected = read_all(MaskFolder(root, min_area=1))
+    assert len(samples) == 3
+    broken = [reason for reason in rejected if reason[1] != "empty-mask"]
+    assert broken in ([("manifest.jsonl:5", "bad-line", "manifest.jsonl:5")], [])
+    assert bool(broken) == (line != '{"id": 1}')  # an object without masks is a volume's line
+
+
+def test_claims_tell_the_lines_apart(folder, tmp_path):
+    root, rows, write = folder
+    assert not MaskFolder.claims(tmp_path)
+    write(rows[3:])
+    assert not MaskFolder.claims(root)
+    write([rows[0] | {"image": "scan.dcm"}])
+    assert not MaskFolder.claims(root) and MaskFolder(root).units() == []
+    (root / "manifest.jsonl").write_text("no JSON at all")
+    assert MaskFolder.claims(root)
 
 
 def test_tables_are_checked(tmp_path):
