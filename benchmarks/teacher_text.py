@@ -16,8 +16,9 @@ from pathlib import Path
 
 from vital_jax.construct.build import build_records
 from vital_jax.construct.checker import by_sample, check_records
-from vital_jax.construct.folders import MaskFolder, Sample
+from vital_jax.construct.folders import MaskFolder
 from vital_jax.construct.phantoms import phantoms
+from vital_jax.construct.sample import Sample
 
 SHOWN = 20
 

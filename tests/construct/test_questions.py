@@ -1,15 +1,25 @@
 """Questions: drawn from seed and id alone, six types, true negatives only; closed ones certain and in balance."""
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import replace
+from functools import cache
 
 import pytest
-from rules import STEPS
+from rules import LEAKS, PATIENT, STEPS
 
-from vital_jax.construct.folders import Sample
 from vital_jax.construct.measure import Facts, Measurement, look
 from vital_jax.construct.phantoms import phantoms
-from vital_jax.construct.questions import NAME_LEAD, Balance, absent_targets, load_templates, questions, wordings
+from vital_jax.construct.questions import (
+    NAME_LEAD,
+    Balance,
+    absent_targets,
+    fields,
+    load_templates,
+    questions,
+    wordings,
+)
+from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import load_targets
 
 
@@ -75,7 +85,8 @@ def test_half_of_yes_or_no_is_no_and_never_wrong():
 def test_what_has_a_mask_or_a_place_in_the_image_is_never_called_absent():
     targets = load_targets()
     for modality in ("CT", "MRI-T2", "X-Ray", "ultrasound"):
-        for site, here in targets.sites.items():
+        for site, regions in targets.sites.items():
+            here = targets.sites.get(f"{targets.family(modality)}@{site}", regions)
             names = absent_targets(sample("tumor", modality, site))
             for name in names:
                 assert not set(targets.row(name)["regions"]) & set(here) and "#" not in name
@@ -99,18 +110,136 @@ def test_what_is_shown_needs_one_answer():
     assert "identify" not in kinds(sample("vessel", "fundus", "retinal"))
 
 
+def keyed_lists():
+    """(all lists of an ask, key, templates)."""
+    for kind in load_templates().values():
+        for lists in (*kind["open"].values(), *kind["closed"].values()):
+            yield from ((lists, key, texts) for key, texts in lists.items())
+
+
+def rendered():
+    """Every template for every target and modality that it is asked of: (key, target, template, text)."""
+    targets = load_targets()
+    for lists, key, texts in keyed_lists():
+        who, _, where = key.partition("@")
+        family, _, site = where.partition("@")
+        axial = where == "slice"
+        here = {"CT", "MRI"} if axial else {family} if family else set(targets.modalities)
+        for pattern, row in targets.rows.items():
+            if who not in ("any", row["type"], row.get("wording")):
+                continue
+            name = pattern.replace("#", "9")
+            for modality in here & set(row["modalities"]):
+                # A more particular list may take this target.
+                if wordings(lists, name, modality, targets, site, axial) is texts:
+                    words = fields(name, modality, targets) | {"the_other": "the liver", "options": "yes or no"}
+                    for template in texts:
+                        text = template.format(**words)
+                        yield key, name, template, text[0].upper() + text[1:]
+
+
+def broken(name, text, plural):
+    """What is wrong with the English of a question, or with its words."""
+    # Names hold words of their own ("thyroid", "upper lung lobe"), so they are taken out first.
+    return broken_around(text.replace(name, "NAME"), plural, name[0].lower() in "aeiou")
+
+
+@cache
+def broken_around(text, plural, vowel):
+    one, many = "is|has|does|lies|looks|appears|runs|shows|covers", "are|have|do|lie|look|appear|run|show|cover"
+    wrong, ask = (one, "is|does") if plural else (many, "are|do")
+    patterns = {
+        "no sentence": r"^[^A-Z]|[^.?]$",
+        "a field left over": r"[{}]",
+        "space": r"  | [?.,:]|^ | $",
+        "two articles": r"(?i)\b(the|an?|this) (the|an?|this)\b",
+        "a before a vowel": r"\b[aA] [aeiouAEIOU]",
+        "an before a consonant": r"\b[aA]n (?![aeiouAEIO]|NAME|MRI|X-)",
+        "article of the name": r"\ba NAME\b" if vowel else r"\ban NAME\b",
+        "a word twice": r"(?i)\b(\w+) \1\b",
+        "verb after the name": rf"(?i)\b(?:where|how|what) the NAME (?:{wrong})\b",
+        "verb before the name": rf"(?i)\b(?:{ask}) (?:there )?(?:the |an? )?NAME\b",
+        "a leak": f"(?i){LEAKS}",
+        "the patient's side": f"(?i){PATIENT}",
+    }
+    return [problem for problem, pattern in patterns.items() if re.search(pattern, text)]
+
+
 def test_every_template_reads_for_every_target():
-    targets, templates = load_targets(), load_templates()
-    names = [name.replace("#", "9") for name in targets.rows]
-    for name in names:
-        one = sample(name, "MRI-FLAIR", "brain")
-        for q in questions(one, 6, seed=3):
-            assert "{" not in q.text and "  " not in q.text
-    plural = [q.text for i in range(30) for q in questions(sample("nuclei", "pathology", "tissue", i), 6, seed=0)]
-    assert not any(" is the nuclei" in text or text.startswith(("Is the", "Does the")) for text in plural)
-    for kind in templates.values():
+    targets, seen, used = load_targets(), set(), set()
+    for key, name, template, text in rendered():
+        problems = broken(name, text, targets.plural(name))
+        assert not problems, (key, text, problems)
+        seen.add(name)
+        used.add((key, template))
+    assert len(seen) == len(targets.rows)
+    for _, key, texts in keyed_lists():
+        assert {(key, text) for text in texts} <= used, f"{key} is asked of no target"
+        assert len({text.lower() for text in texts}) == len(texts) >= 3, f"{key} says something twice, or too little"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "plural", "problem"),
+    [
+        ("liver", "Is the the liver in view?", False, "two articles"),
+        ("nuclei", "Is the nuclei in view?", True, "verb before the name"),
+        ("liver", "Are the liver in view?", False, "verb before the name"),
+        ("liver", "Describe how the liver appear in this image.", False, "verb after the name"),
+        ("adrenal gland", "Is there a adrenal gland?", False, "article of the name"),
+        ("liver", "Is a organ in view?", False, "a before a vowel"),
+        ("liver", "Is {the} in view?", False, "a field left over"),
+        ("liver", "Where is the highlighted liver?", False, "a leak"),
+        ("liver", "Is it on the patient's left?", False, "the patient's side"),
+        ("liver", "Is this this liver?", False, "a word twice"),
+        ("liver", "is it there", False, "no sentence"),
+    ],
+)
+def test_broken_english_is_found(name, text, plural, problem):
+    assert problem in broken(name, text, plural)
+    assert not broken("thyroid gland", "Is the thyroid gland visible in this CT slice?", False)
+
+
+def test_closed_templates_name_their_options():
+    said = {
+        "presence": ("yes", "no"),
+        "side": ("left", "center", "right"),
+        "quarter": ("upper left", "upper right", "lower left", "lower right"),
+        "shape": ("round", "oval", "elongated"),
+        "brightness": ("brighter", "darker"),
+        "direction": ("above", "below", "to the left", "to the right"),
+        "place_and_brightness": (
+            "upper half and brighter",
+            "upper half and darker",
+            "lower half and brighter",
+            "lower half and darker",
+        ),
+    }
+    for kind in load_templates().values():
+        for ask, lists in kind["closed"].items():
+            for text in (text for texts in lists.values() for text in texts):
+                assert all(option in text.lower() for option in said.get(ask, ("{options}",))), text
+
+
+def test_what_could_tell_the_answer_is_not_said():
+    # "this chest X-ray" would answer "is the knee joint visible?", "this image of the liver" "which organ is shown?"
+    body = "chest|breast|cardiac|heart|brain|abdom|pelvi|lung|liver|prostate|eye|retina|fetal"
+    for kind, ask in (("yesno", "presence"), ("identify", "name")):
         for form in ("open", "closed"):
-            assert all("any" in texts and len(set(texts["any"])) >= 3 for texts in kind[form].values())
+            for texts in load_templates()[kind][form][ask].values():
+                assert not [text for text in texts if re.search(body, text)]
+
+
+def test_slices_and_films_are_called_what_they_are():
+    def asked(one):
+        return {q.text for i in range(40) for q in questions(replace(one, id=str(i)), 6, seed=0)}
+
+    assert not [text for text in asked(sample()) if "slice" in text or "axial" in text]
+    slices = asked(replace(sample(), orientation="radiological"))
+    assert sum("slice" in text for text in slices) > 0.9 * len(slices)
+    assert any("on this chest X-ray" in text for text in asked(sample("lung", "X-Ray", "chest")))
+    assert any("microscopy" in text for text in asked(sample("nuclei", "pathology", "tissue")))
+    assert any("OCT scan" in text for text in asked(sample("choroid", "OCT", "retinal")))
+    assert not any("{" in text for text in slices)
 
 
 def test_templates_are_looked_up_by_type_and_modality():
@@ -120,6 +249,12 @@ def test_templates_are_looked_up_by_type_and_modality():
         for name, modality in (("liver", "MRI"), ("polyp", "endoscope"), ("lesion", "MRI-FLAIR"))
     ]
     assert found == [["a"], ["b"], ["c"]]
+    texts |= {"any@slice": ["d"], "branching": ["e"], "any@CT": ["f"], "any@CT@liver": ["g"]}
+    table = load_targets()
+    assert wordings(texts, "liver", "CT", table, "liver", True) == ["d"]
+    assert wordings(texts, "liver", "CT", table, "liver") == ["g"] and wordings(texts, "liver", "CT", table) == ["f"]
+    assert wordings(texts, "hepatic vessels", "CT", table, "liver", True) == ["e"]
+    assert wordings(texts, "polyp", "CT", table, "liver", True) == ["b"]
 
 
 def test_phantoms_are_asked_about_structures_that_were_not_drawn():

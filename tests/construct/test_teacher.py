@@ -11,10 +11,10 @@ from rules import check_rules
 from scipy import ndimage
 
 from vital_jax.construct import measure as measuring
-from vital_jax.construct.folders import Sample
 from vital_jax.construct.measure import Facts, look, measure
 from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.questions import FORMS, Question, questions
+from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import load_targets
 from vital_jax.construct.teacher import load_sentences, teach
 from vital_jax.construct.words import (
