@@ -1,0 +1,288 @@
+"""`vital data distill`: asks a teacher for reasoning chains, live, in batches or from a file, and says how that stands."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+FILE = "distill.sqlite"  # within the folder that `vital data build` fills
+INTERRUPTED = 130
+
+
+def register(parts: argparse._SubParsersAction) -> None:
+    """Adds `distill` to `vital data`."""
+    distill = parts.add_parser(
+        "distill",
+        help="ask a teacher for reasoning chains",
+        description="Asks an OpenAI-compatible endpoint (VITAL_TEACHER_BASE_URL and VITAL_TEACHER_API_KEY, else OPENAI_BASE_URL and "
+        "OPENAI_API_KEY) about the tasks of `vital data build --teacher endpoint`. Every reply is kept; stop and go on at any moment. "
+        "Exit status: 0 all is done, 1 something was dropped or left, 2 it could not start, 130 stopped. "
+        "Research software, not a medical device.",
+    )
+    doors = distill.add_subparsers(dest="action", required=True, metavar="ACTION")
+    run = _door(doors, "run", "ask what is pending", _run)
+    add_settings(run)
+    run.add_argument("--limit", type=_whole, default=0, metavar="N", help="ask N tasks at most")
+    run.add_argument("--dry-run", action="store_true", help="only estimate tokens and cost")
+    run.add_argument(
+        "--replay", metavar="FILE", help="take recorded replies (JSON lines or another store) instead of asking"
+    )
+    status = _door(doors, "status", "counts, rates and cost", _status)
+    _prices(status)
+    status.add_argument("--json", action="store_true", help="print one JSON object")
+    retry = _door(doors, "retry", "put dropped tasks back", _retry)
+    retry.add_argument("--code", default="", help="only those with this code (leak, steps, ...)")
+    batch = doors.add_parser("batch", help="ask by files, at the price of batches").add_subparsers(
+        dest="step", required=True, metavar="STEP"
+    )
+    write = _door(batch, "write", "write request files to OUT/batches", _write)
+    add_settings(write)
+    write.add_argument("--limit", type=_whole, default=0, metavar="N", help="write N tasks at most")
+    write.add_argument("--max-bytes", type=_whole, default=200_000_000, metavar="N", help="of one file (200 MB)")
+    write.add_argument("--max-requests", type=_whole, default=50_000, metavar="N", help="of one file (50,000)")
+    write.add_argument(
+        "--form",
+        default="json_schema",
+        choices=("json_schema", "json_object", "text"),
+        help="how the endpoint is held to JSON",
+    )
+    submit = _door(batch, "submit", "upload the files and start their batches", _submit)
+    submit.add_argument("--allow-upload", action="store_true", help="images not known as public may leave this machine")
+    for door in (
+        _door(batch, "collect", "fetch the results of batches that are over", _collect),
+        _door(batch, "read", "take a file of results fetched by hand", _read, "file"),
+    ):
+        door.add_argument("--tries", type=_whole, default=5, metavar="N", help="replies per task before it is dropped")
+        _prices(door)
+    _door(batch, "drop", "give a batch up: its tasks are pending again", _drop, "name")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how a teacher is asked; `settings` reads them."""
+    parser.add_argument("--model", metavar="NAME", help="the teacher's name at the endpoint")
+    parser.add_argument("--concurrency", type=_whole, default=8, metavar="N", help="requests under way at once (8)")
+    parser.add_argument(
+        "--per-minute", type=_positive, default=0, metavar="N", help="requests started per minute at most"
+    )
+    parser.add_argument("--timeout", type=_positive, default=180, metavar="SECONDS", help="of one request (180)")
+    parser.add_argument("--transport-retries", type=int, default=6, metavar="N", help="after timeouts, 429 and 5xx (6)")
+    parser.add_argument(
+        "--tries", type=_whole, default=5, metavar="N", help="replies per task before it is dropped (5)"
+    )
+    parser.add_argument("--allow-upload", action="store_true", help="images not known as public may leave this machine")
+    parser.add_argument(
+        "--again", action="store_true", help="ask also what another model or other prompts have answered"
+    )
+    parser.add_argument("--prompts", default="", metavar="FOLDER", help="a prompt folder of your own")
+    parser.add_argument(
+        "--extra", type=_object, default={}, metavar="JSON", help="further request fields, as '{\"temperature\": 0.3}'"
+    )
+    _prices(parser)
+
+
+def settings(arguments: argparse.Namespace):
+    """The `Settings` that the flags say. Raises: ValueError without a model."""
+    from vital_jax.construct.distill.endpoint import Settings
+
+    if not arguments.model:
+        raise ValueError("name the teacher with --model")
+    names = (
+        "concurrency",
+        "per_minute",
+        "timeout",
+        "transport_retries",
+        "tries",
+        "allow_upload",
+        "again",
+        "extra",
+        "prompts",
+    )
+    known = {name: getattr(arguments, name) for name in names}
+    return Settings(arguments.model, limit=getattr(arguments, "limit", 0), prices=_priced(arguments), **known)
+
+
+def _door(doors, name: str, text: str, run: Callable, more: str = "") -> argparse.ArgumentParser:
+    parser = doors.add_parser(name, help=text)
+    parser.add_argument("out", metavar="OUT", help="the folder of `vital data build`")
+    if more:
+        parser.add_argument(more, metavar=more.upper())
+    parser.set_defaults(run=lambda arguments: _guarded(run, arguments))
+    return parser
+
+
+def _guarded(run: Callable, arguments: argparse.Namespace) -> int:
+    """Runs a door; what goes wrong is one line."""
+    import sqlite3
+
+    from vital_jax.construct.distill.store import Store
+
+    try:
+        with Store(Path(arguments.out) / FILE, create=False) as store:
+            return run(store, arguments)
+    except sqlite3.Error as error:
+        print(f"vital data distill: {Path(arguments.out) / FILE}: {error}; what it holds is whole", file=sys.stderr)
+        return 2
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"vital data distill: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vital data distill: stopped; what was answered is kept, give the same command to go on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(store, arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.distill.replay import replay
+    from vital_jax.construct.distill.run import run
+
+    if arguments.replay:
+        outcome = replay(store, arguments.replay)
+    elif arguments.dry_run:
+        return _estimate(store, settings(arguments))
+    else:
+        outcome = run(store, settings(arguments))
+    print(outcome)
+    if waiting := len(store.waiting()):
+        print(f"{waiting} tasks lie in batches: `vital data distill batch collect {arguments.out}`")
+    if outcome.why:
+        print(f"vital data distill: ended early: {outcome.why}", file=sys.stderr)
+    if outcome.dropped:
+        print(
+            f"dropped tasks stand in `status`; `vital data distill retry {arguments.out}` puts them back",
+            file=sys.stderr,
+        )
+    if outcome.why or outcome.unanswered or outcome.pending:
+        print("what was answered is kept; give the same command to go on", file=sys.stderr)
+    return INTERRUPTED if outcome.interrupted else 0 if outcome.complete else 1
+
+
+def _estimate(store, chosen) -> int:
+    from vital_jax.construct.distill.progress import estimate
+    from vital_jax.construct.distill.prompts import load_prompts
+    from vital_jax.construct.distill.run import selected
+
+    prompts = load_prompts(chosen.prompts) if chosen.prompts else load_prompts()
+    found = estimate(store, selected(store, chosen, prompts), prompts, chosen.model, chosen.prices)
+    measured = found["measured"]
+    basis = f"the mean of {measured} replies" if measured else "rules of thumb, without retries and hidden thinking"
+    tokens = f"{found['tokens_in']} tokens in and {found['tokens_out']} out"
+    print(f"{found['tasks']} tasks, about {found['requests']} requests, {tokens} ({basis})")
+    if found["cost"] is None:
+        print("cost unknown: give your endpoint's prices per million tokens as --price-in X --price-out Y")
+    else:
+        print(f"cost about {found['cost']:.4g} in the currency of the prices")
+    return 0
+
+
+def _status(store, arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.distill.progress import render, standing
+
+    found = standing(store, _priced(arguments))
+    print(json.dumps(found) if arguments.json else render(found, str(store.path)))
+    return 0
+
+
+def _retry(store, arguments: argparse.Namespace) -> int:
+    with store.exclusive():
+        print(f"{store.retry(arguments.code)} tasks are pending again")
+    return 0
+
+
+def _write(store, arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.distill import batch
+    from vital_jax.construct.distill.endpoint import address
+    from vital_jax.construct.distill.prompts import load_prompts
+    from vital_jax.construct.distill.run import check_upload, selected
+
+    chosen = settings(arguments)
+    prompts = load_prompts(chosen.prompts) if chosen.prompts else load_prompts()
+    with store.exclusive():
+        ids = selected(store, chosen, prompts)
+        if warning := check_upload(store, ids, address(), chosen.allow_upload):
+            print(warning, file=sys.stderr)
+        limits = (arguments.max_bytes, arguments.max_requests)
+        for path in batch.write(store, ids, chosen, prompts, arguments.form, *limits):
+            print(f"{path}: {path.stat().st_size} bytes")
+    print(
+        f"{len(ids)} tasks; next: `vital data distill batch submit {arguments.out}`, or send the files by hand and `batch read` results"
+    )
+    return 0
+
+
+def _submit(store, arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.distill import batch
+
+    with store.exclusive():
+        started = batch.submit(store, arguments.allow_upload)
+    print(f"{len(started)} batches started; later: `vital data distill batch collect {arguments.out}`")
+    return 0
+
+
+def _collect(store, arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.distill import batch
+
+    with store.exclusive():
+        return _told(batch.collect(store, arguments.tries, _priced(arguments)), arguments.out)
+
+
+def _read(store, arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.distill import batch
+
+    with store.exclusive():
+        return _told(batch.read(store, arguments.file, arguments.tries, _priced(arguments)), arguments.out)
+
+
+def _told(counts: dict[str, int], out: str) -> int:
+    print(", ".join(f"{number} {what}" for what, number in counts.items()) or "no batch is under way")
+    if counts.get("running"):
+        print("some batches are still running: collect again later")
+    if left := counts.get("rejected", 0) + counts.get("unanswered", 0) + counts.get("error", 0):
+        print(f"{left} tasks are pending again: `vital data distill batch write {out}` or `run {out}`")
+    return 0 if set(counts) <= {"accepted", "seen"} else 1
+
+
+def _drop(store, arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.distill import batch
+
+    with store.exclusive():
+        print(f"{batch.drop(store, arguments.name)} tasks are pending again")
+    return 0
+
+
+def _prices(parser: argparse.ArgumentParser) -> None:
+    for flag, what in (("--price-in", "read"), ("--price-out", "written")):
+        parser.add_argument(flag, type=_price, metavar="X", help=f"price of a million tokens {what}, in any currency")
+
+
+def _priced(arguments: argparse.Namespace):
+    from vital_jax.construct.distill.replies import Prices
+
+    return Prices(arguments.price_in, arguments.price_out)
+
+
+def _whole(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _positive(text: str) -> float:
+    if not 0 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError("must be over 0")
+    return number
+
+
+def _price(text: str) -> float:
+    if not 0 <= (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return number
+
+
+def _object(text: str) -> dict:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return found
