@@ -20,7 +20,7 @@ FLOORS = {
     4: ("methods",),
     5: ("evaluate", "rl", "explain", "pretrain"),
     6: ("serve",),
-    7: ("cli", "api", "prepare", "plan", "campaign"),
+    7: ("cli", "commands", "api", "prepare", "plan", "campaign"),
 }
 FLOOR_OF = {"": 0} | {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 TOP = 7  # its files are the doors of one storey and may use each other

@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+from vital_jax.commands import data
+
 
 def _parity(arguments: argparse.Namespace) -> int:
     from vital_jax.hub import parity
@@ -93,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("--text-decoder", metavar="FOLDER", help="likewise of config.model.text_decoder, for --steps")
     answer.add_argument("--json", action="store_true", help="print one JSON object")
     answer.set_defaults(run=_answer)
+    data.register(commands)
     return parser
 
 

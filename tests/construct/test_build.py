@@ -9,11 +9,15 @@ import pytest
 from PIL import Image
 from rules import FLAT, STEPS, check_rules
 
-from vital_jax.construct.build import assign_splits, build_records, split_of
-from vital_jax.construct.folders import MaskFolder, Sample
+from vital_jax.construct.build import assign_splits, build_records, record_fields, record_id, split_of
+from vital_jax.construct.folders import MaskFolder
+from vital_jax.construct.measure import look
 from vital_jax.construct.phantoms import phantoms
-from vital_jax.construct.questions import Question
+from vital_jax.construct.questions import Question, questions
 from vital_jax.construct.roi import record_rows
+from vital_jax.construct.sample import Sample
+from vital_jax.construct.targets import load_targets
+from vital_jax.construct.teacher import teach
 from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, write_features
 from vital_jax.pipeline.images import decode, decode_mask
 from vital_jax.pipeline.records import Record, RecordSource, write_splits
@@ -82,6 +86,17 @@ def test_closed_records_are_balanced_within_each_split():
     assert all(max(counted.values()) - min(counted.values()) <= 2 for counted in counts.values())
     with pytest.raises(ValueError, match=r"unknown form 'half'.*open, closed or both"):
         next(build_records([], 1, seed=0, form="half"))
+
+
+def test_fields_without_pictures_are_those_of_the_record():
+    sample = next(phantoms(1, seed=4, size=64))
+    record = next(build_records([sample], 1, seed=0))
+    facts, targets = look(sample), load_targets()
+    (question,) = questions(sample, 1, 0, facts=facts)
+    fields = record_fields(question, sample, facts, teach(question, sample, facts), targets, gate="gate-1", empty="")
+    assert record_id(sample, question) == record.id == fields["id"]
+    assert fields["metadata"] == record.metadata | {"gate": "gate-1"}  # what is empty is left out
+    assert Record(images=record.images, masks=record.masks, **fields | {"metadata": record.metadata}) == record
 
 
 def test_a_turned_image_keeps_its_mask_on_the_stored_grid():

@@ -1,0 +1,26 @@
+"""Folders of drawn images with masks, as a lab would bring them: what the tests of the factory build their sets of."""
+
+import json
+from pathlib import Path
+
+from vital_jax.construct.phantoms import phantoms
+
+
+def draw_folder(root: Path, count: int, seed: int = 0, size: int = 64, patients: int = 0) -> Path:
+    """Writes `count` images with their masks and a manifest; with `patients`, image i is of patient i modulo patients."""
+    rows = {}
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    for sample in phantoms(count, seed, size):
+        number, target = sample.id.split("/")[1:]
+        image, mask = f"images/{number}.png", f"masks/{number}_{target}.png"
+        (root / image).write_bytes(sample.image)
+        (root / mask).write_bytes(sample.mask)
+        row = rows.setdefault(
+            number, {"id": number, "modality": sample.modality, "site": sample.site, "image": image, "masks": []}
+        )
+        row["masks"].append({"target": target, "file": mask})
+        if patients:
+            row["group"] = f"patient-{int(number) % patients}"
+    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
+    return root

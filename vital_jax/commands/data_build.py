@@ -1,0 +1,111 @@
+"""`vital data build`: the whole way from folders of segmentations to records, in one command that may be stopped and given again."""
+
+import argparse
+import os
+import re
+import sqlite3
+import sys
+from pathlib import Path
+
+_FULL = "the disk is full; make room and give the same command again: what is done is kept"
+
+
+def register(parts: argparse._SubParsersAction) -> None:
+    """Adds its sub-commands to `vital data`."""
+    build = parts.add_parser(
+        "build",
+        help="make records of folders of segmentations",
+        description="Cuts images and masks out of the sources, splits them by patient, asks, answers, checks and writes records. Give it "
+        "again after a stop or after mending files: it does what is missing. Research only, not a medical device.",
+        epilog="Exit status: 0 all went in; 3 something was set aside (OUT/rejects.jsonl); 2 a mistake in what was given; 1 anything else.",
+    )
+    add = build.add_argument
+    add("out", metavar="OUT", type=Path, help="the folder that the set is built in")
+    add(
+        "--source",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a folder of data, or one that holds some; give it again for more",
+    )
+    add("--plan", metavar="FILE", help="a TOML file with the same settings and options of single sources")
+    add("--questions", type=int, metavar="N", help="per sample, each of another type (default 4)")
+    add("--form", help="open, closed, both, or evaluation (default): closed questions too in val and test")
+    add("--seed", type=int, help="of the questions (default 0)")
+    add("--val", type=float, metavar="SHARE", help="of patients, for choosing a model (default 0.075)")
+    add("--test", type=float, metavar="SHARE", help="of patients, for the last word (default 0.075)")
+    add("--teacher", help="measured (default), endpoint or replay")
+    add("--answers", metavar="FILE", help="recorded answers, for --teacher replay")
+    add(
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="read every N-th unit only; merge by copying OUT/samples together",
+    )
+    add("--jobs", type=int, default=_processors(), metavar="N", help="processes that read (default: one per processor)")
+    build.set_defaults(run=_build)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _shard(text: str) -> tuple[int, int]:
+    if not (found := re.fullmatch(r"(\d+)/(\d+)", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 0/3")
+    return int(found[1]), int(found[2])
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from concurrent.futures.process import BrokenProcessPool
+
+    from vital_jax.construct import factory
+
+    def fail(message: object, status: int) -> int:
+        print(f"vital data build: {' '.join(str(message).split())}", file=sys.stderr)
+        return status
+
+    out = arguments.out
+    try:
+        sources, settings = _given(arguments)
+        result = factory.build(out, sources, jobs=arguments.jobs, shard=arguments.shard, **settings)
+    except (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, BlockingIOError) as error:
+        return fail(error, 2)
+    except KeyboardInterrupt:
+        return fail("stopped; the same command goes on", 1)
+    except BrokenProcessPool:
+        return fail("a reading process died, perhaps for want of memory; the same command goes on, try fewer --jobs", 1)
+    except (OSError, RuntimeError, sqlite3.Error) as error:
+        # What writes shards or the store of tasks says it in words of its own.
+        full = getattr(error, "errno", None) in factory.FULL or re.search(
+            r"no space|is full", str(error), re.IGNORECASE
+        )
+        return fail(f"{getattr(error, 'filename', None) or out}: {_FULL}" if full else error, 1)
+    aside = f"; {result.set_aside} set aside, see {out}/rejects.jsonl" if result.set_aside else ""
+    if result.records:
+        counts = ", ".join(f"{split} {number}" for split, number in sorted(result.counts.items()))
+        print(f"{result.records}: {counts} records{aside}; see {out}/report.md. Research only, not a medical device.")
+    elif result.waiting:
+        print(
+            f"{result.waiting} questions wait for the teacher: vital data distill run {out}, then this command again{aside}"
+        )
+    else:
+        print(f"{out}/samples: this shard is cut{aside}")
+    return 3 if result.set_aside else 0
+
+
+def _given(arguments: argparse.Namespace) -> tuple[list, dict]:
+    """Sources and settings: of the plan file, then of the command line; without any, those of OUT/plan.json."""
+    from vital_jax.construct.settings import KEYS, read_plan, read_plan_file
+
+    sources, settings = read_plan_file(arguments.plan) if arguments.plan else ([], {})
+    sources += arguments.source
+    settings |= {key: value for key in KEYS if (value := getattr(arguments, key)) is not None}
+    if settings.get("answers"):
+        settings["answers"] = str(Path(settings["answers"]).resolve())
+    plan = read_plan(arguments.out)
+    if plan and not sources:
+        sources = [{"path": row["path"], "kind": row["kind"], **row["options"]} for row in plan["sources"]]
+        settings = {key: plan[key] for key in KEYS} | settings
+    return sources, settings

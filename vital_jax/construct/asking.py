@@ -1,0 +1,203 @@
+"""What the factory asks about the samples that were cut, and what becomes of the answers: a line per record, or a reject.
+
+A line is a record but for its bytes. It needs no picture, for everything that questions and answers are made of was measured when the
+sample was cut; so this is quick, and is simply done again in every run. Lines follow the plan's order, on which the balance of closed
+questions depends.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from vital_jax.construct.build import record_fields, record_id
+from vital_jax.construct.gate import Verdict, gate
+from vital_jax.construct.gate import version as gate_version
+from vital_jax.construct.measure import Facts
+from vital_jax.construct.parts import Entry, Parts, sample_of
+from vital_jax.construct.progress import Stage
+from vital_jax.construct.questions import FORMS, Balance, Question, questions
+from vital_jax.construct.sample import Sample
+from vital_jax.construct.settings import EVALUATION, Settings
+from vital_jax.construct.targets import load_targets
+from vital_jax.construct.teacher import TEACHER, Lesson, teach
+from vital_jax.pipeline.records import Record
+
+Held = tuple[str, str, Entry | None]  # source, unit, where the store has it
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with what its record needs; `lesson` where it needs no teacher beside the measured one."""
+
+    question: Question
+    sample: Sample
+    facts: Facts
+    row: dict
+    entry: Entry
+    unit: tuple[str, str]
+    split: str
+    lesson: Lesson | None
+
+
+class Asker:
+    """Asks about all samples of a store.
+
+    Args:
+      settings: how.
+      parts: the store. units: in the order of the plan.
+      audited: record id -> code of what people rejected (`vital data audit --apply`).
+    """
+
+    def __init__(self, settings: Settings, parts: Parts, units: Sequence[Held], audited: Mapping[str, str]):
+        self.settings, self.parts, self.units, self.audited = settings, parts, units, audited
+        self.targets = load_targets()
+
+    def rejects(self, source: str, unit: str, entry: Entry | None) -> Iterator[dict]:
+        """What was set aside when a unit was cut."""
+        if entry is None:
+            yield _reject(
+                source, unit, unit, "reader-failed", "its files changed while they were read; run again", "cut"
+            )
+        elif entry.codes:
+            for row in self.parts.rejects(entry):
+                yield _reject(source, unit, row["file"], row["code"], row["reason"], "cut")
+
+    def strata(self, source: str, unit: str, row: dict) -> tuple[str, Counter]:
+        """A sample's group, and how many records it will make per number of steps and modality.
+
+        Counted are its open questions, which do not depend on the split; the closed ones do, for they are balanced within it.
+        """
+        if row["kind"] == "record":
+            metadata = row["fields"]["metadata"]
+            steps = metadata.get("latent_steps", len(row["fields"]["chain"]))
+            return _group(source, unit, row), Counter(
+                {("K", str(steps)): 1, ("modality", metadata.get("modality", "")): 1}
+            )
+        sample, facts = sample_of(row)
+        try:
+            drawn = questions(sample, self.settings.questions, self.settings.seed, self.targets, "open", facts)
+            modality = self.targets.family(sample.modality)
+        except ValueError:  # set aside with a reason when it is asked
+            return sample.group, Counter()
+        return sample.group, Counter([("K", str(q.steps)) for q in drawn] + [("modality", modality)] * len(drawn))
+
+    def questions(self, sides: dict[str, str], stage: Stage) -> Iterator[Asked | dict]:
+        """Every question and finished record in the order of the plan; a reject is a dict with "code", a record one with "kind"."""
+        settings, balances, seen = self.settings, defaultdict(Balance), set()
+        for source, unit, entry in self.units:
+            yield from self.rejects(source, unit, entry)
+            number = 0
+            for row in self.parts.items(entry) if entry else ():
+                if row["kind"] == "picture":
+                    continue
+                number += 1
+                name = row["fields"]["id"] if row["kind"] == "record" else row["id"]
+                key = hashlib.sha256(name.encode()).digest()[:8]
+                if key in seen:
+                    yield _reject(source, unit, name, "duplicate-id", "another sample had this id before", "ask")
+                    continue
+                seen.add(key)
+                if row["kind"] == "record":
+                    group = _group(source, unit, row)
+                    yield row | {"entry": entry, "unit": (source, unit), "group": group, "split": sides[group]}
+                    continue
+                sample, facts = sample_of(row)
+                split = sides[sample.group]
+                try:
+                    for form in self._forms(split):
+                        for question in questions(
+                            sample, settings.questions, settings.seed, self.targets, form, facts, balances[split]
+                        ):
+                            # Closed questions measure a model, and what is right there was measured: no language model is asked.
+                            measured = settings.teacher == "measured" or form == "closed"
+                            lesson = teach(question, sample, facts, self.targets) if measured else None
+                            yield Asked(question, sample, facts, row, entry, (source, unit), split, lesson)
+                except ValueError as error:
+                    yield _reject(source, unit, name, "unknown-target", str(error), "ask")
+            stage.add(1, number)
+
+    def _forms(self, split: str) -> tuple[str, ...]:
+        form = self.settings.form
+        if form == EVALUATION:
+            return FORMS if split in ("val", "test") else ("open",)
+        return FORMS if form == "both" else (form,)
+
+    def answered(self, one: Asked, accepted: Mapping[str, Lesson], models: Mapping, dropped: Mapping) -> dict | None:
+        """The line of a question's record, or a reject, or None where its lesson is awaited."""
+        question, sample, name = one.question, one.sample, record_id(one.sample, one.question)
+        lesson, teacher = one.lesson or accepted.get(name), TEACHER if one.lesson else models.get(name, "")
+        if lesson is None:
+            if name in dropped:
+                codes = ", ".join(dropped[name]) or "no reply passed"
+                return _reject(*one.unit, name, "teacher-gave-up", codes, "teach")
+            if self.settings.teacher == "replay":
+                return _reject(*one.unit, name, "no-answer", f"{self.settings.answers} has none that fits", "teach")
+            return None
+        # The measured teacher may name whatever is marked in the image; another may name what the question names.
+        names = (sample.target, *one.facts.others) if one.lesson else tuple(filter(None, [question.other]))
+        verdict = gate(
+            {"final_answer": lesson.answer, "reasoning_chain": list(lesson.chain)},
+            question_type=question.type,
+            target_type=self.targets.row(question.target)["type"],
+            target=question.target,
+            modality=sample.modality,
+            ask=question.ask,
+            options=question.options,
+            names=names,
+            targets=self.targets,
+        )
+        if not verdict.accepted:
+            return _violated(one.unit, name, verdict)
+        lesson = Lesson(verdict.chain, verdict.answer, lesson.slots)
+        fields = record_fields(
+            question, sample, one.facts, lesson, self.targets, teacher, gate=f"gate-{gate_version()}"
+        )
+        masks = [one.row["mask"]] if question.visible else []
+        return self._line(one.unit, one.entry, one.split, [one.row["image"]], masks, fields)
+
+    def finished(self, row: dict) -> dict:
+        """The line of a finished record, or a reject where its chain breaks a rule; its words are left as they are."""
+        fields, metadata = row["fields"], row["fields"]["metadata"]
+        fields = fields | {"metadata": metadata | {"group": row["group"]}}
+        if fields["chain"]:
+            verdict = gate(
+                {"final_answer": fields["answer"], "reasoning_chain": fields["chain"]},
+                question_type=metadata.get("question_type", ""),
+                target_type=metadata.get("target_type", ""),
+                target=metadata.get("target_name", ""),
+                modality=metadata.get("modality", ""),
+                ask=metadata.get("ask", ""),
+                steps=(len(fields["chain"]),) * 2,
+                options=fields["options"],
+                names=tuple(filter(None, [metadata.get("neighbour")])),
+                targets=self.targets,
+            )
+            if not verdict.accepted:
+                return _violated(row["unit"], fields["id"], verdict)
+        return self._line(row["unit"], row["entry"], row["split"], row["images"], row["masks"], fields)
+
+    def _line(self, unit: tuple[str, str], entry: Entry, split: str, images: list, masks: list, fields: dict) -> dict:
+        """A record but for its bytes, checked as a record is."""
+        if fields["id"] in self.audited:
+            return _reject(*unit, fields["id"], self.audited[fields["id"]], "rejected by the audit", "audit")
+        try:
+            Record(images=(b"-",) * len(images), masks=(b"-",) * len(masks), **fields)
+        except ValueError as error:
+            return _reject(*unit, fields["id"], "bad-record", str(error), "gate")
+        part = entry.part.relative_to(self.parts.samples).as_posix()
+        return {"split": split, "part": part, "images": images, "masks": masks, "fields": fields}
+
+
+def _group(source: str, unit: str, row: dict) -> str:
+    """What a finished record must stay together with: its own group, or its unit."""
+    return row["fields"]["metadata"].get("group") or f"{source}/{unit}"
+
+
+def _reject(source: str, unit: str, file: str, code: str, reason: str, stage: str) -> dict:
+    return {"source": source, "unit": unit, "file": file, "code": code, "reason": reason, "stage": stage}
+
+
+def _violated(unit: tuple[str, str], name: str, verdict: Verdict) -> dict:
+    first, *more = verdict.violations
+    return _reject(*unit, name, first.code, "; ".join(map(str, (first, *more))), "gate")

@@ -1,0 +1,319 @@
+"""The five-tuple factory: from folders of segmentations to records, in five stages, to be stopped and gone on with at any moment.
+
+    cut     every unit is read once, over processes and machines    OUT/samples          (construct/cut.py, parts.py)
+    split   patients, volumes and near-duplicates get one side      in memory            (construct/splits.py)
+    ask     questions; the teacher's lessons, or tasks for it        OUT/distill.sqlite   (construct/asking.py)
+    gate    every chain through the quality gate                     OUT/rejects.jsonl
+    write   records, without those that people rejected             OUT/records, OUT/report.md
+
+The result is a function of the sources, of OUT/plan.json and of what an audit rejected (OUT/audit_rejects.jsonl) alone: not of the number of processes, of how the work was divided over
+machines, of the order in which parts were finished, nor of how often a run was killed. Only `cut` is slow. The stages after it work on what
+it measured, so they are simply run again; `write` is left out where it would write what OUT/records holds.
+
+A sample that cannot be used is set aside with a code, and the rest goes on. Memory does not grow with images: per unit about 2 KB (what the
+source lists and where the store has it), per picture 24 bytes, per sample and per record 150 bytes (ids, so that none comes twice).
+
+Research only, not a medical device.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from base64 import b64decode
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from vital_jax.construct import cut
+from vital_jax.construct.asking import Asked, Asker, Held
+from vital_jax.construct.audit import read_rejects
+from vital_jax.construct.build import record_id
+from vital_jax.construct.cut import Job
+from vital_jax.construct.parts import Entry, Parts, sample_of
+from vital_jax.construct.progress import Progress, Stage
+from vital_jax.construct.report import EXPECTED, Report
+from vital_jax.construct.settings import Settings, keep_plan, open_jobs
+from vital_jax.construct.source import Source
+from vital_jax.construct.splits import Pictures, assign, first_names
+from vital_jax.pipeline.records import Record, write_splits
+
+FULL = cut.FULL
+_BATCH = 1024  # questions that wait together for their lessons
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+      records: the record folder; None where there is none yet, because this was a shard or lessons are awaited.
+      counts: records per split. set_aside: what could not be used, without `EXPECTED` codes; waiting: lessons that are awaited.
+    """
+
+    records: Path | None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    set_aside: int = 0
+    waiting: int = 0
+
+
+def build(
+    out: str | Path,
+    sources: Sequence[str | Path | Mapping | Source],
+    *,
+    jobs: int = 1,
+    shard: tuple[int, int] = (0, 1),
+    shown: bool = True,
+    **settings,
+) -> Result:
+    """Builds, or goes on building, the records of `sources` in the folder `out`.
+
+    Args:
+      out: the folder; whatever it holds of an earlier run with the same sources and settings is used.
+      sources: as `settings.open_jobs` takes them: folders, {"path", "kind", options}, or open sources.
+      jobs: processes that read; more than one are started afresh (spawn), so a script needs its `if __name__ == "__main__"`.
+      shard: (i, n) reads every n-th unit from the i-th on and ends there. The folders `samples` of all n, copied together, are what one
+        machine would have made; a run without shard makes the records.
+      shown: a line of progress, and a line for each of the first rejects, on stderr.
+      settings: of `Settings`.
+
+    Raises:
+      FileNotFoundError, ValueError: a mistake in the sources or settings, other settings than those of OUT/plan.json, no record at all.
+      BlockingIOError: another run is at work in OUT.
+      OSError: the disk is full, for one; what is done is kept.
+    """
+    out, options = Path(out), Settings(**settings)
+    number, of = shard
+    if not 0 <= number < of:
+        raise ValueError(f"shard {number}/{of}: use 0/{of} .. {of - 1}/{of}")
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out), Progress(shown) as progress:
+        opened = open_jobs(sources)
+        keep_plan(out, opened, options)
+        with closing(Parts(out / "samples")) as parts:
+            run = _Run(out, options, parts, progress)
+            run.cut(opened, jobs, shard)
+            if of > 1:
+                return Result(None, set_aside=run.report.set_aside)
+            return run.records()
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Holds off another run in the same folder; the lock ends with the process, however that ends."""
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"{out}: another run is at work here; wait for it or stop it") from error
+        yield
+
+
+class _Run:
+    """The stages, in order."""
+
+    def __init__(self, out: Path, settings: Settings, parts: Parts, progress: Progress):
+        self.out, self.settings, self.parts, self.progress = out, settings, parts, progress
+        self.report = Report()
+        self.units: list[Held] = []  # in the order of the plan
+        audited = out / "audit_rejects.jsonl"
+        self.asker = Asker(settings, parts, self.units, read_rejects(audited) if audited.exists() else {})
+
+    # --- cut ---------------------------------------------------------------------------------------------
+
+    def cut(self, jobs: Sequence[Job], processes: int, shard: tuple[int, int]) -> None:
+        """Reads what the store lacks, and finds every unit's entry."""
+        for folder in cut.leftovers(self.parts.samples):
+            shutil.rmtree(folder, ignore_errors=True)
+        found, pending = [], []
+        for job in jobs:
+            listed = self._listed(job)[shard[0] :: shard[1]]
+            held = self._held(job, {unit.id for unit in listed})
+            entries = {unit.id: cut.current(held.get(unit.id, ()), job, unit) for unit in listed}
+            pending.append([unit for unit in listed if entries[unit.id] is None or cut.again(entries[unit.id])])
+            found.append((job, [unit.id for unit in listed], entries))
+        for part in self.parts.broken:
+            self.progress.say(f"{part}: not whole, left aside; what it held is read again")
+        self.parts.broken.clear()
+        with self.progress.stage("cut", sum(map(len, pending)), "units") as stage:
+            cut.cut(self.parts.samples, jobs, pending, processes, lambda tally: stage.add(tally.units, tally.samples))
+        for (job, ids, entries), fresh in zip(found, pending, strict=True):
+            held = self._held(job, {unit.id for unit in fresh}) if fresh else {}
+            entries |= {unit.id: cut.current(held.get(unit.id, ()), job, unit) for unit in fresh}
+            self.units += [(job.source.name, unit, entries[unit]) for unit in ids]
+        for unit in self.units:
+            for reject in self.asker.rejects(*unit):
+                self._reject(reject)
+
+    def _listed(self, job: Job) -> list:
+        """The source's units. Raises: ValueError where two have one id, which a reader is to sort out."""
+        units = {}
+        for unit in job.source.units():
+            if units.setdefault(unit.id, unit) is not unit:
+                raise ValueError(f"{job.source.root}: its reader ({job.source.kind}) lists unit {unit.id!r} twice")
+        return list(units.values())
+
+    def _held(self, job: Job, wanted: set[str]) -> dict[str, list[Entry]]:
+        held = defaultdict(list)
+        for unit, entry in self.parts.entries(job.source.name):
+            if unit in wanted:
+                held[unit].append(entry)
+        return held
+
+    # --- split -------------------------------------------------------------------------------------------
+
+    def split(self) -> dict[str, str]:
+        """Group -> side."""
+        settings, weights = self.settings, defaultdict(Counter)
+        with closing(Pictures(self.out)) as pictures, self.progress.stage("split", len(self.units), "units") as stage:
+            for source, unit, entry in self.units:
+                described, added, number = {}, set(), 0
+                for row in self.parts.items(entry) if entry else ():
+                    if row["kind"] == "picture":
+                        described[row["image"]] = row["hash"], b64decode(row["thumb"])
+                        continue
+                    group, strata = self.asker.strata(source, unit, row)
+                    weights[group].update(strata)
+                    number += 1
+                    for image in row["images"] if row["kind"] == "record" else [row["image"]]:
+                        if (group, image) not in added:
+                            added.add((group, image))
+                            pictures.add(group, image, *described[image])
+                stage.add(1, number)
+            self.report.united = pictures.unite()
+            components = pictures.components()
+        together = defaultdict(Counter)
+        for group, counts in weights.items():
+            together[components[group]].update(counts)
+        sides = assign(together, first_names(weights, components), settings.val, settings.test)
+        return {group: sides[components[group]] for group in weights}
+
+    # --- ask, teach and gate -----------------------------------------------------------------------------
+
+    def records(self) -> Result:
+        """The stages after cut."""
+        sides = self.split()
+        if self.settings.teacher != "measured":
+            self._give_tasks(sides)
+        lines = self.out / ".lines.tmp"
+        try:
+            waiting, content = self._ask(sides, lines)
+            if not waiting:
+                self._write(lines, content)
+        finally:
+            lines.unlink(missing_ok=True)
+        self.report.write(self.out, self.settings, self.progress.stages, waiting)
+        records = None if waiting else self.out / "records"
+        return Result(records, self.report.splits, self.report.set_aside, waiting)
+
+    def _give_tasks(self, sides: dict[str, str]) -> None:
+        """Puts every open question into the store of tasks, and replays recorded answers."""
+        from vital_jax.construct.distill.replay import replay
+        from vital_jax.construct.distill.store import Store
+        from vital_jax.construct.tasks import task_of
+
+        with Store(self.out / "distill.sqlite") as store:
+            with self.progress.stage("tasks", len(self.units), "units") as stage:
+                asked = filter(_needs_lesson, self.asker.questions(sides, stage))
+                store.add(
+                    task_of(sample_of(one.row, (self.parts, one.entry.part))[0], one.question, self.asker.targets)
+                    for one in asked
+                )
+            if self.settings.teacher == "replay":
+                replay(store, self.settings.answers, self.progress.shown)
+
+    @contextmanager
+    def _lessons(self) -> Iterator:
+        """A function from ids of tasks to their lessons, the models that gave them, and the codes of those given up."""
+        if self.settings.teacher == "measured":
+            yield lambda ids: ({}, {}, {})
+            return
+        from vital_jax.construct.distill.store import Store
+
+        with Store(self.out / "distill.sqlite") as store:
+            models = {row["id"]: row["model"] for row in store.attempts() if row["status"] == "accepted"}
+            yield lambda ids: (store.accepted(ids), models, store.dropped(ids)) if ids else ({}, {}, {})
+
+    def _ask(self, sides: dict[str, str], path: Path) -> tuple[int, str]:
+        """Writes a line per record into `path`, and OUT/rejects.jsonl. Returns how many lessons are awaited, and a hash of the records."""
+        waiting, content, self.report.rejects = 0, hashlib.sha256(), Counter()
+        with (
+            path.open("w", encoding="utf-8") as lines,
+            _replaced(self.out / "rejects.jsonl") as rejects,
+            self._lessons() as lessons,
+            self.progress.stage("ask", len(self.units), "units") as stage,
+        ):
+            found = self.asker.questions(sides, stage)
+            while batch := list(islice(found, _BATCH)):
+                ids = [record_id(one.sample, one.question) for one in batch if _needs_lesson(one)]
+                known = lessons(ids)
+                for one in batch:
+                    if isinstance(one, Asked):
+                        one = self.asker.answered(one, *known)
+                    elif one.get("kind") == "record":
+                        one = self.asker.finished(one)
+                    if one is None:
+                        waiting += 1
+                    elif "code" in one:
+                        rejects.write(json.dumps(one, ensure_ascii=False) + "\n")
+                        self._reject(one, shown=one["stage"] != "cut")  # those of cut were shown when it ended
+                    else:
+                        lines.write(json.dumps(one, ensure_ascii=False) + "\n")
+                        content.update(json.dumps(one | {"part": ""}, ensure_ascii=False).encode())
+                        self.report.record(one)
+        return waiting, content.hexdigest()
+
+    def _reject(self, reject: dict, shown: bool = True) -> None:
+        self.report.reject(reject)
+        if shown and reject["code"] not in EXPECTED:
+            self.progress.reject(reject)
+
+    # --- write -------------------------------------------------------------------------------------------
+
+    def _write(self, lines: Path, content: str) -> None:
+        """Writes OUT/records, unless it holds these very records."""
+        folder, note = self.out / "records", self.out / "records.json"
+        if not sum(self.report.splits.values()):
+            raise ValueError(f"{self.out}: no record could be made; {self.out}/rejects.jsonl says why")
+        if folder.exists() and note.exists() and json.loads(note.read_text(encoding="utf-8")) == {"content": content}:
+            self.progress.say("write: the records are there")
+            return
+        beside = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
+        if beside:
+            raise ValueError(
+                f"{folder}: these records are to be written anew, but {', '.join(beside)} in it was made for the old ones; "
+                "move or remove the folder, then run again"
+            )
+        fresh = self.out / "records.next"
+        for left in (fresh, *self.out.glob(f".{fresh.name}.*.tmp")):
+            shutil.rmtree(left, ignore_errors=True)
+        with self.progress.stage("write", sum(self.report.splits.values()), "records") as stage:
+            write_splits(self._pairs(lines, stage), fresh)
+            note.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
+            note.write_text(json.dumps({"content": content}), encoding="utf-8")
+
+    def _pairs(self, lines: Path, stage: Stage) -> Iterator[tuple[str, Record]]:
+        with lines.open(encoding="utf-8") as file:
+            for row in map(json.loads, file):
+                part = self.parts.samples / row["part"]
+                files = {key: tuple(self.parts.read(part, name) for name in row[key]) for key in ("images", "masks")}
+                yield row["split"], Record(**files, **row["fields"])
+                stage.add(1, 1)
+
+
+def _needs_lesson(one: Asked | dict) -> bool:
+    return isinstance(one, Asked) and one.lesson is None
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator:
+    """A text file that takes its place when the body is done."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        yield file
+    temporary.replace(path)

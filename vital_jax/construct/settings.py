@@ -1,0 +1,190 @@
+"""What `vital data build` is told, and `plan.json`, which keeps it: the set is a function of the sources and of this alone.
+
+The plan is made by the first run. A later run is given the same, or nothing; a change is an error that names the key, for half of one set
+and half of another is a set nobody can describe. How many processes and machines work on it is not part of it.
+
+    [[source]]                      # a plan file; paths are relative to it
+    path = "Task09_Spleen"
+    max_slices = 4                  # whatever else the reader of that kind takes
+
+    [[source]]
+    path = "ours"
+    kind = "manifest"
+    licence = "CC-BY-4.0"
+
+    questions = 4
+    teacher = "endpoint"
+"""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from vital_jax.construct.cut import Job
+from vital_jax.construct.questions import FORMS, load_templates
+from vital_jax.construct.source import Source
+from vital_jax.construct.sources import find_sources, open_source
+
+VERSION = 1
+EVALUATION = "evaluation"
+TEACHERS = ("measured", "endpoint", "replay")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How samples become records.
+
+    Attributes:
+      questions: per sample, 1 to 6, each of another type.
+      form: of questions: open, closed, both, or evaluation: open ones everywhere, and closed ones too in val and test.
+      seed: of the questions.
+      val, test: shares of the splits (VITAL: 0.075 each).
+      teacher: measured; endpoint (a language model, asked by `vital data distill run`); replay of recorded answers.
+      answers: replay's file.
+
+    Raises: ValueError naming the setting.
+    """
+
+    questions: int = 4
+    form: str = EVALUATION
+    seed: int = 0
+    val: float = 0.075
+    test: float = 0.075
+    teacher: str = "measured"
+    answers: str = ""
+
+    def __post_init__(self):
+        for key, known in (("form", (*FORMS, "both", EVALUATION)), ("teacher", TEACHERS)):
+            if getattr(self, key) not in known:
+                raise ValueError(
+                    f"unknown {key} {getattr(self, key)!r}: use {', '.join(known)}{_near(getattr(self, key), known)}"
+                )
+        if not isinstance(self.questions, int) or not 1 <= self.questions <= len(load_templates()):
+            raise ValueError(f"questions must be 1..{len(load_templates())}, not {self.questions!r}")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed must be a whole number, not {self.seed!r}")
+        shares = (self.val, self.test)
+        if not all(isinstance(share, int | float) for share in shares) or min(shares) < 0 or sum(shares) > 1:
+            raise ValueError(f"shares must be between 0 and 1 together, not val={self.val!r} and test={self.test!r}")
+        if (self.teacher == "replay") != bool(self.answers):
+            raise ValueError("answers is the file that teacher = replay reads: give both or neither")
+
+
+KEYS = tuple(key.name for key in dataclasses.fields(Settings))
+
+
+def _near(word: Any, known: Sequence[str]) -> str:
+    close = get_close_matches(str(word), known, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def read_plan_file(path: str | Path) -> tuple[list[dict], dict[str, Any]]:
+    """The sources and the settings of a TOML file.
+
+    Raises:
+      FileNotFoundError: no such file. ValueError: not TOML, or a key that is none, with the nearest that is.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not TOML ({error})") from error
+    known = ("source", *KEYS)
+    for key in table:
+        if key not in known:
+            raise ValueError(f"{path}: unknown key {key!r}{_near(key, known)}")
+    sources = table.pop("source", [])
+    if not isinstance(sources, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("path"), str) for row in sources
+    ):
+        raise ValueError(f"{path}: sources are tables [[source]], each with a path")
+    sources = [row | {"path": str(path.parent / row["path"])} for row in sources]
+    if table.get("answers"):
+        table["answers"] = str(path.parent / table["answers"])
+    return sources, table
+
+
+def read_plan(out: Path) -> dict | None:
+    """OUT's plan, or None before the first run. Raises: ValueError where it is none of this version."""
+    path = out / "plan.json"
+    if not path.exists():
+        return None
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        version = plan["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a plan ({error!r}); remove it, and the next run makes it again") from error
+    if version != VERSION:
+        raise ValueError(f"{path}: plan version {version}, this vital_jax reads {VERSION}")
+    return plan
+
+
+def keep_plan(out: Path, jobs: Sequence[Job], settings: Settings) -> None:
+    """Writes OUT's plan, or compares it with the one that is there. Raises: ValueError naming the keys that changed."""
+    sources = [
+        {"path": str(job.source.root), "kind": job.source.kind, "name": job.source.name, "options": dict(job.options)}
+        | {"settings": dict(job.settings)}
+        for job in jobs
+    ]
+    plan = json.loads(json.dumps({"version": VERSION, "sources": sources} | dataclasses.asdict(settings), default=str))
+    held = read_plan(out)
+    if held is None:
+        temporary = out / ".plan.json.tmp"
+        temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
+        temporary.replace(out / "plan.json")
+        return
+    changed = sorted(key for key in {*held, *plan} if held.get(key) != plan.get(key))
+    if changed:
+        raise ValueError(
+            f"{out}/plan.json was made with another {', '.join(changed)}; give the same, or name another folder "
+            f"(with a copy of {out}/samples in it, what is the same is not read again)"
+        )
+
+
+# --- sources -------------------------------------------------------------------------------------------
+
+
+def open_jobs(given: Sequence[str | Path | Mapping | Source]) -> list[Job]:
+    """Opens sources.
+
+    Args:
+      given: folders (a source, or one that holds sources), {"path", "kind", options of its reader...}, or open sources.
+
+    Raises:
+      FileNotFoundError, ValueError: nothing to read there, or two sources of one name.
+    """
+    plain, jobs = [], []
+    for each in given:
+        if isinstance(each, Mapping):
+            options = dict(each)
+            path, kind = options.pop("path"), options.pop("kind", "")
+            jobs.append(_job(open_source(path, kind, options), options))
+        elif isinstance(each, str | Path):
+            plain.append(each)
+        else:
+            jobs.append(_job(each, {}))
+    # All at once: it is they that give two folders of one name different ones.
+    for source in find_sources(*plain) if plain else ():
+        jobs.append(_job(source, {} if source.name == source.root.name else {"name": source.name}))
+    if not jobs:
+        raise ValueError("no source: name at least one folder with --source")
+    names: dict[str, Source] = {}
+    for source in (job.source for job in jobs):
+        other = names.setdefault(source.name, source)
+        if other is not source:
+            raise ValueError(
+                f"{other.root} and {source.root} are both named {source.name!r}; rename one folder, or give one a name"
+            )
+    return jobs
+
+
+def _job(source: Source, options: Mapping[str, Any]) -> Job:
+    """A source with its settings: those of its fields that are plain values."""
+    listed = dataclasses.fields(source) if dataclasses.is_dataclass(source) else ()
+    values = {field.name: getattr(source, field.name) for field in listed if field.init}
+    kept = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
+    return Job(source, {key: value for key, value in kept.items() if key not in ("name", "kind")}, options)
