@@ -1,0 +1,125 @@
+"""`vital data audit|stats|inspect|export`: looking at what was built, and handing it on."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def register(parts: argparse._SubParsersAction) -> None:
+    """Adds its sub-commands to `vital data`."""
+    audit = parts.add_parser("audit", help="judge a random share of the records in a browser, and what it says of all")
+    audit.add_argument("folder", metavar="OUT", help="what `vital data build` wrote, or a record folder")
+    audit.add_argument("--share", type=float, default=0.05, help="of each modality and question type; default 0.05")
+    audit.add_argument("--seed", type=int, default=0, help="of the draw; default 0")
+    audit.add_argument("--limit", type=int, default=4000, help="most records in the page; default 4000")
+    audit.add_argument("-o", "--out", metavar="FILE", help="the page; default OUT/audit.html")
+    audit.add_argument(
+        "--verdicts", metavar="FILE", help="read the file downloaded from the page; writes OUT/audit.json"
+    )
+    audit.add_argument("--apply", action="store_true", help="also list rejected ids in OUT/audit_rejects.jsonl")
+    audit.set_defaults(run=_audit)
+
+    stats = parts.add_parser("stats", help="counts by source, modality and K, lengths, wording, splits, licences")
+    stats.add_argument("folder", metavar="FOLDER", help="what `vital data build` wrote, or a record folder")
+    stats.add_argument("-o", "--out", metavar="FOLDER", help="also write stats.md, a CSV per table and SVG pictures")
+    stats.set_defaults(run=_stats)
+
+    inspect = parts.add_parser("inspect", help="records as a page to browse")
+    inspect.add_argument("folder", metavar="FOLDER", help="what `vital data build` wrote, or a record folder")
+    inspect.add_argument("--limit", type=int, default=200, help="most records, drawn at random; default 200")
+    inspect.add_argument("--seed", type=int, default=0, help="of the draw; default 0")
+    inspect.add_argument("-o", "--out", metavar="FILE", default="records.html", help="the page; default records.html")
+    inspect.set_defaults(run=_inspect)
+
+    export = parts.add_parser("export", help="finished records as JSON lines and image files")
+    export.add_argument("folder", metavar="FOLDER", help="what `vital data build` wrote, or a record folder")
+    export.add_argument("out", metavar="OUT", help="a folder to make")
+    export.set_defaults(run=_export)
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from vital_jax.construct import audit
+    from vital_jax.construct.pages import write_text
+
+    if arguments.apply and not arguments.verdicts:
+        raise ValueError("--apply needs --verdicts FILE, the file downloaded from the page")
+    if arguments.verdicts:
+        return _judged(arguments)
+    drawn = audit.draw(arguments.folder, arguments.share, arguments.seed, arguments.limit)
+    out = Path(arguments.out or Path(arguments.folder) / "audit.html")
+    write_text(out, audit.audit_page(arguments.folder, drawn))
+    _say(
+        f"{out}: {len(drawn.rows)} of {drawn.count} records, {_megabytes(out)}. Open it in a browser, judge, download the"
+    )
+    _say(f"verdicts, then: vital data audit {arguments.folder} --verdicts FILE. For research use only.")
+    return 0
+
+
+def _judged(arguments: argparse.Namespace) -> int:
+    from vital_jax.construct import audit
+    from vital_jax.evaluate.score import markdown, percent, wilson
+
+    drawn, verdicts = audit.read_verdicts(arguments.verdicts, arguments.folder)
+    found = audit.summary(drawn, verdicts, wilson)
+    header = ["modality", "judged", "accepted %", "95 % interval", "leaks %", "95 % interval", *audit.REASONS]
+    rows = []
+    for name, rate in found["rates"].items():
+        cells = [name, str(rate["judged"])]
+        for share in (rate["accept"], rate["leak"]):
+            cells += [percent(share["share"]), f"{percent(share['low'])} to {percent(share['high'])}"]
+        rows.append([*cells, *map(str, rate["rejected"].values())])
+    print(markdown(header, rows))
+    if found["judged"] < found["shown"]:
+        _say(f"{found['judged']} of {found['shown']} shown records are judged.")
+    _say(f"wrote {audit.write_summary(arguments.folder, found)}")
+    if arguments.apply:
+        file, count = audit.write_rejects(arguments.folder, verdicts)
+        _say(f"wrote {file}: {count} ids to leave out; build again to drop them")
+    return 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.pages import write_text
+    from vital_jax.construct.stats import collect, pictures, tables, to_csv
+    from vital_jax.evaluate.score import markdown
+
+    found = tables(collect(arguments.folder))
+    parts = [f"# {Path(arguments.folder).resolve().name}"]
+    parts += [f"## {each.title}\n\n{markdown(each.header, each.cells())}" for each in found]
+    text = "\n\n".join(parts) + "\n"
+    print(text, end="")
+    if arguments.out:
+        out = Path(arguments.out)
+        write_text(out / "stats.md", text)
+        for each in found:
+            write_text(out / f"{each.name}.csv", to_csv(each))
+        for name, svg in pictures(found).items():
+            write_text(out / f"{name}.svg", svg)
+        _say(f"wrote {out}")
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.pages import inspect_page, write_text
+
+    text, shown, count = inspect_page(arguments.folder, arguments.limit, arguments.seed)
+    out = write_text(arguments.out, text)
+    _say(f"{out}: {shown} of {count} records, {_megabytes(out)}. For research use only.")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.exchange import write_jsonl
+    from vital_jax.construct.pages import records_folder
+
+    counts = write_jsonl(records_folder(arguments.folder), arguments.out)
+    _say(f"wrote {arguments.out}: " + ", ".join(f"{split}: {count} records" for split, count in counts.items()))
+    return 0
+
+
+def _megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
