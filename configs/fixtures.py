@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from configs import quickstart, vital
 
+KINDS = ("biomedparse", "manifest", "msd", "volumes", "dicom")
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe; `arg` is empty or `overfit`."""
@@ -29,10 +31,15 @@ def get_config(arg: str = "") -> ConfigDict:
     config.method.eval_k = "fixed"
     config.model.folder, config.model.text_decoder = f"{work}/models/backbone", f"{work}/models/text_decoder"
     config.data.update(
-        records=f"{work}/records", encoder=f"{work}/models/siglip", buckets=((80, 48), (112, 64)), chain=96, answer=64
+        records=f"{work}/set/records",
+        encoder=f"{work}/models/siglip",
+        buckets=((80, 48), (112, 64)),
+        chain=96,
+        answer=64,
     )
-    source = dict(source="folders", path=os.environ.get("VITAL_FIXTURES", "../shared/fixtures"), count=0, seed=0)
-    config.data.build = ConfigDict(source | dict(questions=4, form="open", val=0.1, test=0.05))
+    # Everything with masks or labels, as `vital data build` reads it.
+    source = dict(source="factory", path=os.environ.get("VITAL_FIXTURES", "../shared/fixtures"), kinds=KINDS)
+    config.data.build = ConfigDict(source | dict(seed=0, questions=4, form="open", val=0.075, test=0.075))
     config.phases = (
         vital.phase("one step", 1, 0, steps=150),
         vital.phase("two steps", 2, 0, steps=150),

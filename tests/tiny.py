@@ -112,6 +112,30 @@ def siglip(seed: int = 0, whole: bool = True):
     return model
 
 
+def clip(seed: int = 0, whole: bool = False, **options):
+    """A tiny random CLIPVisionModel, or the whole CLIPModel, in evaluation mode. 30 pixels hold four patches of 7 and two spare rows."""
+    from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
+
+    tower = {**dict(num_attention_heads=4, intermediate_size=48, layer_norm_eps=1e-3), **options}
+    vision = dict(tower, hidden_size=40, num_hidden_layers=3, image_size=30, patch_size=7)
+    text = dict(
+        tower,
+        hidden_size=32,
+        num_hidden_layers=1,
+        vocab_size=50,
+        max_position_embeddings=8,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = (
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision))
+        if whole
+        else CLIPVisionModel(CLIPVisionConfig(**vision))
+    )
+    redraw(model.eval(), seed)
+    return model
+
+
 def save(model, folder: Path, shard: str = "50GB") -> Path:
     """Writes a model folder as transformers does."""
     model.save_pretrained(folder, max_shard_size=shard)

@@ -4,21 +4,27 @@ Each product appears whole or not at all, carries the settings it was made with,
 differ from those of a product already there are an error, never a silent rebuild: the folder may be somebody's only copy.
 """
 
+import dataclasses
 import json
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from vital_jax.construct import factory
 from vital_jax.construct.build import assign_splits, build_records
 from vital_jax.construct.captions import caption_records
-from vital_jax.construct.folders import MaskFolder, Sample
 from vital_jax.construct.phantoms import phantoms
-from vital_jax.construct.roi import record_rows
+from vital_jax.construct.sample import Sample
+from vital_jax.construct.sidecar import Extraction, batch_for, write_sidecar
+from vital_jax.construct.sources import find_sources
 from vital_jax.hub import tiny
 from vital_jax.hub.encoders import identity, load_encoder
 from vital_jax.models.config import read_json
-from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, distinctness, write_features
+from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, distinctness, parts_folder
 from vital_jax.pipeline.records import RecordSource, new_folder, write_splits
 from vital_jax.pretrain.tower import train_tower
 from vital_jax.training.config import resolved
@@ -61,17 +67,8 @@ def _samples(build: Any) -> Iterator[Sample]:
     """The samples a recipe's `data.build` describes. Raises: ValueError for an unknown source."""
     if build.source in ("phantoms", "captions"):
         yield from phantoms(build.count, build.seed)
-    elif build.source == "folders":
-        root = Path(build.path)
-        found = sorted(path.parent for path in root.glob("*/manifest.jsonl"))
-        if not found:
-            raise FileNotFoundError(f"{root}: no folder with a manifest.jsonl in it (config.data.build.path)")
-        for folder in found:
-            reader = MaskFolder(folder)
-            yield from reader
-            _say(reader.summary())
     else:
-        raise ValueError(f"unknown config.data.build.source={build.source!r}: use phantoms, captions or folders")
+        raise ValueError(f"unknown config.data.build.source={build.source!r}: use phantoms, captions or factory")
 
 
 def make_records(config: Any) -> None:
@@ -87,7 +84,24 @@ def make_records(config: Any) -> None:
             )
         write_splits(assign_splits(records, build.val, build.test), folder)
 
-    _once(folder, resolved(build), make)
+    if build.source == "factory":
+        _run_factory(build, folder)
+    else:
+        _once(folder, resolved(build), make)
+
+
+def _run_factory(build: Any, folder: Path) -> None:
+    """What `vital data build` does, in the folder that holds the records; it keeps its own settings, and goes on where it stopped.
+
+    Raises: ValueError for a record folder that is not named so, or no source of the kinds asked for.
+    """
+    if folder.name != "records":
+        raise ValueError(f"config.data.records={str(folder)!r}: the factory's records are in a folder named 'records'")
+    sources = [source for source in find_sources(build.path) if source.kind in build.kinds]
+    if not sources:
+        raise ValueError(f"{build.path}: no source of kind {', '.join(build.kinds)} (config.data.build)")
+    keys = {key: build[key] for key in ("questions", "form", "seed", "val", "test")}
+    factory.build(folder.parent, sources, **keys)
 
 
 def make_models(config: Any) -> None:
@@ -138,44 +152,78 @@ def make_features(config: Any) -> None:
     data, name = config.data, features_name(config)
     if not name:
         return
-    splits = sorted(path.stem.removeprefix("index-") for path in Path(data.records).glob("index-*.jsonl"))
+    splits = record_splits(data.records)
     folders = {split: Path(data.records) / name / split for split in splits}
-    missing = [split for split in splits if not folders[split].exists()]
     # Features may travel without the encoder that made them.
-    if not missing and not Path(data.encoder).exists():
+    if all(folder.exists() for folder in folders.values()) and not Path(data.encoder).exists():
         return
-    made_by = identity(data.encoder, data.max_pixels)
-    for split in (split for split in splits if split not in missing):
-        held = read_json(folders[split], "info.json")["fingerprint"]
-        if held != made_by:
+    made = extract_features(
+        data.records, splits, data.encoder, data.hook, data.roi_threshold, data.roi_margin, data.max_pixels
+    )
+    if faults := [fault for extraction in made.values() for fault in extraction.faults]:
+        raise ValueError("; ".join(faults))
+
+
+def record_splits(records: str | Path) -> list[str]:
+    """The splits of a record folder."""
+    return sorted(path.stem.removeprefix("index-") for path in Path(records).glob("index-*.jsonl"))
+
+
+def extract_features(
+    records: str | Path,
+    splits: Iterable[str],
+    encoder: str | Path,
+    hook: str,
+    threshold: float,
+    margin: float,
+    max_pixels: int | None = None,
+    batch_size: int | None = None,
+    share: tuple[int, int] = (0, 1),
+    say: Callable[[str], None] = _say,
+) -> dict[str, Extraction]:
+    """Extracts the region features of those splits that lack them, with the images of a call split over this process's devices.
+
+    Args:
+      records: a record folder. encoder: a model folder; its name is the features'. hook, max_pixels: as for `load_encoder`.
+      threshold, margin: T and P. batch_size: images per call; by default 8 a device. share: as for `write_sidecar`.
+
+    Returns: what was left of every split that was worked on.
+    Raises: as `make_features`.
+    """
+    encoder = Path(encoder)
+    made_by = identity(encoder, max_pixels)
+    spec = FeatureSpec(encoder.absolute().name, hook, threshold, margin, made_by)
+    missing = []
+    for split in splits:
+        folder = Path(records) / spec.name / split
+        if not folder.exists():
+            missing.append(split)
+        elif (held := read_json(folder, "info.json")["fingerprint"]) != made_by:
             raise ValueError(
-                f"{folders[split]} was made with encoder {held}, but config.data.encoder={data.encoder!r} is {made_by}; "
+                f"{folder} was made with encoder {held}, but {str(encoder)!r} is {made_by}; "
                 "remove the features, or give one encoder's folder another name"
             )
+        else:  # what a kill left between the sidecar's last file and the end
+            shutil.rmtree(parts_folder(folder), ignore_errors=True)
     if not missing:
-        return
-    encoder = load_encoder(data.encoder, data.hook, max_pixels=data.max_pixels)
-    spec = FeatureSpec(Path(data.encoder).name, data.hook, data.roi_threshold, data.roi_margin, made_by)
+        return {}
+    loaded = load_encoder(encoder, hook, max_pixels=max_pixels, devices=jax.local_devices())
+    spec = dataclasses.replace(spec, grid=loaded.grid)
+    found = {}
     for split in missing:
-        source = RecordSource(data.records, split)
-        _say(f"region features of {len(source)} records, split {split}")
-        rows = record_rows(
-            source,
-            encoder.apply,
-            batch_size=8,
-            grid=encoder.grid,
-            size=encoder.size,
-            threshold=data.roi_threshold,
-            margin=data.roi_margin,
-        )
-        write_features(data.records, spec, source.ids, rows, split)
-        held = RoiFeatures(folders[split], source.ids)
-        if held.valid.sum() > 1:
-            cosine, energy = distinctness(held.roi[held.valid])
-            _say(
-                f"  {held.valid.sum()} regions: mean cosine of two {cosine:.3f}; the strongest 8 of {held.roi.shape[1]} "
-                f"channels hold {100 * energy:.0f} % of the energy"
-            )
+        source = RecordSource(records, split)
+        say(f"region features of {len(source):,} records, split {split}")
+        batch = batch_for(len(source), loaded.devices, batch_size)
+        found[split] = write_sidecar(source, spec, loaded.apply, loaded.size, batch, share, say)
+        if folder := found[split].folder:
+            held = RoiFeatures(folder, source.ids)
+            if held.valid.sum() > 1:
+                cosine, energy = distinctness(held.roi[held.valid])
+                say(
+                    f"{held.valid.sum():,} regions: mean cosine of two {cosine:.3f}; the strongest 8 of {held.roi.shape[1]} "
+                    f"channels hold {100 * energy:.0f} % of the energy"
+                )
+    return found
 
 
 def prepare(config: Any) -> None:

@@ -1,6 +1,7 @@
 """ROI features: geometry against torch and transformers, hand-computed cases, and every edge case of methods.md §1.5."""
 
 import weakref
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from vital_jax.construct.roi import (
     crop_box,
     extract,
     extract_many,
+    record_rows,
     siglip_pixels,
     square_crop,
 )
+from vital_jax.pipeline.records import Record
 
 GRID, SIZE = 8, 32
 
@@ -154,7 +157,7 @@ def test_bad_input_is_refused():
         extract(image, np.zeros((20, 30), bool), encode, GRID, SIZE)
     with pytest.raises(ValueError, match=r"mask of \(30, 20\) for an image of \(20, 30\)"):
         extract(image, np.ones((30, 20), bool), encode, GRID, SIZE)
-    with pytest.raises(ValueError, match=r"encode gave \(1, 16, 6\), expected \(1, 64, E\)"):
+    with pytest.raises(ValueError, match=r"encode gave \(1, 16, 6\), expected \(1, 64 or one more, E\)"):
         extract(image, np.ones((20, 30), bool), lambda images: encode(images, 4), GRID, SIZE)
 
 
@@ -184,6 +187,94 @@ def test_batches_change_nothing_and_images_are_encoded_once(batch_size):
         for left, right in zip(one[:2], other[:2], strict=True):
             np.testing.assert_array_equal(left, right)
         np.testing.assert_array_equal(one.top5, other.top5)
+
+
+def with_class_token(images):
+    """The same encoder with a first row of its own: the mean colour, far from any patch."""
+    patches = encode(images)
+    token = np.concatenate([images.mean((1, 2)), np.full((len(images), 3), -9.0)], -1)
+    return np.concatenate([token[:, None], patches], 1)
+
+
+def test_a_class_token_is_the_images_feature_and_shifts_no_patch():
+    image = picture(64, 64)
+    for mask in (box_mask(64, 64, 16, 50, 0, 64), box_mask(64, 64, 3, 9, 4, 20)):
+        plain, made = (extract(image, mask, how, GRID, SIZE) for how in (encode, with_class_token))
+        np.testing.assert_array_equal(made.feature, plain.feature)
+        np.testing.assert_array_equal(made.top5, plain.top5)
+        token = with_class_token(siglip_pixels(image, SIZE)[None])[0, 0]
+        np.testing.assert_allclose(made.global_feature, unit(token), atol=1e-6)
+
+
+def test_images_that_follow_each_other_in_one_place_of_memory_are_not_one():
+    """Python may give a new image the place, and so the id, of one that is gone."""
+    colours = [(i * 5, 0, 0) for i in range(40)]
+    mask = np.ones((8, 8), bool)
+    made = list(extract_many(((Image.new("RGB", (8, 8), c), mask) for c in colours), encode, 4, GRID, SIZE))
+    for colour, got in zip(colours, made, strict=True):
+        alone = extract(Image.new("RGB", (8, 8), colour), mask, encode, GRID, SIZE)
+        np.testing.assert_array_equal(got.feature, alone.feature)
+
+
+def test_an_image_with_very_many_targets_keeps_their_order():
+    image, masks = picture(40, 60), [box_mask(40, 60, 2, 8, x, x + 6) for x in range(40)]
+    made = list(extract_many(((image, mask) for mask in masks), encode, 8, GRID, SIZE))
+    assert len(made) == 40
+    for number in (0, 15, 16, 39):
+        np.testing.assert_array_equal(made[number].feature, extract(image, masks[number], encode, GRID, SIZE).feature)
+
+
+def png(image) -> bytes:
+    file = BytesIO()
+    Image.fromarray(np.uint8(image) * 255 if image.dtype == bool else image).save(file, "PNG")
+    return file.getvalue()
+
+
+def record(name: str, image: bytes, mask: bytes | None) -> Record:
+    return Record(name, (image,), "Q?", "A.", masks=() if mask is None else (mask,))
+
+
+def test_rows_of_records_share_images_and_masks():
+    first, second = (png(np.asarray(picture(40, 50, i))) for i in range(2))
+    left, right = (png(box_mask(40, 50, 5, 15, x, x + 10)) for x in (3, 33))
+    plan = [(first, left), (first, None), (first, right), (first, left), (second, None), (second, right), (first, left)]
+    records = [record(f"r{i}", *files) for i, files in enumerate(plan)]
+    calls = []
+
+    def counted(images):
+        calls.append(len(images))
+        return encode(images)
+
+    rows = list(record_rows(iter(records), counted, 1, GRID, SIZE))
+    assert [row is None for row in rows] == [mask is None for _, mask in plan]
+    # first: whole, left, right; second: whole, right; first again: whole, left
+    assert len(calls) == 3 + 2 + 2
+    for (image, mask), row in zip(plan, rows, strict=True):
+        if mask is not None:
+            region = np.asarray(Image.open(BytesIO(mask))) > 0
+            alone = extract(Image.open(BytesIO(image)).convert("RGB"), region, encode, GRID, SIZE)
+            np.testing.assert_array_equal(row.feature, alone.feature)
+
+
+def test_what_cannot_be_used_is_told_record_by_record():
+    good, bad = png(np.asarray(picture(40, 50))), b"no picture"
+    mask, empty = png(box_mask(40, 50, 5, 15, 3, 13)), png(np.zeros((40, 50), bool))
+    small = png(np.ones((4, 5), bool))
+    plan = [
+        (good, mask),
+        (bad, mask),
+        (png(np.asarray(picture(40, 50, 1))), empty),
+        (bad, None),
+        (good, small),
+        (good, None),
+    ]
+    records = [record(f"r{i}", *files) for i, files in enumerate(plan)]
+    faults = []
+    rows = list(record_rows(records, encode, 2, GRID, SIZE, faults=faults))
+    assert [row is None for row in rows] == [False, True, True, True, True, True]
+    assert [fault.split()[:3] for fault in faults] == [["r1", "is", "no"], ["mask", "of", "r2:"], ["mask", "of", "r4"]]
+    with pytest.raises(ValueError, match=r"^r1 is no image"):
+        list(record_rows(records, encode, 2, GRID, SIZE))
 
 
 def test_memory_holds_a_few_views_only():

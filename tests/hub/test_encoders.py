@@ -148,10 +148,10 @@ def test_what_is_refused_says_so(towers, siglip, tmp_path):
             load_encoder(tower, "block", size=size, max_pixels=max_pixels)
     with pytest.raises(ValueError, match=r"takes \[n, 64, 64, 3\]"):
         load_encoder(tower, "block", size=64).apply(np.zeros((1, 96, 96, 3), np.float32))
-    (tmp_path / "clip").mkdir()
-    edit(tmp_path / "clip", "config.json", model_type="clip")
-    with pytest.raises(ValueError, match=r"model_type='clip'.* siglip, siglip_vision_model, qwen3_vl"):
-        load_encoder(tmp_path / "clip", "block")
+    (tmp_path / "dino").mkdir()
+    edit(tmp_path / "dino", "config.json", model_type="dinov2")
+    with pytest.raises(ValueError, match=r"model_type='dinov2'.* siglip, siglip_vision_model, clip, .*qwen3_vl"):
+        load_encoder(tmp_path / "dino", "block")
     with pytest.raises(FileNotFoundError, match=r"config.json"):
         load_encoder(tmp_path / "nowhere", "block")
 

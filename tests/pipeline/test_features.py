@@ -1,12 +1,14 @@
 """ROI sidecars: rows by record number, refusal beside other records, atomic writing, small pickles."""
 
+import dataclasses
+import errno
 import json
 import pickle
 
 import numpy as np
 import pytest
 
-from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, distinctness, write_features
+from vital_jax.pipeline.features import FeatureParts, FeatureSpec, RoiFeatures, distinctness, write_features
 
 SPEC = FeatureSpec("google/medsiglip 448", "block", threshold=0.20, margin=0.05, fingerprint="abc")
 IDS = [f"r{i}" for i in range(6)]
@@ -37,6 +39,18 @@ def test_round_trip_by_record_number(tmp_path):
     with pytest.raises(IndexError, match=r"row 6 asked for, there are 0\.\.5"):
         features[6]
     assert isinstance(features.roi, np.memmap)
+
+
+def test_positions_are_rows_and_columns_of_the_grid(tmp_path):
+    spec = dataclasses.replace(SPEC, grid=4)
+    features = RoiFeatures(write_features(tmp_path, spec, IDS, rows()), IDS)
+    assert features.positions.shape == (6, 5, 2)
+    assert features.positions[5].tolist() == [[1, 1], [1, 2], [1, 3], [2, 0], [2, 1]]
+    info = json.loads((features.folder / "info.json").read_text())
+    del info["grid"]  # as written before the grid was kept
+    (features.folder / "info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="no grid; extract"):
+        _ = RoiFeatures(features.folder, IDS).positions
 
 
 def test_the_name_keeps_unusual_thresholds_apart():
@@ -118,3 +132,107 @@ def test_distinctness_is_the_mean_over_pairs_and_the_share_of_the_strongest_chan
     assert energy == pytest.approx((rows[:, :2] ** 2).sum() / (rows**2).sum(), abs=1e-12)
     with pytest.raises(ValueError, match="1 features"):
         distinctness(rows[:1])
+
+
+# --- parts -------------------------------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def parts_of(root, share=(0, 1), size=2):
+    """Parts of a share, made like a machine that has this folder makes them."""
+    parts = FeatureParts(root, SPEC, IDS, "train", size)
+    for number in parts.missing(share):
+        parts.write(number, [rows()[i] for i in parts.records(number)])
+    return parts
+
+
+@pytest.mark.parametrize("size", [1, 4, 6, 100])
+def test_parts_join_to_the_same_bytes(tmp_path, size):
+    whole = write_features(tmp_path / "whole", SPEC, IDS, rows())
+    parts = parts_of(tmp_path / "parts", size=size)
+    assert len(parts) == -(-6 // size) and parts.missing() == []
+    assert contents(parts.finish()) == contents(whole)
+    assert not parts.folder.exists()
+    with pytest.raises(FileExistsError, match="remove it to write"):
+        parts_of(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("machines", [1, 2, 3, 5])
+def test_shares_cover_everything_once_and_join_by_copying(tmp_path, machines):
+    made = [parts_of(tmp_path / f"m{i}", (i, machines)) for i in range(machines)]
+    numbers = [number for i, parts in enumerate(made) for number in parts.share((i, machines))]
+    assert numbers == [0, 1, 2]
+    for parts in made[1:]:
+        for path in parts.folder.glob("part-*"):
+            (made[0].folder / path.name).write_bytes(path.read_bytes())
+        assert contents(parts.folder)["plan.json"] == contents(made[0].folder)["plan.json"]
+    whole = write_features(tmp_path / "whole", SPEC, IDS, rows())
+    assert contents(made[0].finish()) == contents(whole)
+
+
+def test_unfinished_parts(tmp_path):
+    parts = parts_of(tmp_path, (0, 2))
+    assert parts.missing() == [1, 2]
+    with pytest.raises(ValueError, match="2 of 3 parts are missing"):
+        parts.finish()
+    with pytest.raises(
+        FileNotFoundError, match=r"not a finished feature folder .*1 parts of it are made.*vital data features"
+    ):
+        RoiFeatures(parts.target, IDS)
+    for other in (dataclasses.replace(SPEC, fingerprint="another"), dataclasses.replace(SPEC, grid=9)):
+        with pytest.raises(ValueError, match=r"train.parts was begun with another (fingerprint|grid); remove it"):
+            FeatureParts(tmp_path, other, IDS, "train", 2)
+    with pytest.raises(ValueError, match="another ids_sha256"):
+        FeatureParts(tmp_path, SPEC, IDS[::-1], "train", 2)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:60], lambda data: b"", lambda data: data[:-30] + bytes(30)])
+def test_a_damaged_part_is_named(tmp_path, damage):
+    parts = parts_of(tmp_path)
+    path = parts.folder / "part-00001.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"part-00001.npz is damaged .*; remove it and run again"):
+        parts.finish()
+    assert not parts.target.exists()
+    path.unlink()
+    assert parts.missing() == [1]
+    assert contents(parts_of(tmp_path).finish()) == contents(write_features(tmp_path / "w", SPEC, IDS, rows()))
+
+
+def test_pickled_objects_in_a_part_are_refused(tmp_path):
+    parts = parts_of(tmp_path)
+    row = np.array([{}], dtype=object)
+    with (parts.folder / "part-00000.npz").open("wb") as file:
+        np.savez(file, row=row, roi=row, path=row, patches=row, **{"global": row})
+    with pytest.raises(ValueError, match=r"part-00000.npz is damaged .*Object arrays"):
+        parts.finish()
+
+
+def test_bad_rows_and_a_full_disk_leave_no_part(tmp_path, monkeypatch):
+    parts = FeatureParts(tmp_path, SPEC, IDS, "train", 3)
+    with pytest.raises(ValueError, match="2 feature rows for 3 records"):
+        parts.write(0, rows()[:2])
+    bad = (np.ones(7), np.full(7, np.inf), "full", np.zeros(5))
+    with pytest.raises(ValueError, match="record 'r4': features must be 7 finite"):
+        parts.write(1, [rows()[3], bad, rows()[5]])
+
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(RuntimeError, match=r"part-00000.npz: No space left on device; .*run again"):
+        parts.write(0, rows()[:3])
+    assert [path.name for path in parts.folder.iterdir()] == ["plan.json"]
+
+
+def test_a_part_without_any_region(tmp_path):
+    made = rows()
+    made[0] = made[1] = None
+    parts = FeatureParts(tmp_path / "p", SPEC, IDS, "train", 2)
+    for number in parts.missing():
+        parts.write(number, [made[i] for i in parts.records(number)])
+    assert contents(parts.finish()) == contents(write_features(tmp_path / "w", SPEC, IDS, made))

@@ -5,13 +5,21 @@ the patch grid. A small one would fall into a handful of patches there, so it is
 again; then every patch that is not padding counts. The encoder is a callable, so this file needs NumPy and Pillow only
 and the same geometry serves every encoder with a square patch grid.
 
+The work runs in three places at once: threads decode and cut pictures ahead, the encoder has one batch in hand, and
+this thread pools the batch before it.
+
 Where the paper is silent: a whole-image target too thin for any cell to reach 30 % takes its fullest cells; so does a
-crop so long that no cell is half filled; a box thinner than one patch of the whole image grows to one.
+crop so long that no cell is half filled; a box thinner than one patch of the whole image grows to one. The feature of
+the whole image is the encoder's class token where it has one, otherwise the mean of all patches; a class token is never
+among the patches. Every image is squeezed to the encoder's square, CLIP's too, so that a mask and the patches keep to
+one grid.
 """
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -22,21 +30,39 @@ from vital_jax.pipeline.records import Record
 
 CELL_SHARE = 0.3  # a cell belongs to the target from this share on (whole-image path)
 VALID_SHARE = 0.5  # a cell is not padding from this share on (crop path)
+THREADS = min(8, os.cpu_count() or 1)
+_GROUP = 16  # targets of one image that are held together; an image with more is encoded again
 
 Encode = Callable[[np.ndarray], np.ndarray]
+Item, Result, Tag = TypeVar("Item"), TypeVar("Result"), TypeVar("Tag")
 
 
 class RoiFeature(NamedTuple):
     """One target's features; the order is that of a sidecar's row.
 
-    feature [E] and global_feature [E] have unit length (the whole image's is the mean of all its patches), path is
-    "full" or "crop", top5 [5] int32 are the patches (row * grid + column) of that view most similar to the feature.
+    feature [E] and global_feature [E] have unit length, path is "full" or "crop", top5 [5] int32 are the patches
+    (row * grid + column) of that view most similar to the feature.
     """
 
     feature: np.ndarray
     global_feature: np.ndarray
     path: str
     top5: np.ndarray
+
+
+class Target(NamedTuple):
+    """Where one target is read: the number of its picture, the cells [grid * grid] bool that count, "full" or "crop"."""
+
+    picture: int
+    cells: np.ndarray
+    path: str
+
+
+class Views(NamedTuple):
+    """What the targets of one image need: pictures [size, size, 3] float32 (the whole image first), and the targets."""
+
+    pictures: list[np.ndarray]
+    targets: list[Target]
 
 
 def area_resize(values: np.ndarray, grid: int) -> np.ndarray:
@@ -93,22 +119,135 @@ def siglip_pixels(image: Image.Image, size: int) -> np.ndarray:
     return (scaled - np.float32(0.5)) / np.float32(0.5)
 
 
-def _cells(share: np.ndarray, least: float) -> np.ndarray:
+def chosen_cells(share: np.ndarray, least: float) -> np.ndarray:
     """[grid * grid] bool: the cells of at least this share, or the fullest ones where none reaches it."""
     chosen = share >= least
     return (chosen if chosen.any() else share == share.max()).ravel()
+
+
+def check_mask(image: Image.Image, mask: np.ndarray) -> np.ndarray:
+    """The mask as [H, W] bool. Raises: ValueError where it is empty or not its image's size."""
+    mask = np.asarray(mask, bool)
+    if mask.shape != (image.height, image.width):
+        raise ValueError(f"mask of {mask.shape} for an image of {(image.height, image.width)} (height, width)")
+    if not mask.any():
+        raise ValueError("the mask is empty; reject such samples before extracting features")
+    return mask
+
+
+def cut_views(
+    image: Image.Image, masks: Sequence[np.ndarray], grid: int, size: int, threshold: float, margin: float
+) -> Views:
+    """The pictures to encode for these targets of an image; the last four arguments as in `extract_many`."""
+    pictures, targets = [siglip_pixels(image, size)], []
+    for mask in masks:
+        mask = check_mask(image, mask)
+        if mask.mean() >= threshold:
+            targets.append(Target(0, chosen_cells(area_resize(mask, grid), CELL_SHARE), "full"))
+        else:
+            square, valid = square_crop(image, crop_box(mask, margin, grid))
+            targets.append(Target(len(pictures), chosen_cells(area_resize(valid, grid), VALID_SHARE), "crop"))
+            pictures.append(siglip_pixels(square, size))
+    return Views(pictures, targets)
+
+
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], most: int) -> Iterator[Result]:
+    """`map` by threads, in order, with at most `most` results waiting; an error comes where its result would."""
+    waiting = deque()
+    with ThreadPoolExecutor(THREADS, "roi") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > most:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def encode_all(
+    groups: Iterable[tuple[Tag, Sequence[np.ndarray]]], encode: Encode, batch_size: int, grid: int
+) -> Iterator[tuple[Tag, list[np.ndarray]]]:
+    """Encodes groups of pictures, in order, with calls of exactly `batch_size` pictures (one compiled program).
+
+    The pictures of a group may fall into several calls; the last call is filled up with black. One call is in hand while the
+    results of the one before it are used.
+
+    Args:
+      groups: (anything, pictures [size, size, 3] float32).
+      encode: images [batch_size, size, size, 3] -> states [batch_size, P or 1 + P, E], P = grid * grid.
+
+    Yields: (the same thing, states [P or 1 + P, E] float32 of each picture).
+    Raises: ValueError for states of another shape.
+    """
+    waiting, queue, flying = deque(), deque(), deque()
+
+    def land() -> None:
+        places, states = flying.popleft()
+        states = np.asarray(states, np.float32)
+        if states.ndim != 3 or states.shape[0] != batch_size or states.shape[1] - grid * grid not in (0, 1):
+            raise ValueError(f"encode gave {states.shape}, expected ({batch_size}, {grid * grid} or one more, E)")
+        for (found, slot), state in zip(places, states, strict=False):
+            found[slot] = state
+
+    def launch() -> None:
+        taken = [queue.popleft() for _ in range(min(batch_size, len(queue)))]
+        batch = np.zeros((batch_size, *taken[0][2].shape), np.float32)
+        for row, (*_, pixels) in enumerate(taken):
+            batch[row] = pixels
+        flying.append(([place[:2] for place in taken], encode(batch)))
+        if len(flying) > 1:
+            land()
+
+    def finished() -> Iterator[tuple[Tag, list[np.ndarray]]]:
+        while waiting and all(state is not None for state in waiting[0][1]):
+            yield waiting.popleft()
+
+    for tag, pictures in groups:
+        found = [None] * len(pictures)
+        waiting.append((tag, found))
+        queue.extend((found, slot, pixels) for slot, pixels in enumerate(pictures))
+        while len(queue) >= batch_size:
+            launch()
+        yield from finished()
+    while queue:
+        launch()
+    while flying:
+        land()
+    yield from finished()
+
+
+def patches_of(states: np.ndarray, grid: int) -> np.ndarray:
+    """States [P or 1 + P, E] without the class token."""
+    return states[len(states) - grid * grid :]
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
     return (vector / max(np.linalg.norm(vector), 1e-12)).astype(np.float32)
 
 
-def _feature(view: np.ndarray, cells: np.ndarray, whole: np.ndarray, path: str) -> RoiFeature:
-    """view, whole [grid * grid, E]; cells [grid * grid] bool."""
-    feature = _unit(view[cells].mean(0, dtype=np.float64))
+def _feature(states: Sequence[np.ndarray], target: Target, grid: int) -> RoiFeature:
+    """States [P or 1 + P, E] of an image's pictures, the whole image first."""
+    view, whole = patches_of(states[target.picture], grid), states[0]
+    feature = _unit(view[target.cells].mean(0, dtype=np.float64))
     cosine = view @ feature / np.maximum(np.linalg.norm(view, axis=1), 1e-12)
     top = np.argsort(-cosine, kind="stable")[:TOP_PATCHES].astype(np.int32)
-    return RoiFeature(feature, _unit(whole.mean(0, dtype=np.float64)), path, top)
+    summary = whole[0] if len(whole) > grid * grid else whole.mean(0, dtype=np.float64)
+    return RoiFeature(feature, _unit(summary), target.path, top)
+
+
+def _runs(items: Iterable[Item], same: Callable[[Item, Item], bool]) -> Iterator[list[Item]]:
+    """Items that follow each other and are the same in some way, `_GROUP` at most."""
+    run = []
+    for item in items:
+        if run and (len(run) == _GROUP or not same(run[-1], item)):
+            yield run
+            run = []
+        run.append(item)
+    if run:
+        yield run
 
 
 def extract_many(
@@ -122,59 +261,27 @@ def extract_many(
 ) -> Iterator[RoiFeature]:
     """Features of many targets, in order, with encoder calls of exactly `batch_size` images (one compiled program).
 
-    A whole image is encoded once for all targets that follow each other with the same image object.
+    A whole image is encoded once for all targets that follow each other with the same image object (up to 16).
 
     Args:
       samples: (RGB image, mask [H, W] bool).
       encode: images [batch_size, size, size, 3] float32 in SigLIP's normalisation -> patches
-        [batch_size, grid * grid, E], row by row; before the encoder's final norm for VITAL.
+        [batch_size, grid * grid, E], row by row, or one row more where a class token comes first; before the encoder's
+        final norm for VITAL.
       threshold: T, the share of the image from which the whole-image path is taken.
       margin: P, growth of the crop's box on each side as a share of its side.
 
     Raises:
       ValueError: an empty mask, a mask of another size than its image, or patches of another shape.
     """
-    waiting, views, pictures = deque(), {}, deque()
-    count, last_image, last_number = 0, None, -1
 
-    def run_encoder() -> None:
-        numbers, pixels = zip(*[pictures.popleft() for _ in range(min(batch_size, len(pictures)))], strict=True)
-        batch = np.zeros((batch_size, size, size, 3), np.float32)
-        batch[: len(pixels)] = pixels
-        patches = np.asarray(encode(batch), np.float32)
-        if patches.ndim != 3 or patches.shape[:2] != (batch_size, grid * grid):
-            raise ValueError(f"encode gave {patches.shape}, expected ({batch_size}, {grid * grid}, E)")
-        views.update(zip(numbers, patches, strict=False))
+    def groups() -> Iterator[tuple[list[Target], list[np.ndarray]]]:
+        for run in _runs(samples, lambda one, other: one[0] is other[0]):
+            pictures, targets = cut_views(run[0][0], [mask for _, mask in run], grid, size, threshold, margin)
+            yield targets, pictures
 
-    def finished() -> Iterator[RoiFeature]:
-        while waiting and waiting[0][0] in views and waiting[0][1] in views:
-            whole, view, cells, path = waiting.popleft()
-            yield _feature(views[view], cells, views[whole], path)
-        for number in views.keys() - {last_number, *(number for job in waiting for number in job[:2])}:
-            del views[number]
-
-    for image, mask in samples:
-        mask = np.asarray(mask, bool)
-        if mask.shape != (image.height, image.width):
-            raise ValueError(f"mask of {mask.shape} for an image of {(image.height, image.width)} (height, width)")
-        if not mask.any():
-            raise ValueError("the mask is empty; reject such samples before extracting features")
-        if image is not last_image:
-            pictures.append((count, siglip_pixels(image, size)))
-            last_image, last_number, count = image, count, count + 1
-        if mask.mean() >= threshold:
-            waiting.append((last_number, last_number, _cells(area_resize(mask, grid), CELL_SHARE), "full"))
-        else:
-            square, valid = square_crop(image, crop_box(mask, margin, grid))
-            pictures.append((count, siglip_pixels(square, size)))
-            waiting.append((last_number, count, _cells(area_resize(valid, grid), VALID_SHARE), "crop"))
-            count += 1
-        while len(pictures) >= batch_size:
-            run_encoder()
-        yield from finished()
-    while pictures:
-        run_encoder()
-    yield from finished()
+    for targets, states in encode_all(groups(), encode, batch_size, grid):
+        yield from (_feature(states, target, grid) for target in targets)
 
 
 def extract(
@@ -190,41 +297,74 @@ def extract(
     return next(extract_many([(image, mask)], encode, 1, grid, size, threshold, margin))
 
 
-def record_rows(records: Iterable[Record], encode: Encode, **options) -> Iterator[RoiFeature | None]:
+def open_regions(records: Sequence[Record]) -> tuple[Image.Image, list[np.ndarray]]:
+    """The first image that these records share, upright RGB, and each record's mask [H, W] bool.
+
+    Raises: ValueError naming the record whose image or mask cannot be used.
+    """
+    image, info = decode(records[0].images[0], records[0].id, records[0].metadata.get("window"))
+    regions = []
+    for record in records:
+        name = f"mask of {record.id}"
+        mask = decode_mask(record.masks[0], name, info)
+        try:
+            regions.append(check_mask(image, mask))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return image, regions
+
+
+def record_rows(
+    records: Iterable[Record],
+    encode: Encode,
+    batch_size: int = 8,
+    grid: int = 32,
+    size: int = 448,
+    threshold: float = 0.20,
+    margin: float = 0.05,
+    faults: list[str] | None = None,
+) -> Iterator[RoiFeature | None]:
     """One row per record for `pipeline.features.write_features`: None where the record has no mask.
 
-    Records that follow each other with the same image and mask (the questions of one sample) share one extraction.
+    Records that follow each other with the same image share its views, and those with the same mask one feature (the
+    questions of one sample).
 
     Args:
       records: in the order of their numbers.
-      encode, options: as for `extract_many`.
+      encode and what follows: as for `extract_many`.
+      faults: takes one line for each image or mask that cannot be used, whose records then get None; without it, that
+        is an error.
 
     Raises:
       ValueError: as `extract_many`, and where an image or a mask cannot be decoded.
     """
-    kinds = deque()
 
-    def targets():
-        picture = image = info = region = None
-        for record in records:
-            if not record.masks:
-                kinds.append("none")
-                continue
-            changed = record.images[0] != picture
-            if not changed and record.masks[0] == region:
-                kinds.append("same")
-                continue
-            if changed:
-                image, info = decode(record.images[0], record.id, record.metadata.get("window"))
-            picture, region = record.images[0], record.masks[0]
-            kinds.append("new")
-            yield image, decode_mask(region, f"mask of {record.id}", info)
+    def same(one: Record, other: Record) -> bool:
+        return one.images[0] == other.images[0] and one.metadata.get("window") == other.metadata.get("window")
 
-    row = None
-    for feature in extract_many(targets(), encode, **options):
-        while (kind := kinds.popleft()) != "new":
-            yield None if kind == "none" else row
-        row = feature
-        yield row
-    while kinds:
-        yield None if kinds.popleft() == "none" else row
+    def prepare(run: list[Record]) -> tuple[list[int | None], Views, str]:
+        """For every record the number of its target, the views, and what is wrong."""
+        regions = {}
+        for record in run:
+            if record.masks:
+                regions.setdefault(record.masks[0], (len(regions), record))
+        if not regions:
+            return [None] * len(run), Views([], []), ""
+        try:
+            image, masks = open_regions([record for _, record in regions.values()])
+            views = cut_views(image, masks, grid, size, threshold, margin)
+        except ValueError as error:
+            if faults is None:
+                raise
+            return [None] * len(run), Views([], []), str(error)
+        return [regions[record.masks[0]][0] if record.masks else None for record in run], views, ""
+
+    def groups() -> Iterator[tuple[tuple[list[int | None], list[Target]], list[np.ndarray]]]:
+        for places, views, fault in ahead(prepare, _runs(records, same), 2 * batch_size):
+            if fault:
+                faults.append(fault)
+            yield (places, views.targets), views.pictures
+
+    for (places, targets), states in encode_all(groups(), encode, batch_size, grid):
+        rows = [_feature(states, target, grid) for target in targets]
+        yield from (None if place is None else rows[place] for place in places)

@@ -19,7 +19,16 @@ import numpy as np
 from vital_jax.hub import names
 from vital_jax.hub.names import Entry
 from vital_jax.hub.safetensors import Tensor, read_folder
-from vital_jax.models.config import DecoderConfig, qwen3_config, qwen3_vl_config, read_json, siglip_config
+from vital_jax.models.clip import ClipVision, abstract_clip
+from vital_jax.models.config import (
+    DecoderConfig,
+    clip_config,
+    config_file,
+    qwen3_config,
+    qwen3_vl_config,
+    read_json,
+    siglip_config,
+)
 from vital_jax.models.decoder import Decoder, abstract_decoder
 from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 from vital_jax.models.siglip import SiglipVision, abstract_siglip
@@ -166,7 +175,7 @@ def fingerprint(folder: str | Path) -> str:
 
     It tells two checkpoints of one architecture apart without reading 16 GB.
     """
-    digest = hashlib.sha256(json.dumps(read_json(folder), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(read_json(folder, config_file(folder)), sort_keys=True).encode())
     for name, tensor in sorted(read_folder(folder).items()):
         digest.update(f"{name}{tensor.shape}{tensor.dtype}".encode())
         last = tensor.shape[0] if tensor.shape else 1
@@ -197,3 +206,12 @@ def load_siglip(folder: str | Path, sharding: Callable | None = None, param_dtyp
     prefixed = any(name.startswith("vision_model.") for name in read_folder(folder))
     entries = names.siglip_entries(model.config, "vision_model." if prefixed else "")
     return model, load_params(folder, entries, abstract_siglip(model), param_dtype, sharding, names.SIGLIP_UNUSED)
+
+
+def load_clip(folder: str | Path, sharding: Callable | None = None, param_dtype: Any = jnp.float32, **options: Any):
+    """The vision tower of a CLIP folder as (model, parameters): transformers' (whole or alone), or open_clip's with a tower from timm."""
+    model = ClipVision(clip_config(folder), **options)
+    tensors = read_folder(folder)
+    prefix = "visual.trunk." if model.config.timm else "vision_model."
+    entries = names.clip_entries(model.config, prefix if any(name.startswith(prefix) for name in tensors) else "")
+    return model, load_params(folder, entries, abstract_clip(model), param_dtype, sharding, names.CLIP_UNUSED)

@@ -7,7 +7,7 @@ the file's orientation, so an entry is at most a stack and a flattening, never a
 import dataclasses
 from collections.abc import Iterable
 
-from vital_jax.models.config import DecoderConfig, Qwen3VLConfig, SiglipVisionConfig
+from vital_jax.models.config import ClipVisionConfig, DecoderConfig, Qwen3VLConfig, SiglipVisionConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +67,8 @@ _MERGER_ROWS = [
     *_linear("linear_fc2", "fc2", bias=True),
 ]
 
-_SIGLIP_ROWS = [
-    *_linear("embeddings.patch_embedding", "patch_embed", bias=True),
+# The tower that SigLIP and CLIP share in transformers.
+_TOWER_ROWS = [
     ("embeddings.position_embedding.weight", "pos_embed"),
     *_norm("encoder.layers.{i}.layer_norm1", "blocks/norm1"),
     *_norm("encoder.layers.{i}.layer_norm2", "blocks/norm2"),
@@ -79,6 +79,27 @@ _SIGLIP_ROWS = [
     *_linear("encoder.layers.{i}.mlp.fc1", "blocks/fc1", bias=True),
     *_linear("encoder.layers.{i}.mlp.fc2", "blocks/fc2", bias=True),
     *_norm("post_layernorm", "post_layernorm"),
+]
+
+_SIGLIP_ROWS = [*_linear("embeddings.patch_embedding", "patch_embed", bias=True), *_TOWER_ROWS]
+
+_CLIP_ROWS = [
+    ("embeddings.class_embedding", "class_token"),
+    *_linear("embeddings.patch_embedding", "patch_embed", bias=False),
+    *_norm("pre_layrnorm", "pre_norm"),  # so spelt in every checkpoint
+    *_TOWER_ROWS,
+]
+
+_TIMM_ROWS = [
+    ("cls_token", "class_token"),
+    ("pos_embed", "pos_embed"),
+    *_norm("blocks.{i}.norm1", "blocks/norm1"),
+    *_norm("blocks.{i}.norm2", "blocks/norm2"),
+    *_linear("blocks.{i}.attn.qkv", "blocks/qkv", bias=True),
+    *_linear("blocks.{i}.attn.proj", "blocks/out_proj", bias=True),
+    *_linear("blocks.{i}.mlp.fc1", "blocks/fc1", bias=True),
+    *_linear("blocks.{i}.mlp.fc2", "blocks/fc2", bias=True),
+    *_norm("norm", "post_layernorm"),
 ]
 
 
@@ -122,3 +143,17 @@ def siglip_entries(config: SiglipVisionConfig, theirs: str = "vision_model.") ->
 
 
 SIGLIP_UNUSED = r"text_model\..*|(vision_model\.)?head\..*|logit_scale|logit_bias"
+
+
+def clip_entries(config: ClipVisionConfig, theirs: str) -> list[Entry]:
+    """The table of CLIP's vision tower, as transformers or as timm names it; `theirs` is the prefix in the file."""
+    if not config.timm:
+        return _entries(_CLIP_ROWS, theirs, "", config.layers)
+    rows = [*_linear("patch_embed.proj", "patch_embed", bias=not config.pre_norm), *_TIMM_ROWS]
+    return _entries(rows + (_norm("norm_pre", "pre_norm") if config.pre_norm else []), theirs, "", config.layers)
+
+
+# Text tower, projections and scales, as transformers and as open_clip name them.
+CLIP_UNUSED = (
+    r"text_model\..*|(visual|text)_projection\.weight|.*position_ids|text\..*|visual\.head\..*|logit_scale|logit_bias"
+)

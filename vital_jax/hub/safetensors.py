@@ -24,6 +24,11 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LARGEST_HEADER = 100 << 20
 INDEX = "model.safetensors.index.json"
+_SINGLE = ("model.safetensors", "open_clip_model.safetensors")
+_CONVERT = (
+    "import torch, safetensors.torch as s; t = torch.load({name!r}, weights_only=True); "
+    "s.save_file({{k: v.clone() for k, v in t.items()}}, 'model.safetensors')"
+)
 
 
 class Tensor:
@@ -72,20 +77,20 @@ def read_header(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path}: tensor {name} has dtype {kind}; one of {', '.join(_DTYPES)} is expected")
         dtype = _DTYPES[kind]
         expected = math.prod(shape) * dtype.itemsize
-        if min(start, *shape) < 0 or stop - start != expected or 8 + length + stop > size:
+        if min((start, *shape)) < 0 or stop - start != expected or 8 + length + stop > size:
             raise ValueError(f"{path}: tensor {name} does not lie inside the file; copy or download it again")
         tensors[name] = Tensor(path, 8 + length + start, shape, dtype)
     return tensors
 
 
 def read_folder(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of a model folder, from one model.safetensors or from shards with an index.
+    """The tensors of a model folder, from one model.safetensors (or open_clip's name of it) or from shards with an index.
 
-    Raises: FileNotFoundError or ValueError naming the file: absent, an index that points outside the folder, a tensor that the index
-    promises and no shard holds.
+    Raises: FileNotFoundError or ValueError naming the file: absent, a pickle, an index that points outside the folder, a tensor that the
+    index promises and no shard holds.
     """
     folder = Path(folder)
-    single, index = folder / "model.safetensors", folder / INDEX
+    index = folder / INDEX
     if index.is_file():
         try:
             weight_map = json.loads(index.read_text())["weight_map"]
@@ -100,8 +105,14 @@ def read_folder(folder: str | Path) -> dict[str, Tensor]:
         if lost := [name for name, file in weight_map.items() if name not in headers[file]]:
             raise ValueError(f"{index} promises tensors its shards do not hold: {', '.join(lost[:5])}")
         return {name: headers[file][name] for name, file in weight_map.items()}
-    if single.is_file():
+    if single := next((folder / name for name in _SINGLE if (folder / name).is_file()), None):
         return read_header(single)
+    if pickles := sorted(path for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind)):
+        code = _CONVERT.format(name=pickles[0].name)
+        raise ValueError(
+            f"{pickles[0]} is a pickle, which can run code when it is opened, and is not read; where you trust it, convert it "
+            f'inside that folder: python -c "{code}"'
+        )
     raise FileNotFoundError(f"{folder} holds neither model.safetensors nor {INDEX}")
 
 

@@ -8,6 +8,7 @@ a config that is half understood computes something that looks right.
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,47 @@ class SiglipVisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClipVisionConfig:
+    """The vision tower of CLIP: a ViT with a class token (BiomedCLIP's is ViT-B/16 at 224, in timm's form)."""
+
+    width: int  # E
+    layers: int
+    heads: int
+    ffn: int
+    image: int
+    patch: int
+    channels: int = 3
+    eps: float = 1e-5
+    activation: str = "quick_gelu"  # or "gelu"
+    pre_norm: bool = (
+        True  # a norm ahead of the blocks, and a patch embedding without bias; timm's plain ViT has neither
+    )
+    timm: bool = (
+        False  # tensors as timm shapes them: one for q, k and v, and a leading axis of one on tokens and positions
+    )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the square image."""
+        return self.image // self.patch
+
+
+@dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters on the language model's projections (VITAL B.2: rank 64, alpha 128, dropout 0.05)."""
 
     rank: int = 64
     alpha: float = 128.0
     dropout: float = 0.05
+
+
+OPEN_CLIP = "open_clip_config.json"
+
+
+def config_file(folder: str | Path) -> str:
+    """The name of a model folder's configuration: config.json, or open_clip's where only that one is there."""
+    found = [name for name in ("config.json", OPEN_CLIP) if (Path(folder) / name).is_file()]
+    return (found or ["config.json"])[0]
 
 
 def read_json(folder: str | Path, name: str = "config.json") -> dict[str, Any]:
@@ -236,4 +272,60 @@ def siglip_config(folder: str | Path) -> SiglipVisionConfig:
         patch=vision.get("patch_size", 16),
         channels=vision.get("num_channels", 3),
         eps=vision.get("layer_norm_eps", 1e-6),
+    )
+
+
+def clip_config(folder: str | Path) -> ClipVisionConfig:
+    """Reads the vision part of a CLIP: transformers' config.json (whole, or the tower alone), or open_clip's with a tower from timm.
+
+    Keys that transformers' file leaves out take its own defaults. open_clip's names a timm model, whose shape follows from that name.
+    Raises: ValueError naming a key that is not implemented.
+    """
+    name = config_file(folder)
+    table, where = read_json(folder, name), str(Path(folder) / name)
+    if name == OPEN_CLIP:
+        return _timm_config(table.get("model_cfg", {}).get("vision_cfg", {}), where)
+    vision = table.get("vision_config", table)
+    activation = vision.get("hidden_act", "quick_gelu")
+    if activation not in ("quick_gelu", "gelu"):
+        _refuse(where, "hidden_act", activation, "quick_gelu or gelu")
+    return ClipVisionConfig(
+        width=vision.get("hidden_size", 768),
+        layers=vision.get("num_hidden_layers", 12),
+        heads=vision.get("num_attention_heads", 12),
+        ffn=vision.get("intermediate_size", 3072),
+        image=vision.get("image_size", 224),
+        patch=vision.get("patch_size", 32),
+        channels=vision.get("num_channels", 3),
+        eps=vision.get("layer_norm_eps", 1e-5),
+        activation=activation,
+    )
+
+
+# Width, layers and heads of timm's plain vision transformers.
+_TIMM_SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+
+
+def _timm_config(vision: dict[str, Any], where: str) -> ClipVisionConfig:
+    name = vision.get("timm_model_name")
+    if name is None:
+        raise ValueError(
+            f"{where}: no timm_model_name in vision_cfg; open_clip's own towers are read as transformers saves them (CLIPVisionModel)"
+        )
+    found = re.fullmatch(rf"vit_({'|'.join(_TIMM_SIZES)})_patch(\d+)(_clip)?(_quickgelu)?_(\d+)(\..*)?", name)
+    if not found:
+        _refuse(where, "timm_model_name", name, f"vit_SIZE_patchN_M with a SIZE of {', '.join(_TIMM_SIZES)}")
+    size, patch, clip, quick, image, _ = found.groups()
+    width, layers, heads = _TIMM_SIZES[size]
+    return ClipVisionConfig(
+        width=width,
+        layers=layers,
+        heads=heads,
+        ffn=4 * width,
+        image=vision.get("image_size", int(image)),
+        patch=int(patch),
+        eps=1e-5 if clip else 1e-6,
+        activation="quick_gelu" if quick else "gelu",
+        pre_norm=bool(clip),
+        timm=True,
     )

@@ -7,11 +7,18 @@ folder: it carries the hash of the record ids and is refused beside any other. I
     <records>/roi-medsiglip-block-T0.20-P0.05/<split>/   info.json roi.npy global.npy valid.npy patches.npy path.npy
 
 Rows are memory-mapped, so that 60,000 records x 1,152 floats cost a worker nothing but the pages it reads.
+
+A sidecar in the making is a folder of parts beside its final place, `<split>.parts/`: one file for each fixed range of
+records, so that a run that was killed makes only what is missing, and machines that made other ranges are joined by
+copying their files together. The finished sidecar does not depend on who made which part.
 """
 
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +28,7 @@ from vital_jax.pipeline.records import ids_hash, new_folder
 
 FORMAT_VERSION = 1
 TOP_PATCHES = 5
+PART_RECORDS = 512
 PATHS = ("full", "crop")
 
 
@@ -34,6 +42,7 @@ class FeatureSpec:
       threshold: T, the mask's share of the image from which the whole image is encoded.
       margin: P, the growth of the crop on each side as a share of the box.
       fingerprint: identifies the encoder's weights.
+      grid: side of the encoder's patch grid, by which a patch's number becomes row and column; 0 where not known.
     """
 
     encoder: str
@@ -41,6 +50,7 @@ class FeatureSpec:
     threshold: float
     margin: float
     fingerprint: str
+    grid: int = 0
 
     @property
     def name(self) -> str:
@@ -89,9 +99,7 @@ def write_features(
                 width = len(roi)
                 arrays = [_new_array(temporary / f"{name}.npy", count, width) for name in ("roi", "global")]
             for array, values in zip(arrays, (roi, whole), strict=True):
-                if np.shape(values) != (width,) or not np.all(np.isfinite(values)):
-                    raise ValueError(f"record {record_ids[record]!r}: features must be {width} finite numbers")
-                array[record] = values
+                array[record] = _checked(values, width, record_ids[record])
             valid[record], path[record], patches[record] = True, PATHS.index(kind), top
         if number < count:
             raise ValueError(f"{target}: {number} feature rows for {count} records")
@@ -111,6 +119,12 @@ def write_features(
         }
         (temporary / "info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
     return target
+
+
+def _checked(values: np.ndarray, width: int, record_id: str) -> np.ndarray:
+    if np.shape(values) != (width,) or not np.all(np.isfinite(values)):
+        raise ValueError(f"record {record_id!r}: features must be {width} finite numbers")
+    return values
 
 
 def _new_array(path: Path, count: int, width: int) -> np.ndarray:
@@ -138,7 +152,9 @@ class RoiFeatures:
         self.folder = Path(folder).absolute()
         file = self.folder / "info.json"
         if not file.exists():
-            raise FileNotFoundError(f"{self.folder}: not a finished feature folder (info.json is missing)")
+            parts = len(list(parts_folder(self.folder).glob("part-*.npz")))
+            made = f"; {parts} parts of it are made, go on with `vital data features`" if parts else ""
+            raise FileNotFoundError(f"{self.folder}: not a finished feature folder (info.json is missing){made}")
         info = json.loads(file.read_text(encoding="utf-8"))
         if info["format_version"] > FORMAT_VERSION:
             raise ValueError(
@@ -175,6 +191,18 @@ class RoiFeatures:
     def __len__(self) -> int:
         return self.info["count"]
 
+    @property
+    def positions(self) -> np.ndarray:
+        """[n, 5, 2] int32: (row, column) of the patches in the grid of the view that `path` names.
+
+        Raises: ValueError where the sidecar does not say how many columns there are.
+        """
+        if not (grid := self.info.get("grid", 0)):
+            raise ValueError(
+                f"{self.folder}: info.json has no grid; extract the features again to know rows and columns"
+            )
+        return np.stack(np.divmod(self.patches, grid), axis=-1)
+
     def __getitem__(self, number: int) -> tuple[np.ndarray, bool]:
         if not 0 <= number < len(self):
             raise IndexError(f"{self.folder}: row {number} asked for, there are 0..{len(self) - 1}")
@@ -187,6 +215,116 @@ class RoiFeatures:
     def __setstate__(self, state):
         self.folder = Path(state["folder"])
         self._open(state["info"])
+
+
+def parts_folder(target: Path) -> Path:
+    """Where the parts of the sidecar `target` lie until it is whole."""
+    return target.with_name(target.name + ".parts")
+
+
+class FeatureParts:
+    """A sidecar in the making: `<folder>/<spec.name>/<split>.parts/` with plan.json and part-00000.npz, part-00001.npz, ...
+
+    Args:
+      folder, spec, record_ids, split: as for `write_features`.
+      size: records of one part; `PART_RECORDS` outside tests.
+
+    Raises:
+      FileExistsError: the sidecar is already there.
+      ValueError: parts are there that were made otherwise.
+    """
+
+    def __init__(self, folder: str | Path, spec: FeatureSpec, record_ids: Sequence[str], split: str, size: int):
+        self.root, self.spec, self.ids, self.split, self.size = Path(folder), spec, record_ids, split, size
+        self.target = Path(folder).absolute() / spec.name / split
+        self.folder = parts_folder(self.target)
+        if self.target.exists():
+            raise FileExistsError(f"{self.target}: exists; remove it to write these features again")
+        plan = {**asdict(spec), "count": len(record_ids), "ids_sha256": ids_hash(record_ids), "part_records": size}
+        path = self.folder / "plan.json"
+        if path.exists():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if changed := sorted(key for key in {*held, *plan} if held.get(key) != plan.get(key)):
+                raise ValueError(f"{self.folder} was begun with another {', '.join(changed)}; remove it to begin again")
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._replace(path, lambda file: file.write(json.dumps(plan, indent=2).encode()))
+
+    def __len__(self) -> int:
+        return -(-len(self.ids) // self.size)
+
+    def records(self, number: int) -> range:
+        """The records of a part."""
+        return range(number * self.size, min(len(self.ids), (number + 1) * self.size))
+
+    def share(self, share: tuple[int, int] = (0, 1)) -> range:
+        """The parts of share i of n, from 0."""
+        i, n = share
+        return range(len(self) * i // n, len(self) * (i + 1) // n)
+
+    def missing(self, share: tuple[int, int] = (0, 1)) -> list[int]:
+        """The parts of a share that are not made yet."""
+        return [number for number in self.share(share) if not self._path(number).exists()]
+
+    def write(self, number: int, rows: Sequence) -> None:
+        """Writes a part, as whole as it will ever be: rows as for `write_features`.
+
+        Raises: ValueError for a row that `write_features` would refuse; RuntimeError naming the file where it cannot be written.
+        """
+        ids = [self.ids[i] for i in self.records(number)]
+        if len(rows) != len(ids):
+            raise ValueError(f"{self._path(number)}: {len(rows)} feature rows for {len(ids)} records")
+        found = [(i, row) for i, row in enumerate(rows) if row is not None]
+        width = len(found[0][1][0]) if found else 0
+        arrays = {
+            "row": np.array([i for i, _ in found], np.int32),
+            "roi": np.empty((len(found), width), np.float32),
+            "global": np.empty((len(found), width), np.float32),
+            "path": np.array([PATHS.index(row[2]) for _, row in found], np.int8),
+            "patches": np.array([row[3] for _, row in found], np.int32).reshape(-1, TOP_PATCHES),
+        }
+        for slot, (i, (roi, whole, _, _)) in enumerate(found):
+            arrays["roi"][slot], arrays["global"][slot] = (_checked(values, width, ids[i]) for values in (roi, whole))
+        self._replace(self._path(number), lambda file: np.savez(file, **arrays))
+
+    def finish(self) -> Path:
+        """Joins all parts into the sidecar, removes them, and returns the sidecar's folder.
+
+        Raises: ValueError naming a part that is damaged, or parts that are missing.
+        """
+        if lost := self.missing():
+            raise ValueError(f"{self.folder}: {len(lost)} of {len(self)} parts are missing")
+        made = write_features(self.root, self.spec, self.ids, self._rows(), self.split)
+        shutil.rmtree(self.folder)
+        return made
+
+    def _rows(self) -> Iterator:
+        for number in range(len(self)):
+            path, count = self._path(number), len(self.records(number))
+            try:
+                with np.load(path, allow_pickle=False) as held:
+                    names = ("row", "roi", "global", "path", "patches")
+                    rows = zip(*(held[name] for name in names), strict=True)
+                    found = {int(i): (roi, whole, PATHS[kind], top) for i, roi, whole, kind, top in rows}
+            except (ValueError, KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{path} is damaged ({error}); remove it and run again") from error
+            yield from (found.get(i) for i in range(count))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:05d}.npz"
+
+    def _replace(self, path: Path, write) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+            temporary.replace(path)
+        except OSError as error:
+            raise RuntimeError(
+                f"{path}: {error.strerror or error}; what is finished stays, run again to go on"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def distinctness(features: np.ndarray, top: int = 8) -> tuple[float, float]:

@@ -1,0 +1,158 @@
+"""`vital data features` and `vital data grid`: region features beside finished records, and the search for their rule (VITAL A.5)."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+_RESEARCH = "Research only, not a medical device."
+
+
+def register(parts: argparse._SubParsersAction) -> None:
+    """Adds its sub-commands to `vital data`."""
+    features = parts.add_parser(
+        "features", help="extract region features beside records", description=f"{__doc__.splitlines()[0]} {_RESEARCH}"
+    )
+    _common(features)
+    features.add_argument("--threshold", type=_share_of_one, default=0.2, metavar="T", help="default 0.2")
+    features.add_argument("--margin", type=_share_of_one, default=0.05, metavar="P", help="default 0.05")
+    features.add_argument("--splits", nargs="+", metavar="SPLIT", help="by default all")
+    features.add_argument(
+        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="one of N ranges of the work, from 0/N on"
+    )
+    features.set_defaults(run=_features)
+    grid = parts.add_parser("grid", help="search over T and P with three metrics", description=_RESEARCH)
+    _common(grid)
+    grid.add_argument("--samples", type=int, default=1000, metavar="N", help="targets drawn at random; default 1000")
+    grid.add_argument("--seed", type=int, default=0, help="of the draw")
+    grid.add_argument("--split", default="train", help="default train")
+    grid.add_argument("--out", type=Path, metavar="FOLDER", help="by default grid-ENCODER-HOOK beside the records")
+    grid.set_defaults(run=_grid)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "records", type=Path, metavar="RECORDS", help="a record folder, or what `vital data build` made"
+    )
+    parser.add_argument(
+        "--encoder",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="a SigLIP, a CLIP, or a Qwen3-VL for its own tower",
+    )
+    parser.add_argument("--hook", default="block", help="block (default), or post_layernorm")
+    parser.add_argument("--batch", type=int, metavar="N", help="images per call over all devices; default 8 a device")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="cap on the image area of a Qwen3-VL tower")
+
+
+def _share_of_one(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    i, n = map(int, found.groups()) if found else (0, 0)
+    if i >= n:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of 0/N .. N-1/N, such as 0/3")
+    return i, n
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _record_folder(path: Path) -> Path:
+    inner = path / "records"
+    return inner if not (path / "metadata.json").is_file() and inner.is_dir() else path
+
+
+def _positive(batch: int | None) -> None:
+    if batch is not None and batch < 1:
+        raise ValueError(f"--batch {batch}: at least one image per call")
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    from vital_jax.prepare import extract_features, record_splits
+
+    _positive(arguments.batch)
+    folder = _record_folder(arguments.records)
+    splits = record_splits(folder)
+    if not splits:
+        raise FileNotFoundError(f"{arguments.records}: not a record folder; make one with `vital data build`")
+    if unknown := sorted({*(arguments.splits or ())} - {*splits}):
+        raise ValueError(f"{folder}: no split {', '.join(unknown)}, only {', '.join(splits)}")
+    found = extract_features(
+        folder,
+        arguments.splits or splits,
+        arguments.encoder,
+        arguments.hook,
+        arguments.threshold,
+        arguments.margin,
+        arguments.max_pixels,
+        arguments.batch,
+        arguments.shard,
+        _say,
+    )
+    if not found:
+        _say("all features are there already")
+    for split, made in found.items():
+        for fault in made.faults:
+            _say(f"{split}: {fault}")
+        if made.folder:
+            print(made.folder)
+        else:
+            way_out = "repair these records, then run again" if made.faults else "make them, then run without --shard"
+            _say(f"{split}: {made.missing} parts are missing; {way_out}")
+    return 1 if any(made.faults for made in found.values()) else 0
+
+
+def _grid(arguments: argparse.Namespace) -> int:
+    import jax
+
+    from vital_jax.construct import grid
+    from vital_jax.construct.sidecar import Progress, batch_for
+    from vital_jax.hub.encoders import identity, load_encoder
+    from vital_jax.pipeline.records import RecordSource
+
+    _positive(arguments.batch)
+    if arguments.samples < 1:
+        raise ValueError(f"--samples {arguments.samples}: at least one")
+    folder, name = _record_folder(arguments.records), arguments.encoder.absolute().name
+    source = RecordSource(folder, arguments.split)
+    out = arguments.out or folder / f"grid-{name}-{arguments.hook}"
+    settings = {
+        "encoder": name,
+        "hook": arguments.hook,
+        "fingerprint": identity(arguments.encoder, arguments.max_pixels),
+        "thresholds": list(grid.THRESHOLDS),
+        "margins": list(grid.MARGINS),
+    }
+    notes = grid.Notes(out / "samples.jsonl", settings)
+    targets = list(grid.pick(source, arguments.samples, arguments.seed))
+    names = [target for target, _ in targets]
+    missing = sum(target not in notes.held for target in names)
+    if missing:
+        encoder = load_encoder(
+            arguments.encoder, arguments.hook, max_pixels=arguments.max_pixels, devices=jax.local_devices()
+        )
+        progress = Progress("grid, targets", len(names), len(names) - missing, _say)
+        batch = batch_for(missing * len(grid.MARGINS), encoder.devices, arguments.batch)
+        encode = progress.watch(encoder.apply)
+        for _ in grid.search(source, targets, encode, batch, encoder.grid, encoder.size, notes):
+            progress.step()
+        _say(progress.line())
+    cells = grid.table([notes.held[target] for target in names])
+    title = f"Region features of {name} ({arguments.hook}) over T and P, {len(names)} targets"
+    for suffix, text in (
+        ("md", grid.to_markdown(cells, title)),
+        ("csv", grid.to_csv(cells)),
+        ("svg", grid.to_svg(cells, title)),
+    ):
+        (out / f"grid.{suffix}").write_text(text, encoding="utf-8")
+    print(grid.to_markdown(cells, title))
+    _say(f"written: {out}/grid.md, grid.csv, grid.svg")
+    return 0
