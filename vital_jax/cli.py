@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from vital_jax.commands import data
+from vital_jax.commands import data, evaluate
 
 
 def _parity(arguments: argparse.Namespace) -> int:
@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     answer.add_argument("--json", action="store_true", help="print one JSON object")
     answer.set_defaults(run=_answer)
     data.register(commands)
+    evaluate.register(commands)
     return parser
 
 

@@ -6,9 +6,10 @@
     gate    every chain through the quality gate                     OUT/rejects.jsonl
     write   records, without those that people rejected             OUT/records, OUT/report.md
 
-The result is a function of the sources, of OUT/plan.json and of what an audit rejected (OUT/audit_rejects.jsonl) alone: not of the number of processes, of how the work was divided over
-machines, of the order in which parts were finished, nor of how often a run was killed. Only `cut` is slow. The stages after it work on what
-it measured, so they are simply run again; `write` is left out where it would write what OUT/records holds.
+The result is a function of the sources, of OUT/plan.json and of what an audit rejected (OUT/audit_rejects.jsonl) alone: not of the number
+of processes, of how the work was divided over machines, of the order in which parts were finished, nor of how often a run was killed. Only
+`cut` is slow. The stages after it work on what it measured, so they are simply run again; `write` is left out where it would write what
+OUT/records holds.
 
 A sample that cannot be used is set aside with a code, and the rest goes on. Memory does not grow with images: per unit about 2 KB (what the
 source lists and where the store has it), per picture 24 bytes, per sample and per record 150 bytes (ids, so that none comes twice).
