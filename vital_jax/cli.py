@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from vital_jax.commands import data, evaluate
+from vital_jax.commands.values import INTERRUPTED
 
 
 def _parity(arguments: argparse.Namespace) -> int:
@@ -105,9 +106,17 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (FileNotFoundError, FileExistsError, ValueError, RuntimeError) as error:
-        print(f"vital {arguments.command}: {error}", file=sys.stderr)
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"{_name(arguments)}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{_name(arguments)}: stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    """What was called, as its own messages begin: `vital data audit`."""
+    return " ".join(filter(None, ("vital", arguments.command, getattr(arguments, "part", ""))))
 
 
 if __name__ == "__main__":

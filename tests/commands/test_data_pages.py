@@ -7,6 +7,7 @@ import re
 import pytest
 from sheets import Page, record, write
 
+from vital_jax.cli import main
 from vital_jax.commands import data_pages
 from vital_jax.construct.audit import read_rejects
 
@@ -67,3 +68,20 @@ def test_export_hands_the_record_folder_on(out, tmp_path, capsys):
     assert vital_data("export", out, tmp_path / "plain") == 0
     lines = (tmp_path / "plain/records-train.jsonl").read_text().splitlines()
     assert len(lines) == 12 and "train: 12 records" in capsys.readouterr().err
+
+
+def test_verdicts_on_records_go_where_the_factory_looks(out, tmp_path):
+    (out / "plan.json").write_text("{}")
+    assert vital_data("audit", out / "records", "--share", "1") == 0
+    assert (out / "audit.html").exists() and not (out / "records/audit.html").exists()
+
+
+def test_a_file_that_cannot_be_written_is_one_line(out, tmp_path, capsys):
+    for words in (
+        ("audit", out, "-o", tmp_path),
+        ("inspect", out, "-o", tmp_path),
+        ("audit", out, "--verdicts", tmp_path),
+    ):
+        assert main(["data", *map(str, words)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith(f"vital data {words[0]}: ") and str(tmp_path) in line

@@ -228,3 +228,14 @@ def test_a_file_is_written_whole(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         pages.write_text(file, "\ud800")
     assert file.read_bytes() == b"one\ntwo\n" and [path.name for path in file.parent.iterdir()] == ["x.txt"]
+
+
+def test_a_deep_image_is_shown_in_its_record_s_window():
+    deep = png(np.linspace(0, 4000, 40 * 60, dtype=np.uint16).reshape(40, 60))
+    album = pages.Album()
+    for number, window in enumerate(([0, 4000], [0, 1000], [0, 1000])):
+        metadata = {"window": window}
+        album.show(Record(f"{number}", (deep,), "What is it?", "A ramp.", metadata=metadata))
+    wide, narrow = (np.asarray(pixels(shown["src"]).convert("L")) for shown in album.pictures)
+    assert wide[-1].min() > 243 and abs(int(wide[20, 0]) - 127) < 12
+    assert narrow[20:].min() > 243

@@ -7,6 +7,8 @@ import sqlite3
 import sys
 from pathlib import Path
 
+from vital_jax.commands.values import INTERRUPTED, shard, whole
+
 _FULL = "the disk is full; make room and give the same command again: what is done is kept"
 
 
@@ -17,7 +19,8 @@ def register(parts: argparse._SubParsersAction) -> None:
         help="make records of folders of segmentations",
         description="Cuts images and masks out of the sources, splits them by patient, asks, answers, checks and writes records. Give it "
         "again after a stop or after mending files: it does what is missing. Research only, not a medical device.",
-        epilog="Exit status: 0 all went in; 3 something was set aside (OUT/rejects.jsonl); 2 a mistake in what was given; 1 anything else.",
+        epilog="Exit status: 0 all went in; 3 something was set aside (OUT/rejects.jsonl); 2 a mistake in what was given; 130 stopped; "
+        "1 anything else.",
     )
     add = build.add_argument
     add("out", metavar="OUT", type=Path, help="the folder that the set is built in")
@@ -38,23 +41,23 @@ def register(parts: argparse._SubParsersAction) -> None:
     add("--answers", metavar="FILE", help="recorded answers, for --teacher replay")
     add(
         "--shard",
-        type=_shard,
+        type=shard,
         default=(0, 1),
         metavar="I/N",
-        help="read every N-th unit only; merge by copying OUT/samples together",
+        help="read every N-th unit only, from 0/N to N-1/N; merge by copying OUT/samples together",
     )
-    add("--jobs", type=int, default=_processors(), metavar="N", help="processes that read (default: one per processor)")
+    add(
+        "--jobs",
+        type=whole,
+        default=_processors(),
+        metavar="N",
+        help="processes that read (default: one per processor)",
+    )
     build.set_defaults(run=_build)
 
 
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _shard(text: str) -> tuple[int, int]:
-    if not (found := re.fullmatch(r"(\d+)/(\d+)", text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 0/3")
-    return int(found[1]), int(found[2])
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -73,7 +76,7 @@ def _build(arguments: argparse.Namespace) -> int:
     except (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, BlockingIOError) as error:
         return fail(error, 2)
     except KeyboardInterrupt:
-        return fail("stopped; the same command goes on", 1)
+        return fail("stopped; the same command goes on", INTERRUPTED)
     except BrokenProcessPool:
         return fail("a reading process died, perhaps for want of memory; the same command goes on, try fewer --jobs", 1)
     except (OSError, RuntimeError, sqlite3.Error) as error:
@@ -91,6 +94,7 @@ def _build(arguments: argparse.Namespace) -> int:
             f"{result.waiting} questions wait for the teacher: vital data distill run {out}, then this command again{aside}"
         )
     else:
+        aside = f"; {result.set_aside} set aside, listed when the records are made" if result.set_aside else ""
         print(f"{out}/samples: this shard is cut{aside}")
     return 3 if result.set_aside else 0
 

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vital_jax.commands.values import INTERRUPTED, count, positive, price, whole
+
 FILE = "distill.sqlite"  # within the folder that `vital data build` fills
-INTERRUPTED = 130
 
 
 def register(parts: argparse._SubParsersAction) -> None:
@@ -23,9 +24,10 @@ def register(parts: argparse._SubParsersAction) -> None:
     doors = distill.add_subparsers(dest="action", required=True, metavar="ACTION")
     run = _door(doors, "run", "ask what is pending", _run)
     add_settings(run)
-    run.add_argument("--limit", type=_whole, default=0, metavar="N", help="ask N tasks at most")
-    run.add_argument("--dry-run", action="store_true", help="only estimate tokens and cost")
-    run.add_argument(
+    run.add_argument("--limit", type=whole, default=0, metavar="N", help="ask N tasks at most")
+    instead = run.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="only estimate tokens and cost")
+    instead.add_argument(
         "--replay", metavar="FILE", help="take recorded replies (JSON lines or another store) instead of asking"
     )
     status = _door(doors, "status", "counts, rates and cost", _status)
@@ -38,9 +40,9 @@ def register(parts: argparse._SubParsersAction) -> None:
     )
     write = _door(batch, "write", "write request files to OUT/batches", _write)
     add_settings(write)
-    write.add_argument("--limit", type=_whole, default=0, metavar="N", help="write N tasks at most")
-    write.add_argument("--max-bytes", type=_whole, default=200_000_000, metavar="N", help="of one file (200 MB)")
-    write.add_argument("--max-requests", type=_whole, default=50_000, metavar="N", help="of one file (50,000)")
+    write.add_argument("--limit", type=whole, default=0, metavar="N", help="write N tasks at most")
+    write.add_argument("--max-bytes", type=whole, default=200_000_000, metavar="N", help="of one file (200 MB)")
+    write.add_argument("--max-requests", type=whole, default=50_000, metavar="N", help="of one file (50,000)")
     write.add_argument(
         "--form",
         default="json_schema",
@@ -53,7 +55,7 @@ def register(parts: argparse._SubParsersAction) -> None:
         _door(batch, "collect", "fetch the results of batches that are over", _collect),
         _door(batch, "read", "take a file of results fetched by hand", _read, "file"),
     ):
-        door.add_argument("--tries", type=_whole, default=5, metavar="N", help="replies per task before it is dropped")
+        door.add_argument("--tries", type=whole, default=5, metavar="N", help="replies per task before it is dropped")
         _prices(door)
     _door(batch, "drop", "give a batch up: its tasks are pending again", _drop, "name")
 
@@ -61,15 +63,15 @@ def register(parts: argparse._SubParsersAction) -> None:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """The flags that say how a teacher is asked; `settings` reads them."""
     parser.add_argument("--model", metavar="NAME", help="the teacher's name at the endpoint")
-    parser.add_argument("--concurrency", type=_whole, default=8, metavar="N", help="requests under way at once (8)")
+    parser.add_argument("--concurrency", type=whole, default=8, metavar="N", help="requests under way at once (8)")
     parser.add_argument(
-        "--per-minute", type=_positive, default=0, metavar="N", help="requests started per minute at most"
+        "--per-minute", type=positive, default=0, metavar="N", help="requests started per minute at most"
     )
-    parser.add_argument("--timeout", type=_positive, default=180, metavar="SECONDS", help="of one request (180)")
-    parser.add_argument("--transport-retries", type=int, default=6, metavar="N", help="after timeouts, 429 and 5xx (6)")
+    parser.add_argument("--timeout", type=positive, default=180, metavar="SECONDS", help="of one request (180)")
     parser.add_argument(
-        "--tries", type=_whole, default=5, metavar="N", help="replies per task before it is dropped (5)"
+        "--transport-retries", type=count, default=6, metavar="N", help="after timeouts, 429 and 5xx (6)"
     )
+    parser.add_argument("--tries", type=whole, default=5, metavar="N", help="replies per task before it is dropped (5)")
     parser.add_argument("--allow-upload", action="store_true", help="images not known as public may leave this machine")
     parser.add_argument(
         "--again", action="store_true", help="ask also what another model or other prompts have answered"
@@ -121,7 +123,9 @@ def _guarded(run: Callable, arguments: argparse.Namespace) -> int:
         with Store(Path(arguments.out) / FILE, create=False) as store:
             return run(store, arguments)
     except sqlite3.Error as error:
-        print(f"vital data distill: {Path(arguments.out) / FILE}: {error}; what it holds is whole", file=sys.stderr)
+        barred = any(words in str(error) for words in ("unable to open", "readonly"))
+        way_out = "it and its folder must be writable" if barred else "what it holds is whole"
+        print(f"vital data distill: {Path(arguments.out) / FILE}: {error}; {way_out}", file=sys.stderr)
         return 2
     except (OSError, ValueError, RuntimeError) as error:
         print(f"vital data distill: {' '.join(str(error).split())}", file=sys.stderr)
@@ -251,31 +255,13 @@ def _drop(store, arguments: argparse.Namespace) -> int:
 
 def _prices(parser: argparse.ArgumentParser) -> None:
     for flag, what in (("--price-in", "read"), ("--price-out", "written")):
-        parser.add_argument(flag, type=_price, metavar="X", help=f"price of a million tokens {what}, in any currency")
+        parser.add_argument(flag, type=price, metavar="X", help=f"price of a million tokens {what}, in any currency")
 
 
 def _priced(arguments: argparse.Namespace):
     from vital_jax.construct.distill.replies import Prices
 
     return Prices(arguments.price_in, arguments.price_out)
-
-
-def _whole(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
-
-
-def _positive(text: str) -> float:
-    if not 0 < (number := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError("must be over 0")
-    return number
-
-
-def _price(text: str) -> float:
-    if not 0 <= (number := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return number
 
 
 def _object(text: str) -> dict:

@@ -1,9 +1,10 @@
 """`vital data features` and `vital data grid`: region features beside finished records, and the search for their rule (VITAL A.5)."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
+
+from vital_jax.commands.values import shard, share
 
 _RESEARCH = "Research only, not a medical device."
 
@@ -14,11 +15,11 @@ def register(parts: argparse._SubParsersAction) -> None:
         "features", help="extract region features beside records", description=f"{__doc__.splitlines()[0]} {_RESEARCH}"
     )
     _common(features)
-    features.add_argument("--threshold", type=_share_of_one, default=0.2, metavar="T", help="default 0.2")
-    features.add_argument("--margin", type=_share_of_one, default=0.05, metavar="P", help="default 0.05")
+    features.add_argument("--threshold", type=share, default=0.2, metavar="T", help="default 0.2")
+    features.add_argument("--margin", type=share, default=0.05, metavar="P", help="default 0.05")
     features.add_argument("--splits", nargs="+", metavar="SPLIT", help="by default all")
     features.add_argument(
-        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="one of N ranges of the work, from 0/N on"
+        "--shard", type=shard, default=(0, 1), metavar="I/N", help="one of N ranges of the work, from 0/N to N-1/N"
     )
     features.set_defaults(run=_features)
     grid = parts.add_parser("grid", help="search over T and P with three metrics", description=_RESEARCH)
@@ -44,21 +45,6 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hook", default="block", help="block (default), or post_layernorm")
     parser.add_argument("--batch", type=int, metavar="N", help="images per call over all devices; default 8 a device")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="cap on the image area of a Qwen3-VL tower")
-
-
-def _share_of_one(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    i, n = map(int, found.groups()) if found else (0, 0)
-    if i >= n:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of 0/N .. N-1/N, such as 0/3")
-    return i, n
 
 
 def _say(line: str) -> None:

@@ -43,6 +43,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
     if arguments.apply and not arguments.verdicts:
         raise ValueError("--apply needs --verdicts FILE, the file downloaded from the page")
+    arguments.folder = _home(arguments.folder)
     if arguments.verdicts:
         return _judged(arguments)
     drawn = audit.draw(arguments.folder, arguments.share, arguments.seed, arguments.limit)
@@ -53,6 +54,12 @@ def _audit(arguments: argparse.Namespace) -> int:
     )
     _say(f"verdicts, then: vital data audit {arguments.folder} --verdicts FILE. For research use only.")
     return 0
+
+
+def _home(folder: str) -> str:
+    """The set, where its own `records` are named: they are written anew in time, and the factory looks for rejected ids beside them."""
+    path = Path(folder).absolute()
+    return str(path.parent) if path.name == "records" and (path.parent / "plan.json").is_file() else folder
 
 
 def _judged(arguments: argparse.Namespace) -> int:

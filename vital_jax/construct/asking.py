@@ -52,6 +52,7 @@ class Asker:
     def __init__(self, settings: Settings, parts: Parts, units: Sequence[Held], audited: Mapping[str, str]):
         self.settings, self.parts, self.units, self.audited = settings, parts, units, audited
         self.targets = load_targets()
+        self._made: set[bytes] = set()  # ids of records
 
     def rejects(self, source: str, unit: str, entry: Entry | None) -> Iterator[dict]:
         """What was set aside when a unit was cut."""
@@ -181,6 +182,11 @@ class Asker:
         """A record but for its bytes, checked as a record is."""
         if fields["id"] in self.audited:
             return _reject(*unit, fields["id"], self.audited[fields["id"]], "rejected by the audit", "audit")
+        # A finished record may be what a sample's question made once: both folders are given, the set and its export.
+        key = hashlib.sha256(fields["id"].encode()).digest()[:8]
+        if key in self._made:
+            return _reject(*unit, fields["id"], "duplicate-id", "another record had this id before", "ask")
+        self._made.add(key)
         try:
             Record(images=(b"-",) * len(images), masks=(b"-",) * len(masks), **fields)
         except ValueError as error:

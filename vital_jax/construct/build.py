@@ -132,7 +132,7 @@ def assign_splits(records: Iterable[Record], val: float = 0.075, test: float = 0
     Raises:
       ValueError: shares that are no shares, or a record without `group` in its metadata.
     """
-    if min(val, test) < 0 or val + test > 1:
+    if not (min(val, test) >= 0 and val + test <= 1):
         raise ValueError(f"shares must be between 0 and 1 together, not val={val} and test={test}")
     side, dropped = {}, 0
     for record in records:

@@ -6,13 +6,13 @@
     gate    every chain through the quality gate                     OUT/rejects.jsonl
     write   records, without those that people rejected             OUT/records, OUT/report.md
 
-The result is a function of the sources, of OUT/plan.json and of what an audit rejected (OUT/audit_rejects.jsonl) alone: not of the number
-of processes, of how the work was divided over machines, of the order in which parts were finished, nor of how often a run was killed. Only
-`cut` is slow. The stages after it work on what it measured, so they are simply run again; `write` is left out where it would write what
-OUT/records holds.
+The result is a function of the sources, of OUT/plan.json, of the tables in `data/` and of what an audit rejected
+(OUT/audit_rejects.jsonl) alone: not of the number of processes, of how the work was divided over machines, of the order in which parts were
+finished, nor of how often a run was killed. Only `cut` is slow. The stages after it work on what it measured, so they are simply run again;
+`write` is left out where it would write what OUT/records holds.
 
 A sample that cannot be used is set aside with a code, and the rest goes on. Memory does not grow with images: per unit about 2 KB (what the
-source lists and where the store has it), per picture 24 bytes, per sample and per record 150 bytes (ids, so that none comes twice).
+source lists and where the store has it), per picture 24 bytes, per sample 150 bytes and per record 250 (ids, so that none comes twice).
 
 Research only, not a medical device.
 """
@@ -40,7 +40,7 @@ from vital_jax.construct.report import EXPECTED, Report
 from vital_jax.construct.settings import Settings, keep_plan, open_jobs
 from vital_jax.construct.source import Source
 from vital_jax.construct.splits import Pictures, assign, first_names
-from vital_jax.pipeline.records import Record, write_splits
+from vital_jax.pipeline.records import Record, RecordSource, write_splits
 
 FULL = cut.FULL
 _BATCH = 1024  # questions that wait together for their lessons
@@ -83,13 +83,21 @@ def build(
 
     Raises:
       FileNotFoundError, ValueError: a mistake in the sources or settings, other settings than those of OUT/plan.json, no record at all.
+      FileExistsError: OUT/records was made by something else.
       BlockingIOError: another run is at work in OUT.
       OSError: the disk is full, for one; what is done is kept.
     """
     out, options = Path(out), Settings(**settings)
     number, of = shard
     if not 0 <= number < of:
-        raise ValueError(f"shard {number}/{of}: use 0/{of} .. {of - 1}/{of}")
+        raise ValueError(f"shard {number}/{of}: the first of 3 is 0/3 and the last 2/3")
+    if jobs < 1:
+        raise ValueError(f"jobs {jobs}: at least one process reads")
+    if of == 1 and options.answers and not Path(options.answers).is_file():
+        raise FileNotFoundError(f"{options.answers}: no recorded answers here")
+    # What is written anew takes the place of what was there; without the note beside it, that is somebody else's.
+    if (out / "records").exists() and not (out / "records.json").exists():
+        raise FileExistsError(f"{out}/records: not made by `vital data build`; move it away, or name another folder")
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out), Progress(shown) as progress:
         opened = open_jobs(sources)
@@ -279,7 +287,8 @@ class _Run:
         folder, note = self.out / "records", self.out / "records.json"
         if not sum(self.report.splits.values()):
             raise ValueError(f"{self.out}: no record could be made; {self.out}/rejects.jsonl says why")
-        if folder.exists() and note.exists() and json.loads(note.read_text(encoding="utf-8")) == {"content": content}:
+        told = json.dumps({"content": content})
+        if note.exists() and note.read_text(encoding="utf-8") == told and _whole(folder, self.report.splits):
             self.progress.say("write: the records are there")
             return
         beside = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
@@ -288,15 +297,18 @@ class _Run:
                 f"{folder}: these records are to be written anew, but {', '.join(beside)} in it was made for the old ones; "
                 "move or remove the folder, then run again"
             )
-        fresh = self.out / "records.next"
-        for left in (fresh, *self.out.glob(f".{fresh.name}.*.tmp")):
+        fresh, old = self.out / "records.next", self.out / ".records.old.tmp"
+        for left in (fresh, old, *self.out.glob(f".{fresh.name}.*.tmp")):
             shutil.rmtree(left, ignore_errors=True)
         with self.progress.stage("write", sum(self.report.splits.values()), "records") as stage:
             write_splits(self._pairs(lines, stage), fresh)
-            note.unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            # In this order a kill leaves no records without their note, and no note that speaks of other records.
+            if folder.exists():
+                folder.rename(old)
+            with _replaced(note) as file:
+                file.write(told)
             fresh.rename(folder)
-            note.write_text(json.dumps({"content": content}), encoding="utf-8")
+            shutil.rmtree(old, ignore_errors=True)
 
     def _pairs(self, lines: Path, stage: Stage) -> Iterator[tuple[str, Record]]:
         with lines.open(encoding="utf-8") as file:
@@ -309,6 +321,14 @@ class _Run:
 
 def _needs_lesson(one: Asked | dict) -> bool:
     return isinstance(one, Asked) and one.lesson is None
+
+
+def _whole(folder: Path, splits: Mapping[str, int]) -> bool:
+    """Whether a record folder has all its files, and these numbers of records."""
+    try:
+        return all(len(RecordSource(folder, split)) == number for split, number in splits.items())
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 @contextmanager

@@ -9,7 +9,7 @@ is a drawing of its own above the untouched image, so that one can look without 
 import hashlib
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -102,13 +102,15 @@ def traits(row: dict, split: str) -> dict[str, str]:
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def picture(data: bytes, name: str, side: int = SIDE) -> tuple[str, tuple[int, int], dict]:
+def picture(
+    data: bytes, name: str, side: int = SIDE, window: Sequence[float] | None = None
+) -> tuple[str, tuple[int, int], dict]:
     """An encoded image as a data URL of a JPEG of at most `side` pixels, (width, height) to show it at, and `decode`'s info.
 
-    An image smaller than `side` keeps its pixels and is shown enlarged.
+    An image smaller than `side` keeps its pixels and is shown enlarged; one deeper than 8 bits is shown in `window`, as it is trained on.
     Raises: ValueError as `pipeline.images.decode`, naming `name`.
     """
-    image, info = decode(data, name)
+    image, info = decode(data, name, window)
     scale = side / max(image.size)
     shown = tuple(max(1, round(length * scale)) for length in image.size)
     if scale < 1:
@@ -159,7 +161,7 @@ class Album:
 
     def __init__(self):
         self.pictures: list[dict] = []
-        self._seen: dict[bytes, tuple[int, dict]] = {}
+        self._seen: dict[tuple[bytes, str], tuple[int, dict]] = {}
 
     def show(self, record: Record) -> list[dict]:
         """Per image of a record {"picture": its number, "outline": data URL or "", "alt": words for who cannot see it}.
@@ -170,9 +172,10 @@ class Album:
 
     def _one(self, record: Record, number: int) -> dict:
         name = f"record {record.id!r}: image {number + 1}"
-        key = hashlib.sha256(record.images[number]).digest()
+        window = record.metadata.get("window")
+        key = hashlib.sha256(record.images[number]).digest(), str(window)
         if key not in self._seen:
-            source, (width, height), info = picture(record.images[number], name)
+            source, (width, height), info = picture(record.images[number], name, window=window)
             self._seen[key] = len(self.pictures), info
             self.pictures.append({"src": source, "width": width, "height": height})
         at, info = self._seen[key]

@@ -135,7 +135,7 @@ def new_part(folder: Path) -> Iterator[Writer]:
 
 def source_folder(samples: Path, source: str) -> Path:
     """Where the parts of a source stand. Raises: ValueError for a name that is none of a folder."""
-    if not re.fullmatch(r"[^/\\\0]+", source) or source.startswith("."):
+    if not re.fullmatch(r"[^/\\\0]+", source) or source.startswith(".") or not source.isprintable():
         raise ValueError(f"source name {source!r} cannot be a folder's name; give the source another one")
     return samples / source
 

@@ -91,7 +91,8 @@ class Progress:
         """A line for something that was set aside."""
         self._rejects += 1
         if self._rejects <= _REJECTS:
-            self.say(f"{reject['source']}/{reject['file']}: {reject['reason']} [{reject['code']}]")
+            line = f"{reject['source']}/{reject['file']}: {reject['reason']} [{reject['code']}]"
+            self.say(" ".join(line.split()))  # a file's name may hold the end of a line
 
     def _clear(self) -> None:
         if self._terminal and self._width:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from vital_jax.construct.cut import Job
+from vital_jax.construct.parts import source_folder
 from vital_jax.construct.questions import FORMS, load_templates
 from vital_jax.construct.source import Source
 from vital_jax.construct.sources import find_sources, open_source
@@ -63,12 +64,13 @@ class Settings:
                 raise ValueError(
                     f"unknown {key} {getattr(self, key)!r}: use {', '.join(known)}{_near(getattr(self, key), known)}"
                 )
-        if not isinstance(self.questions, int) or not 1 <= self.questions <= len(load_templates()):
+        if type(self.questions) is not int or not 1 <= self.questions <= len(load_templates()):
             raise ValueError(f"questions must be 1..{len(load_templates())}, not {self.questions!r}")
-        if not isinstance(self.seed, int):
+        if type(self.seed) is not int:
             raise ValueError(f"seed must be a whole number, not {self.seed!r}")
         shares = (self.val, self.test)
-        if not all(isinstance(share, int | float) for share in shares) or min(shares) < 0 or sum(shares) > 1:
+        # Said so that what is no number at all (nan) is no share either.
+        if not (all(type(share) in (int, float) for share in shares) and min(shares) >= 0 and sum(shares) <= 1):
             raise ValueError(f"shares must be between 0 and 1 together, not val={self.val!r} and test={self.test!r}")
         if (self.teacher == "replay") != bool(self.answers):
             raise ValueError("answers is the file that teacher = replay reads: give both or neither")
@@ -89,6 +91,8 @@ def read_plan_file(path: str | Path) -> tuple[list[dict], dict[str, Any]]:
       FileNotFoundError: no such file. ValueError: not TOML, or a key that is none, with the nearest that is.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no plan file here")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -103,6 +107,8 @@ def read_plan_file(path: str | Path) -> tuple[list[dict], dict[str, Any]]:
     ):
         raise ValueError(f"{path}: sources are tables [[source]], each with a path")
     sources = [row | {"path": str(path.parent / row["path"])} for row in sources]
+    if not isinstance(table.get("answers", ""), str):
+        raise ValueError(f"{path}: answers is the name of a file, not {table['answers']!r}")
     if table.get("answers"):
         table["answers"] = str(path.parent / table["answers"])
     return sources, table
@@ -116,8 +122,13 @@ def read_plan(out: Path) -> dict | None:
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
         version = plan["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a plan ({error!r}); remove it, and the next run makes it again") from error
+        if version == VERSION:
+            for row, keys in ((plan, KEYS), *((row, ("path", "kind", "options")) for row in plan["sources"])):
+                if missing := {*keys} - row.keys():
+                    raise ValueError(f"without {', '.join(sorted(missing))}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: not a plan ({reason}); remove it, and a run with --source makes it again") from error
     if version != VERSION:
         raise ValueError(f"{path}: plan version {version}, this vital_jax reads {VERSION}")
     return plan
@@ -139,8 +150,9 @@ def keep_plan(out: Path, jobs: Sequence[Job], settings: Settings) -> None:
         return
     changed = sorted(key for key in {*held, *plan} if held.get(key) != plan.get(key))
     if changed:
+        same = "give the same (without --source, the planned ones)" if "sources" in changed else "give the same"
         raise ValueError(
-            f"{out}/plan.json was made with another {', '.join(changed)}; give the same, or name another folder "
+            f"{out}/plan.json was made with another {', '.join(changed)}; {same}, or name another folder "
             f"(with a copy of {out}/samples in it, what is the same is not read again)"
         )
 
@@ -155,7 +167,7 @@ def open_jobs(given: Sequence[str | Path | Mapping | Source]) -> list[Job]:
       given: folders (a source, or one that holds sources), {"path", "kind", options of its reader...}, or open sources.
 
     Raises:
-      FileNotFoundError, ValueError: nothing to read there, or two sources of one name.
+      FileNotFoundError, ValueError: nothing to read there, two sources of one name, or a name that is none of a folder.
     """
     plain, jobs = [], []
     for each in given:
@@ -174,6 +186,7 @@ def open_jobs(given: Sequence[str | Path | Mapping | Source]) -> list[Job]:
         raise ValueError("no source: name at least one folder with --source")
     names: dict[str, Source] = {}
     for source in (job.source for job in jobs):
+        source_folder(Path(), source.name)  # before the plan is kept
         other = names.setdefault(source.name, source)
         if other is not source:
             raise ValueError(

@@ -29,6 +29,7 @@ KINDS = {
     "dicom": Dicom,
 }
 SHARED = ("manifest", "volumes", "dicom")
+_TYPES = {bool: "true or false", int: "a whole number", str: "text"}  # of a reader's options
 DEPTH = 3  # folders below the given one: BiomedParse keeps some sets in folders of sets
 _LAYOUTS = (
     "dataset.json with imagesTr (msd), records-*.jsonl (records), X beside X_mask (biomedparse), questions.jsonl or VQA-RAD's JSON (vqa), "
@@ -48,11 +49,11 @@ def open_source(path: str | Path, kind: str = "", options: Mapping[str, Any] | N
     Args:
       path: the folder.
       kind: a key of `KINDS`; by default the one that claims the folder.
-      options: arguments of the reader, such as {"licence": "CC0-1.0"}.
+      options: arguments of the reader that a plan file can hold, such as {"licence": "CC0-1.0"}.
 
     Raises:
       FileNotFoundError: no such folder.
-      ValueError: an unknown kind or option, no reader for the folder, or several.
+      ValueError: an unknown kind or option, an option of another type, no reader for the folder, or several.
     """
     root = _folder(path)
     found = [kind] if kind else kinds_of(root)
@@ -63,9 +64,12 @@ def open_source(path: str | Path, kind: str = "", options: Mapping[str, Any] | N
     if found[0] not in KINDS:
         raise ValueError(f"unknown kind {kind!r} of source: use {', '.join(KINDS)}")
     reader = KINDS[found[0]]
-    known = [item.name for item in fields(reader) if item.init and item.name != "root"]
-    if unknown := sorted(set(options or {}) - set(known)):
-        raise ValueError(f"{root}: {found[0]} has no option {unknown[0]!r}, only {', '.join(known)}")
+    known = {item.name: type(item.default) for item in fields(reader) if item.init and type(item.default) in _TYPES}
+    for name, value in (options or {}).items():
+        if name not in known:
+            raise ValueError(f"{root}: {found[0]} has no option {name!r}, only {', '.join(known)}")
+        if type(value) is not known[name]:
+            raise ValueError(f"{root}: option {name} is {_TYPES[known[name]]}, not {value!r}")
     return reader(root=root, **(options or {}))
 
 

@@ -145,7 +145,7 @@ def assign(weights: Mapping[int, Counter], names: Mapping[int, str], val: float,
 
     Raises: ValueError for shares that are none.
     """
-    if min(val, test) < 0 or val + test > 1:
+    if not (min(val, test) >= 0 and val + test <= 1):
         raise ValueError(f"shares must be between 0 and 1 together, not val={val} and test={test}")
     strata = sorted({stratum for counts in weights.values() for stratum in counts})
     column = {stratum: i for i, stratum in enumerate(strata)}

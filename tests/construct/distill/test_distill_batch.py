@@ -283,6 +283,20 @@ def test_an_unwritable_store_is_one_line(store, tmp_path, capsys, monkeypatch):
     assert status == 2 and len(err.splitlines()) == 1 and "distill.sqlite: database or disk is full" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--dry-run", "--replay", "x"), "not allowed with argument --dry-run"),
+        (("--transport-retries", "-1"), "'-1' is not a whole number, 0 or more"),
+        (("--concurrency", "two"), "'two' is not a whole number, 1 or more"),
+    ],
+)
+def test_flags_that_cannot_be_meant(store, tmp_path, capsys, words, message):
+    with pytest.raises(SystemExit):
+        vital(capsys, "run", tmp_path, "--model", "m", *words)
+    assert message in capsys.readouterr().err
+
+
 def test_masks_that_do_not_fit_are_dropped_from_batches(tmp_path):
     with Store(tmp_path / "s") as store:
         store.add([make_task(0, mask=png(mask=True, size=(9, 9))), make_task(1)])

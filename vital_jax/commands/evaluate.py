@@ -1,0 +1,322 @@
+"""`vital evaluate score|compare|export|list`: answers that somebody has already decoded, in files, to numbers that can be compared.
+
+No model is loaded and no image is opened here, so a predictions file from any program can be scored on a laptop. Whatever would change the
+denominator in silence (an item without an answer, an answer without an item, an id twice) is an error with its count and first ids.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+_RESEARCH = "Research software, not a medical device."
+_FILES = ("predictions.jsonl", "table.md", "table.csv")
+_SHOWN = 5  # ids or dropped rows named in one line
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    """Adds `evaluate` and its sub-commands to the parser of `vital`."""
+    evaluate = commands.add_parser("evaluate", help="score and compare answers under named protocols")
+    parts = evaluate.add_subparsers(dest="part", required=True, metavar="PART")
+
+    score = _part(parts, "score", _score, "score a predictions file against a benchmark")
+    _inputs(score)
+    score.add_argument(
+        "--protocol", required=True, metavar="NAME", help="of `vital evaluate list`, or official: the benchmark's own"
+    )
+    score.add_argument("--compat", action="store_true", help="the published scorer's own arithmetic, mistakes included")
+    score.add_argument("--judge", action="store_true", help='use the verdicts that came as "judge" with the answers')
+    score.add_argument("--partial", action="store_true", help="score the items that are answered, and say so")
+    score.add_argument(
+        "--by",
+        default="",
+        metavar="KEY,KEY",
+        help="also show the scores by modality, question_type, language, subject or task",
+    )
+    score.add_argument("--out", type=Path, metavar="FOLDER", help=f"also write {', '.join(_FILES)}; overwrites nothing")
+
+    compare = _part(parts, "compare", _compare, "two systems on the same questions: McNemar's test and a bootstrap")
+    for side in "AB":
+        compare.add_argument(
+            side.lower(), type=Path, metavar=side, help="what score wrote: the folder, or its predictions"
+        )
+    compare.add_argument(
+        "--measure", default="correct", metavar="NAME", help="correct (default), or a measure of the protocol"
+    )
+
+    export = _part(parts, "export", _export, "write answers as the files that another program's scorer reads")
+    export.add_argument("harness", metavar="HARNESS", help="lmms_eval, vlmevalkit or medevalkit")
+    _inputs(export)
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="overwrites nothing in it")
+    export.add_argument("--model", default="vital", metavar="NAME", help="what the file calls the model; default vital")
+    export.add_argument("--task", default="", metavar="NAME", help="the program's name of the benchmark, if not known")
+    export.add_argument("--indices", type=Path, metavar="FILE", help='JSON {"id": place in the program\'s own data}')
+
+    listing = _part(parts, "list", _list, "benchmarks and where to get them, protocols and their versions")
+    listing.add_argument("--defects", action="store_true", help="also what is known to be wrong with other scorers")
+
+
+def _part(parts: argparse._SubParsersAction, name: str, run, about: str) -> argparse.ArgumentParser:
+    parser = parts.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}. {_RESEARCH}")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--benchmark", required=True, metavar="NAME", help="of `vital evaluate list`")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="PATH", help="the folder, zip archive or question file it lies in"
+    )
+    parser.add_argument("--split", default="test", metavar="S", help="default test")
+    parser.add_argument(
+        "--predictions", type=Path, required=True, metavar="FILE", help='JSON lines with "id" and "prediction"'
+    )
+
+
+# --- the commands -----------------------------------------------------------------------------------
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from vital_jax.evaluate.protocols import apply, write_predictions
+    from vital_jax.evaluate.protocols.core import KEYS
+
+    keys = [key.strip() for key in arguments.by.split(",") if key.strip()]
+    if unknown := [key for key in keys if key not in KEYS]:
+        raise ValueError(f"--by {', '.join(unknown)}: there are {', '.join(KEYS)}")
+    if arguments.out:
+        _refuse(arguments.out, *_FILES)
+    protocol = _protocol(arguments)
+    loaded, rows = _load(arguments), _read(arguments.predictions)
+    items, rows, notes = _matched(loaded, rows, arguments.predictions, arguments.partial)
+    scored = apply(protocol, items, rows)
+    if len(items) < len(loaded.items):
+        said = f"partial: only the {len(items)} of {len(loaded.items)} items that are answered"
+        scored = replace(scored, metrics=[replace(metric, rule=f"{metric.rule}; {said}") for metric in scored.metrics])
+    print(_report(loaded, scored, keys, notes, _SHOWN), end="")
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_predictions(arguments.out / _FILES[0], scored.rows)
+        (arguments.out / _FILES[1]).write_text(_report(loaded, scored, keys, notes, None), encoding="utf-8")
+        (arguments.out / _FILES[2]).write_text(_csv(loaded, scored), encoding="utf-8", newline="")
+        _say(f"wrote {arguments.out}: {', '.join(_FILES)}")
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from vital_jax.evaluate.paired import compare, comparison_table
+
+    paths = [path / _FILES[0] if path.is_dir() else path for path in (arguments.a, arguments.b)]
+    sides, protocols = [_read(path) for path in paths], []
+    for path, rows in zip(paths, sides, strict=True):
+        if raw := [row["id"] for row in rows if not row.get("protocol") or not isinstance(row.get("correct"), bool)]:
+            raise ValueError(
+                f"{path}: {len(raw)} of {len(rows)} rows are not scored: {_some(raw)}; "
+                "give what `vital evaluate score --out` wrote"
+            )
+        protocols.append(", ".join(sorted({str(row["protocol"]) for row in rows})))
+    if protocols[0] != protocols[1]:
+        raise ValueError(
+            f"{paths[0]} is scored under {protocols[0]} and {paths[1]} under {protocols[1]}; score both under one protocol"
+        )
+    found = compare(*sides, measure=arguments.measure)
+    names = [path.parent.absolute().name if path.name == _FILES[0] else path.stem for path in paths]
+    names = list(map(str, paths)) if names[0] == names[1] else names
+    print(f"{protocols[0]}, measure: {arguments.measure}\n\n{comparison_table(found, *names)}")
+    _say(_RESEARCH)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from tempfile import TemporaryDirectory
+
+    from vital_jax.evaluate.exports import EXPORTS
+
+    if arguments.harness not in EXPORTS:
+        raise ValueError(f"no format {arguments.harness!r}; there are {', '.join(EXPORTS)}")
+    _refuse(arguments.out)
+    indices = _indices(arguments.indices) if arguments.indices else None
+    if arguments.harness == "medevalkit":
+        if arguments.task or indices:
+            raise ValueError("medevalkit takes neither --task nor --indices: its file carries the questions themselves")
+        more: tuple[Any, ...] = ()
+    else:
+        more = (arguments.model, arguments.task, indices)
+    loaded, rows = _load(arguments), _read(arguments.predictions)
+    items, rows, _ = _matched(loaded, rows, arguments.predictions)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    # The format names its file; only when that is known can it be seen whether one is there.
+    with TemporaryDirectory(dir=arguments.out, prefix=".export-") as folder:
+        made = EXPORTS[arguments.harness](items, rows, folder, *more)
+        _refuse(arguments.out, made.name)
+        print(made.replace(arguments.out / made.name))
+    _say(f"{len(items)} answers. {_RESEARCH}")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from vital_jax.evaluate.benchmarks import BENCHMARKS
+    from vital_jax.evaluate.protocols import OFFICIAL, defects_table, family, protocols_table
+
+    lines = ["Benchmarks (nothing is downloaded)", ""]
+    for name, benchmark in BENCHMARKS.items():
+        own = OFFICIAL.get(family(name))
+        lines += [
+            f"{name} (splits: {', '.join(benchmark.splits) or 'any'}; official protocol: {own or 'none'})",
+            f"  {benchmark.where or 'your own data'}; licence: {benchmark.licence}",
+        ]
+    lines += ["", "Protocols (name/version)", "", protocols_table()]
+    if arguments.defects:
+        lines += ["", "Known defects of scorers", "", defects_table()]
+    print("\n".join(lines))
+    _say(_RESEARCH)
+    return 0
+
+
+# --- what goes in -----------------------------------------------------------------------------------
+
+
+def _protocol(arguments: argparse.Namespace):
+    from vital_jax.evaluate.protocols import get, official
+
+    name = official(arguments.benchmark).name if arguments.protocol == "official" else arguments.protocol
+    return get(name, compat=arguments.compat, judge=arguments.judge)
+
+
+def _load(arguments: argparse.Namespace):
+    from vital_jax.evaluate.benchmarks import load
+
+    try:
+        return load(arguments.benchmark, arguments.data, arguments.split)
+    except ImportError as error:
+        raise RuntimeError(str(error)) from error
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a predictions file. Raises: FileNotFoundError, ValueError; both name the file."""
+    from vital_jax.evaluate.protocols import read_predictions
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {'a folder, not' if path.is_dir() else 'there is no such'} predictions file")
+    try:
+        return read_predictions(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not text in UTF-8; save it as UTF-8") from error
+    except ValueError as error:
+        # The reader stops at the first line; whether it is one stray line or a file appended to itself is worth knowing.
+        if twice := _twice(path):
+            raise ValueError(f"{error} ({len(twice)} ids are answered more than once: {_some(twice)})") from error
+        raise
+
+
+def _twice(path: Path) -> list[str]:
+    import json
+    from collections import Counter
+
+    keys = Counter()
+    with path.open(encoding="utf-8-sig") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except (json.JSONDecodeError, RecursionError):
+                continue
+            if isinstance(row, dict) and "id" in row:
+                keys[str(row.get("benchmark") or ""), str(row["id"])] += 1
+    return [name for (_, name), count in keys.items() if count > 1]
+
+
+def _matched(loaded, rows: list[dict[str, Any]], path: Path, partial: bool | None = None):
+    """(items, their rows, notes): all of them, or with `partial` those that are on both sides; None where that is no way out.
+
+    Raises: ValueError, one line with how many items and predictions have no counterpart, and the first ids of each.
+    """
+    by_key = {(row.get("benchmark") or "", row["id"]): row for row in rows}
+    items, kept, lacking = [], [], []
+    for item in loaded.items:
+        # As `protocols.core.pair`: a prediction that names its benchmark goes before one that does not.
+        keys = [key for key in ((item.benchmark, item.id), ("", item.id)) if key in by_key]
+        if keys:
+            items.append(item)
+            kept.append(by_key.pop(keys[0]))
+        else:
+            lacking.append(item.id)
+    strangers = ["/".join(filter(None, key)) for key in by_key]
+    if not items:
+        raise ValueError(
+            f"{path}: no prediction belongs to an item; ids there are like {_some(strangers)}, "
+            f"of {loaded.benchmark} {loaded.split} like {_some(lacking)}"
+        )
+    faults = []
+    if lacking:
+        faults.append(f"{len(lacking)} of {len(loaded.items)} items have no prediction: {_some(lacking)}")
+    if strangers:
+        faults.append(f"{len(strangers)} of {len(rows)} predictions belong to no item: {_some(strangers)}")
+    if faults and not partial:
+        way_out = "the format needs the whole split" if partial is None else "mend the file, or give --partial"
+        raise ValueError(f"{path} against {loaded}: {'; '.join(faults)}; {way_out}")
+    return items, kept, faults
+
+
+def _indices(path: Path) -> dict[str, int | str]:
+    import json
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(found, dict) or not all(isinstance(place, int | str) for place in found.values()):
+        raise ValueError(f'{path}: needs one object {{"id": place}}')
+    return found
+
+
+# --- what comes out ---------------------------------------------------------------------------------
+
+
+def _report(loaded, scored, keys: list[str], notes: list[str], most: int | None) -> str:
+    """The page: what was read, what was left out and why, the table, and the breakdown by `keys`."""
+    from dataclasses import replace
+
+    lines = [f"# {loaded.benchmark} {loaded.split} under {scored.protocol}", "", f"{loaded}."]
+    lines += [f"- {detail}" for detail in loaded.details[:most]]
+    if more := len(loaded.details[most:]) if most is not None else 0:
+        lines.append(f"- and {more} more")
+    lines += [f"Partial: {note}." for note in notes]
+    lines += ["", scored.table()]
+    for key in keys:
+        chosen = [metric for metric in scored.metrics if metric.group.startswith(f"{key}=")]
+        found = replace(scored, metrics=chosen).breakdown() or f"The items do not differ in {key}."
+        lines += ["", f"## By {key}", "", found]
+    return "\n".join([*lines, "", _RESEARCH, ""])
+
+
+def _csv(loaded, scored) -> str:
+    """Every score with all groups; value, low and high as they are, 0.5 for 50 %."""
+    import csv
+    import io
+
+    names = ("measure", "group", "n", "value", "low", "high", "interval", "rule")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["protocol", "benchmark", "split", *names])
+    for metric in scored.metrics:
+        values = [getattr(metric, name) for name in names]
+        writer.writerow([scored.protocol, loaded.benchmark, loaded.split, *values])
+    return text.getvalue()
+
+
+def _refuse(folder: Path, *names: str) -> None:
+    """Raises: FileExistsError, one of the files is in the folder, or the folder is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder}: is a file; name a folder")
+    if there := [name for name in names if (folder / name).exists()]:
+        raise FileExistsError(f"{folder}: {', '.join(there)} would be overwritten; name another folder")
+
+
+def _some(ids: list[str]) -> str:
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return ", ".join(ids[:_SHOWN]) + more
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

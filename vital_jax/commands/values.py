@@ -1,0 +1,50 @@
+"""Values of flags that several doors take, so that one flag means and refuses the same everywhere."""
+
+import argparse
+import re
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
+def shard(text: str) -> tuple[int, int]:
+    """I/N of the machines that share a work, counted from 0. Raises: argparse.ArgumentTypeError."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    i, n = map(int, found.groups()) if found else (0, 0)
+    if i >= n:
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N: the first of 3 is 0/3 and the last 2/3")
+    return i, n
+
+
+def whole(text: str) -> int:
+    """A whole number from 1. Raises: argparse.ArgumentTypeError."""
+    return _number(text, int, "a whole number, 1 or more", lambda number: number >= 1)
+
+
+def count(text: str) -> int:
+    """A whole number from 0. Raises: argparse.ArgumentTypeError."""
+    return _number(text, int, "a whole number, 0 or more", lambda number: number >= 0)
+
+
+def positive(text: str) -> float:
+    """A number over 0. Raises: argparse.ArgumentTypeError."""
+    return _number(text, float, "a number over 0", lambda number: 0 < number < float("inf"))
+
+
+def price(text: str) -> float:
+    """A number from 0. Raises: argparse.ArgumentTypeError."""
+    return _number(text, float, "a number, 0 or more", lambda number: 0 <= number < float("inf"))
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1. Raises: argparse.ArgumentTypeError."""
+    return _number(text, float, "a number from 0 to 1", lambda number: 0 <= number <= 1)
+
+
+def _number(text: str, kind: type, what: str, good) -> int | float:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = float("nan")
+    if not good(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return number
