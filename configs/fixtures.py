@@ -1,8 +1,8 @@
-"""VITAL on the real image-mask folders of the test data, nine modalities, with a small random backbone: the real path end to end.
+"""VITAL on everything with masks or labels in the test data, nine modalities, with a small random backbone: the real path end to end.
 
     VITAL_FIXTURES=... python train.py --config=configs/fixtures.py
 
-A few hundred images and a random backbone make no medical model; what is shown is that every part works on real files.
+A few thousand slices and images and a random backbone make no medical model; what is shown is that every part works on real files.
 `configs/fixtures.py:overfit` keeps to 32 records, drops out nothing, and should reach zero loss and exact answers.
 """
 
