@@ -35,9 +35,6 @@ def command(shared, workdir, *overrides):
         "model.tiny.layers": 2,
         "data.records": shared / "records",
         "data.encoder": shared / "siglip",
-        "data.build.source": "phantoms",
-        "data.build.count": 24,
-        "data.build.val": 0.2,
         "data.max_pixels": 64 * 64,
         "data.buckets": "((96, 16),)",
         "batch": 8,
@@ -48,7 +45,7 @@ def command(shared, workdir, *overrides):
         "eval.answers": 2,
     }
     arguments = [f"--config.{key}={value}" for key, value in small.items()]
-    return [sys.executable, "train.py", "--config=configs/fixtures.py", *arguments, *PHASES, *overrides]
+    return [sys.executable, "train.py", "--config=tests/recipe.py", *arguments, *PHASES, *overrides]
 
 
 def environment(shared):
