@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "vital_jax"
 # Nothing imports upward, and rooms on one floor do not import each other.
 FLOORS = {
-    1: ("pipeline", "training", "kernels"),
+    1: ("pipeline", "training", "kernels", "statistics"),
     2: ("models",),
     3: ("construct", "hub", "latent"),
     4: ("methods",),

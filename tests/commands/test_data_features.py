@@ -142,7 +142,7 @@ def test_a_damaged_record_is_named_and_the_status_says_so(tmp_path, encoder, cap
 
 
 def test_what_is_refused_says_so(records, encoder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: not a record folder"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no finished record folder"):
         vital("features", tmp_path / "nowhere", "--encoder", encoder)
     with pytest.raises(ValueError, match="no split dev, only train, val"):
         vital("features", records, "--encoder", encoder, "--splits", "dev")

@@ -1,9 +1,11 @@
-"""Folders of drawn images with masks, as a lab would bring them: what the tests of the factory build their sets of."""
+"""Folders of drawn images with masks, as a lab would bring them, and all that a source gives, for tests."""
 
 import json
 from pathlib import Path
 
 from vital_jax.construct.phantoms import phantoms
+from vital_jax.construct.sample import Sample
+from vital_jax.construct.source import Rejected
 
 
 def draw_folder(root: Path, count: int, seed: int = 0, size: int = 64, patients: int = 0) -> Path:
@@ -24,3 +26,15 @@ def draw_folder(root: Path, count: int, seed: int = 0, size: int = 64, patients:
             row["group"] = f"patient-{int(number) % patients}"
     (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
     return root
+
+
+def read_all(source):
+    """A source's samples, and (unit, code, file) of each rejection."""
+    samples, rejected = [], []
+    for unit in source.units():
+        try:
+            for item in source.read(unit):
+                samples.append(item) if isinstance(item, Sample) else rejected.append((unit.id, item.code, item.file))
+        except Rejected as reason:
+            rejected.append((unit.id, reason.code, reason.file))
+    return samples, rejected

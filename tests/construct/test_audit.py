@@ -9,7 +9,6 @@ import pytest
 from sheets import Page, record, write
 
 from vital_jax.construct import audit
-from vital_jax.evaluate.score import wilson
 
 SIZES = {("CT", "describe"): 25, ("CT", "yesno"): 20, ("MRI", "describe"): 7, ("X-Ray", "location"): 1}
 
@@ -99,7 +98,7 @@ def test_verdicts_come_back_as_rates(out, data, tmp_path):
     verdicts = {ct[0]: "leak", ct[1]: "wrong", ct[2]: "accept", ct[3]: "accept", by_modality["MRI"][0]: "accept"}
     drawn, read = audit.read_verdicts(verdict_file(tmp_path, found, verdicts), out)
     assert read == verdicts
-    result = audit.summary(drawn, read, wilson)
+    result = audit.summary(drawn, read)
     assert (result["shown"], result["judged"], result["count"]) == (7, 5, 53)
     assert list(result["rates"]) == ["all", "CT", "MRI"]  # no X-ray was judged: no rate of it
     assert result["rates"]["all"]["rejected"] == {"leak": 1, "wrong": 1, "unclear": 0}
@@ -115,7 +114,7 @@ def test_verdicts_come_back_as_rates(out, data, tmp_path):
     assert result["rates"]["all"]["accept"]["share"] == 3 / 5
     assert json.loads(audit.write_summary(tmp_path, result).read_text()) == result
     with pytest.raises(ValueError, match="no verdicts"):
-        audit.summary(drawn, {}, wilson)
+        audit.summary(drawn, {})
 
 
 def test_verdicts_on_something_else_are_refused(out, data, tmp_path):

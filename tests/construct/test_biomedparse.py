@@ -7,25 +7,13 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
+from drawn import read_all
 from PIL import Image
 
 from vital_jax.construct.biomedparse import BiomedParse, Name, parse_name
 from vital_jax.construct.folders import MaskFolder
-from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import Rejected, Unit
 from vital_jax.construct.targets import load_targets
-
-
-def read_all(source):
-    """Samples, and (unit, code, file) of each rejection."""
-    samples, rejected = [], []
-    for unit in source.units():
-        try:
-            for item in source.read(unit):
-                samples.append(item) if isinstance(item, Sample) else rejected.append((unit.id, item.code, item.file))
-        except Rejected as reason:
-            rejected.append((unit.id, reason.code, reason.file))
-    return samples, rejected
 
 
 def save(path, pixels):

@@ -5,12 +5,12 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from drawn import read_all
 from PIL import Image
 from rules import FLAT
 
 from vital_jax.construct.folders import MaskFolder
-from vital_jax.construct.sample import Sample
-from vital_jax.construct.source import Rejected, Unit
+from vital_jax.construct.source import Unit
 from vital_jax.construct.targets import load_targets
 
 
@@ -198,18 +198,6 @@ def test_links_that_lead_out_are_refused(folder, tmp_path):
     change_mask(rows, file="masks/link.png")
     with pytest.raises(ValueError, match="leads out of the folder"):
         list(MaskFolder(write(rows)))
-
-
-def read_all(source):
-    """Samples, and per unit the code and file of each rejection."""
-    samples, rejected = [], []
-    for unit in source.units():
-        try:
-            for item in source.read(unit):
-                samples.append(item) if isinstance(item, Sample) else rejected.append((unit.id, item.code, item.file))
-        except Rejected as reason:
-            rejected.append((unit.id, reason.code, reason.file))
-    return samples, rejected
 
 
 def test_as_a_source_it_gives_the_same_samples_and_reasons(folder):

@@ -4,38 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from vital_jax.evaluate.score import Score, judge, kind, majority, normalise, table, wilson
+from vital_jax.evaluate.score import Score, judge, kind, majority, normalise, table
 from vital_jax.pipeline.records import Record
 
 
 def record(number, answer, ask="side", question_type="location", **changes):
     metadata = {"question_type": question_type, "ask": ask}
     return Record(f"r{number}", (b"x",), "Where?", answer, metadata=metadata, **changes)
-
-
-@pytest.mark.parametrize(
-    ("correct", "n", "low", "high"),
-    [
-        # Newcombe 1998, table I, method 3 (score, no continuity correction).
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        # The mirror image.
-        (20, 20, 0.8389, 1.0),
-    ],
-)
-def test_wilsons_interval_has_the_published_values(correct, n, low, high):
-    assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilsons_interval_at_its_edges():
-    assert wilson(0, 7)[0] == 0.0 and wilson(7, 7)[1] == 1.0
-    assert wilson(3, 9, 0.5)[1] < wilson(3, 9)[1] < wilson(3, 9, 0.99)[1]
-    assert wilson(2, 9)[1] < wilson(2.5, 9)[1] < wilson(3, 9)[1]
-    for wrong in ((0, 0), (4, 3), (-1, 3), (1, 3, 1.0)):
-        with pytest.raises(ValueError, match="no interval"):
-            wilson(*wrong)
 
 
 def test_an_answer_is_judged_after_normalising():

@@ -51,21 +51,17 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _record_folder(path: Path) -> Path:
-    inner = path / "records"
-    return inner if not (path / "metadata.json").is_file() and inner.is_dir() else path
-
-
 def _positive(batch: int | None) -> None:
     if batch is not None and batch < 1:
         raise ValueError(f"--batch {batch}: at least one image per call")
 
 
 def _features(arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.pages import records_folder
     from vital_jax.prepare import extract_features, record_splits
 
     _positive(arguments.batch)
-    folder = _record_folder(arguments.records)
+    folder = records_folder(arguments.records)
     splits = record_splits(folder)
     if not splits:
         raise FileNotFoundError(f"{arguments.records}: not a record folder; make one with `vital data build`")
@@ -100,6 +96,7 @@ def _grid(arguments: argparse.Namespace) -> int:
     import jax
 
     from vital_jax.construct import grid
+    from vital_jax.construct.pages import records_folder
     from vital_jax.construct.sidecar import Progress, batch_for
     from vital_jax.hub.encoders import identity, load_encoder
     from vital_jax.pipeline.records import RecordSource
@@ -107,7 +104,7 @@ def _grid(arguments: argparse.Namespace) -> int:
     _positive(arguments.batch)
     if arguments.samples < 1:
         raise ValueError(f"--samples {arguments.samples}: at least one")
-    folder, name = _record_folder(arguments.records), arguments.encoder.absolute().name
+    folder, name = records_folder(arguments.records), arguments.encoder.absolute().name
     source = RecordSource(folder, arguments.split)
     out = arguments.out or folder / f"grid-{name}-{arguments.hook}"
     settings = {

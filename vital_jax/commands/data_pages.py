@@ -64,10 +64,10 @@ def _home(folder: str) -> str:
 
 def _judged(arguments: argparse.Namespace) -> int:
     from vital_jax.construct import audit
-    from vital_jax.evaluate.score import markdown, percent, wilson
+    from vital_jax.evaluate.score import markdown, percent
 
     drawn, verdicts = audit.read_verdicts(arguments.verdicts, arguments.folder)
-    found = audit.summary(drawn, verdicts, wilson)
+    found = audit.summary(drawn, verdicts)
     header = ["modality", "judged", "accepted %", "95 % interval", "leaks %", "95 % interval", *audit.REASONS]
     rows = []
     for name, rate in found["rates"].items():

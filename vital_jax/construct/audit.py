@@ -9,11 +9,12 @@ order, so that what was judged by somebody who stopped early is a random sample 
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vital_jax.construct.pages import Album, card, fingerprint, open_splits, page, place, traits, write_text
+from vital_jax.statistics import wilson
 
 FORMAT, FORMAT_VERSION = "vital-audit-verdicts", 1
 ACCEPT = "accept"
@@ -125,19 +126,15 @@ def read_verdicts(file: str | Path, path: str | Path) -> tuple[Drawn, dict[str, 
     return drawn, verdicts
 
 
-Interval = Callable[[float, int], tuple[float, float]]
-
-
-def summary(drawn: Drawn, verdicts: Mapping[str, str], interval: Interval) -> dict:
+def summary(drawn: Drawn, verdicts: Mapping[str, str]) -> dict:
     """Rates of a judged sample, over all and per modality.
 
     Args:
       drawn, verdicts: from `read_verdicts`.
-      interval: (count, n) -> (low, high) of a share, such as Wilson's.
 
     Returns:
       JSON values: what was drawn, {"shown", "judged"}, and "rates": per "all" and modality {"judged", "accepted", "rejected": {reason: n},
-      "accept": {"share", "low", "high"}, "leak": likewise}.
+      "accept": {"share", "low", "high"}, "leak": likewise} with Wilson's interval.
 
     Raises:
       ValueError: no verdict at all.
@@ -149,7 +146,7 @@ def summary(drawn: Drawn, verdicts: Mapping[str, str], interval: Interval) -> di
         counts, n = Counter(given), len(given)
         result = {"judged": n, "accepted": counts[ACCEPT], "rejected": {reason: counts[reason] for reason in REASONS}}
         for name, count in (("accept", counts[ACCEPT]), ("leak", counts["leak"])):
-            low, high = interval(count, n)
+            low, high = wilson(count, n)
             result[name] = {"share": count / n, "low": low, "high": high}
         return result
 

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from vital_jax.evaluate.preview import answers, groups, shuffled
-from vital_jax.evaluate.score import Row, kind, markdown, percent, wilson
+from vital_jax.evaluate.score import Row, kind, markdown, percent
 from vital_jax.latent.loop import Variables, embed, prefill, think, variables_of
 from vital_jax.latent.read import decode_steps
 from vital_jax.latent.scaffold import VisualProjector
@@ -26,6 +26,7 @@ from vital_jax.methods.vital import Vital
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.qwen3_vl import Qwen3VL
 from vital_jax.pipeline.feed import Feed
+from vital_jax.statistics import wilson
 
 BATCH = 32  # rows of every program here: on a CPU compiling one costs more than running it, so there is one size
 HITS = (1, 5, 10)

@@ -1,8 +1,8 @@
 """Intervals of means whose questions share images: whole images are drawn, never single questions.
 
 Ten questions about one picture are not ten independent trials. Drawing images with all their questions (the cluster bootstrap) keeps what
-they share; the percentile method reads off the interval. Proportions use `score.wilson`, which is also of use where every answer is right
-or wrong and a bootstrap would give an interval of no width.
+they share; the percentile method reads off the interval. Proportions use `statistics.wilson`, also of use where every answer is right or
+wrong and a bootstrap would give an interval of no width.
 """
 
 from collections.abc import Hashable, Sequence

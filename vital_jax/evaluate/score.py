@@ -4,14 +4,13 @@ An accuracy without its number of questions and its interval says nothing about 
 Questions about one image are not independent of each other: the intervals treat them as if they were and are a little too narrow for that.
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 from vital_jax.pipeline.records import Record
+from vital_jax.statistics import wilson
 
 Row = dict[str, Any]  # {"id", "question", "gold", "answer", "exact", "question_type", "ask"}
 
@@ -35,24 +34,6 @@ def judge(record: Record, answer: str) -> Row:
 def kind(metadata: Mapping[str, Any]) -> dict[str, str]:
     """What a record asks, from its metadata: {"question_type", "ask"}, empty where it does not say."""
     return {name: metadata.get(name, "") for name in ("question_type", "ask")}
-
-
-def wilson(correct: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share (1927, equation 1): it stays inside [0, 1] and is of use at 0 and n correct too.
-
-    Args:
-      correct: successes, 0 to n; an expected number may be fractional. n: trials. level: of confidence, between 0 and 1.
-    Raises: ValueError for no trials, more successes than trials, or a level that is none.
-    """
-    if n < 1 or not 0 <= correct <= n or not 0 < level < 1:
-        raise ValueError(f"no interval for {correct} of {n} at level {level}")
-    share, z2 = correct / n, NormalDist().inv_cdf((1 + level) / 2) ** 2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    # The two ends that are exact in theory; rounding would leave them a little beside.
-    low = 0.0 if correct == 0 else centre - half
-    high = 1.0 if correct == n else centre + half
-    return low, high
 
 
 def majority(train: Iterable[Record], test: Iterable[Record]) -> list[Row]:

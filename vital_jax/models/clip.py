@@ -14,7 +14,7 @@ from flax import linen as nn
 from vital_jax.models.attention import Segments, attend
 from vital_jax.models.config import ClipVisionConfig
 from vital_jax.models.layers import LayerNorm, Linear
-from vital_jax.models.siglip import HOOKS
+from vital_jax.models.siglip import cut_patches
 
 
 def _quick_gelu(x: jax.Array) -> jax.Array:
@@ -67,17 +67,11 @@ class ClipVision(nn.Module):
         Raises: ValueError for an unknown hook or another image size.
         """
         c = self.config
-        if hook not in HOOKS:
-            raise ValueError(f"unknown hook {hook!r}: use one of {HOOKS}")
-        if images.shape[1:] != (c.image, c.image, c.channels):
-            raise ValueError(
-                f"images are {list(images.shape)}, the encoder takes [n, {c.image}, {c.image}, {c.channels}]"
-            )
-        whole, draw = c.grid * c.patch, nn.initializers.normal(c.width**-0.5)
+        draw = nn.initializers.normal(c.width**-0.5)
         lead = (1,) if c.timm else ()
         token = self.param("class_token", draw, (*lead, *lead, c.width), jnp.float32)
         places = self.param("pos_embed", draw, (*lead, c.grid**2 + 1, c.width), jnp.float32)
-        patches = rearrange(images[:, :whole, :whole], "n (r h) (s w) c -> n (r s) (c h w)", h=c.patch, w=c.patch)
+        patches = cut_patches(images, c, hook)
         x = Linear(c.width, not c.pre_norm, name="patch_embed")(patches.astype(self.dtype))
         first = jnp.broadcast_to(token.reshape(1, 1, c.width), (len(x), 1, c.width)).astype(self.dtype)
         x = jnp.concatenate([first, x], axis=1) + places.reshape(1, -1, c.width).astype(self.dtype)

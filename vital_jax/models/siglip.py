@@ -11,10 +11,26 @@ from einops import rearrange
 from flax import linen as nn
 
 from vital_jax.models.attention import Segments, attend
-from vital_jax.models.config import SiglipVisionConfig
+from vital_jax.models.config import ClipVisionConfig, SiglipVisionConfig
 from vital_jax.models.layers import LayerNorm, Linear
 
 HOOKS = ("last_block", "post_layernorm")
+
+
+def cut_patches(images: jax.Array, config: SiglipVisionConfig | ClipVisionConfig, hook: str) -> jax.Array:
+    """[n, size, size, C] images to [n, grid * grid, C * patch * patch] pixels, row by row from the upper left.
+
+    Pixels beyond the last whole patch are left out, as in the reference.
+
+    Raises: ValueError for an unknown hook or another image size than the tower's.
+    """
+    c = config
+    if hook not in HOOKS:
+        raise ValueError(f"unknown hook {hook!r}: use one of {HOOKS}")
+    if images.shape[1:] != (c.image, c.image, c.channels):
+        raise ValueError(f"images are {list(images.shape)}, the encoder takes [n, {c.image}, {c.image}, {c.channels}]")
+    whole = c.grid * c.patch
+    return rearrange(images[:, :whole, :whole], "n (r h) (s w) c -> n (r s) (c h w)", h=c.patch, w=c.patch)
 
 
 class SiglipBlock(nn.Module):
@@ -55,20 +71,11 @@ class SiglipVision(nn.Module):
         Args:
           images: [n, size, size, 3] float32, normalised as the checkpoint's preprocessor says ((x / 255 - 0.5) / 0.5).
           hook: last_block | post_layernorm.
-        Returns: [n, grid * grid, E] in the module's dtype. Pixels beyond the last whole patch are left out, as in the reference.
+        Returns: [n, grid * grid, E] in the module's dtype.
         Raises: ValueError for an unknown hook or another image size.
         """
         c = self.config
-        if hook not in HOOKS:
-            raise ValueError(f"unknown hook {hook!r}: use one of {HOOKS}")
-        if images.shape[1:] != (c.image, c.image, c.channels):
-            raise ValueError(
-                f"images are {list(images.shape)}, the encoder takes [n, {c.image}, {c.image}, {c.channels}]"
-            )
-        whole = c.grid * c.patch
-        patches = rearrange(
-            images[:, :whole, :whole], "n (r h) (s w) c -> n (r s) (c h w)", h=c.patch, w=c.patch
-        ).astype(self.dtype)
+        patches = cut_patches(images, c, hook).astype(self.dtype)
         grid = self.param("pos_embed", nn.initializers.normal(c.width**-0.5), (c.grid**2, c.width), jnp.float32)
         x = Linear(c.width, True, name="patch_embed")(patches) + grid.astype(self.dtype)
         blocks = nn.scan(

@@ -7,10 +7,11 @@ import sys
 import pytest
 from construct.distill.classroom import make_task, png
 
-from vital_jax.construct.distill.progress import standing, wilson
+from vital_jax.construct.distill.progress import standing
 from vital_jax.construct.distill.store import Attempt, Store
 from vital_jax.construct.gate import Violation
 from vital_jax.construct.teacher import Lesson
+from vital_jax.statistics import wilson
 
 LESSON = Lesson(("A step.",), "Yes.", ())
 BROKEN = (Violation("leak", "mask", "step 1", "mask"), Violation("steps", "1 to 1 steps", "reply", "2 steps"))
@@ -148,13 +149,6 @@ def test_a_full_disk_loses_nothing_that_was_kept(store):
     store._db.execute("PRAGMA max_page_count = 1000000")
     store.record(attempt(task))
     assert store.accepted() == {task.id: LESSON}
-
-
-def test_wilson_interval():
-    # Agresti and Coull (1998): 0 of 10 gives (0, 0.278); Newcombe (1998), method 3: 81 of 263 gives (0.2553, 0.3662).
-    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson(0, 0) == (0, 1) and wilson(10, 10)[1] == pytest.approx(1)
 
 
 def test_standing_counts_by_type_and_teacher(store):

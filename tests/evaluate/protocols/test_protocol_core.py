@@ -18,7 +18,7 @@ from vital_jax.evaluate.protocols import (
     write_predictions,
 )
 from vital_jax.evaluate.protocols.core import image_of, values_of
-from vital_jax.evaluate.score import wilson
+from vital_jax.statistics import wilson
 
 ITEMS = [
     item("yes", "1", closed=True, image="a", modality="CT", question_type="POS, PRES"),

@@ -5,7 +5,6 @@ were valid JSON with a right number of steps. Intervals are Wilson's at 95 %.
 """
 
 import json
-import math
 import sys
 from collections import Counter, defaultdict
 
@@ -15,20 +14,12 @@ from vital_jax.construct.distill.overlay import view_size
 from vital_jax.construct.distill.prompts import Prompts
 from vital_jax.construct.distill.replies import Prices
 from vital_jax.construct.distill.store import REPLIES, Attempt, Store
+from vital_jax.statistics import wilson
 
 FORMAT = ("json", "schema", "steps", "cut-off")  # codes of a reply whose form is wrong
 LETTERS_PER_TOKEN = 4  # of English text, a usual rule of thumb
 PIXELS_PER_TOKEN = 750  # of a picture, likewise; vendors differ by a factor of two
 MEASURED = 20  # replies from which on the mean of what was counted replaces the rules of thumb
-
-
-def wilson(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share; (0, 1) of nothing."""
-    if not total:
-        return 0.0, 1.0
-    share, square = hits / total, z * z / total
-    middle, half = share + square / 2, z * math.sqrt(share * (1 - share) / total + square / (4 * total))
-    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
 
 
 class Progress:
@@ -141,7 +132,7 @@ def _rates(row: Counter) -> dict:
         "first_accept_rate": share("first_accepted", "first"),
         "first_format_rate": share("first_format", "first"),
         "leak_rate": share("leaks", "replies"),
-        "leak_interval": wilson(row["leaks"], row["replies"]),
+        "leak_interval": wilson(row["leaks"], row["replies"]) if row["replies"] else (0.0, 1.0),
         "cost": float(row["cost"]) if row["priced"] else None,
     }
 
