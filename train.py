@@ -142,7 +142,7 @@ def train(config):
                             plan.spread(preview.select(phase.max_steps), config.eval.answers),
                             K, config.method.eval_k,
                         )  # fmt: skip
-                        plan.show_answers(list(found), step, logs["answers"])
+                        plan.show_answers(found, step, logs["answers"])
                 if ends or step % config.checkpoint.every == 0:
                     with clock.pause(report):
                         metrics.flush()

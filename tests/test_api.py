@@ -17,6 +17,7 @@ from PIL import Image
 import vital_jax
 from configs import vital as recipe
 from vital_jax import api
+from vital_jax.evaluate import engine
 from vital_jax.evaluate.preview import answers
 from vital_jax.hub import tiny
 from vital_jax.hub.load import fingerprint
@@ -164,10 +165,10 @@ def test_a_turned_photograph_is_upright_as_file_and_as_pillow_image(model):
 
 def test_calls_of_similar_size_share_a_program(model, both):
     model.answer(png((64, 64)), QUESTIONS[1])
-    before = api.respond._cache_size()
+    before = engine.respond._cache_size()
     model.answer(png((64, 32)), "What is it?")
     model.answer([png((64, 64))] * 3, ["What?"] * 3, batch=2)
-    assert api.respond._cache_size() == before
+    assert engine.respond._cache_size() == before
 
 
 def test_without_latents_it_is_the_plain_model(run, model):

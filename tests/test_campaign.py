@@ -154,9 +154,9 @@ def test_baselines_are_answered_once_per_configuration(tmp_path, monkeypatch):
         def __init__(self, split):
             self.split, self.source = split, {0: f"{split} record"}
 
-    def predictions(method, params, feed, numbers, max_steps):
+    def ask(method, params, feed, numbers, max_steps, batch):
         asked.append((params, feed.split, numbers, max_steps))
-        return rows("1000", "0000")
+        return ["a reply"]
 
     def majority(train, test):
         assert (list(train), list(test)) == (["train record"], ["test record"])
@@ -164,7 +164,8 @@ def test_baselines_are_answered_once_per_configuration(tmp_path, monkeypatch):
 
     monkeypatch.setattr(campaign.plan, "open_feed", lambda config, split: Feed(split))
     monkeypatch.setattr(campaign.evidence, "closed", lambda feed: [0])
-    monkeypatch.setattr(campaign.evidence, "predictions", predictions)
+    monkeypatch.setattr(campaign, "ask", ask)
+    monkeypatch.setattr(campaign.evidence, "judged", lambda feed, numbers, replies: rows("1000", "0000"))
     monkeypatch.setattr(campaign.score, "majority", majority)
     monkeypatch.setattr(campaign.setup, "make_method", lambda config, width: "method")
     trained = {"base": "frozen weights", "lora": "drawn adapters"}

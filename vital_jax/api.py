@@ -7,7 +7,7 @@ Everything lies on the first device. Research output, not a medical device.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -18,15 +18,15 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from vital_jax.evaluate.engine import Engine
 from vital_jax.hub.load import fingerprint, load_qwen3_vl
 from vital_jax.latent.loop import variables_of
 from vital_jax.latent.read import decode_steps
-from vital_jax.latent.sample import respond
 from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import qwen3_vl_config
 from vital_jax.models.qwen3_vl import Qwen3VL
-from vital_jax.pipeline.batch import Encoder, Layout, collate
+from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.images import decode
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.training.checkpoint import Checkpoints, check_compatible
@@ -34,8 +34,6 @@ from vital_jax.training.checkpoint import Checkpoints, check_compatible
 ImageLike = str | Path | bytes | Image.Image
 ImagesOfOne = ImageLike | Sequence[ImageLike]
 
-# Shapes are rounded up to these, so that repeated calls meet programs that are compiled already.
-_TILE = 64
 _PLAIN_ANSWER = 256  # tokens; a base model that was not taught short answers
 
 
@@ -85,10 +83,6 @@ class _Reader:
 _read_steps = jax.jit(decode_steps, static_argnums=(0, 3, 4))
 
 
-def _up(number: int, multiple: int = _TILE) -> int:
-    return -(-number // multiple) * multiple
-
-
 def _encoded(image: Image.Image, name: str) -> bytes:
     """A Pillow image as a lossless file; its orientation tag goes with it, so that it is turned as its file would be."""
     buffer = BytesIO()
@@ -129,7 +123,7 @@ class Model:
     Attributes:
       method: models without parameters. encoder: questions to rows. read_params: reads {base, lora?, scaffold?}, called once.
       max_steps: the largest K it was trained with, and K where none is asked.
-      patch_budgets: P that training used, ascending. answer_tokens: T where none is asked.
+      buckets: (S, P) budgets that training used. answer_tokens: T where none is asked.
       reader: see `load(steps=True)`.
     """
 
@@ -137,7 +131,7 @@ class Model:
     encoder: Encoder
     read_params: Callable[[], dict[str, Any]]
     max_steps: int = 0
-    patch_budgets: tuple[int, ...] = ()
+    buckets: tuple[tuple[int, int], ...] = ()
     answer_tokens: int = _PLAIN_ANSWER
     reader: _Reader | None = None
 
@@ -174,7 +168,8 @@ class Model:
             if value < 1:
                 raise RequestError(f"{name}={value}: give at least 1")
         asked = self._asked(images if several else [images], list(questions) if several else [questions])
-        answers = [a for i in range(0, len(asked), batch) for a in self._group(asked[i : i + batch], K, length)]
+        found = dict(self._replies(asked, K, length, batch))
+        answers = [found[place] for place in range(len(asked))]
         return answers if several else answers[0]
 
     def _steps(self, asked: int | None) -> int:
@@ -209,36 +204,27 @@ class Model:
             asked.append(_Asked(name, files, question))
         return asked
 
-    def _group(self, asked: Sequence[_Asked], K: int, length: int) -> list[Answer]:
-        """Answers of up to a batch of questions, in one program."""
-        S, P = np.max([self.encoder.measure(one) for one in asked], axis=0).tolist()
-        patches = next((budget for budget in self.patch_budgets if budget >= P), _up(P))
-        layout = Layout(_up(S), patches, answer=0, latent_steps=K, train_k="phase_max")
-        rows = [self.encoder.encode(one, layout, i) for i, one in enumerate(asked)]
-        # Rows too come in few numbers: powers of two.
-        rows += rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
-        batch = {name: x for name, x in collate(rows).items() if name not in ("roi", "index")}
-        prompter, variables = self.encoder.prompter, variables_of(self.params)
-        found = respond(self.method.model, variables, batch, K, length, prompter.end_token_id)
-        said: list[list[str] | None] = [None] * len(asked)
-        if self.reader is not None:
-            said = self._read(found.z[:, 0])[: len(asked)]
-        texts = jax.device_get((found.tokens[:, 0], found.log_probs[:, 0]))
-        return [_answer(prompter, *row, K) for row in zip(*texts, said, strict=False)]
+    @property
+    def engine(self) -> Engine:
+        """What asks the model."""
+        return Engine(self.method.model, self.encoder, self.buckets)
 
-    def _read(self, z: jax.Array) -> list[list[str]]:
+    def _replies(self, asked: Sequence[_Asked], K: int, length: int, batch: int) -> Iterator[tuple[int, Answer]]:
+        """(place in `asked`, its answer)."""
+        variables = variables_of(self.params)
+        for places, groups in self.engine.ask(variables, asked, K, self.engine.decoding(length), batch=batch):
+            replies = [group[0] for group in groups]
+            said = self._read(np.stack([reply.z for reply in replies])) if self.reader else [None] * len(replies)
+            for place, reply, steps in zip(places, replies, said, strict=True):
+                yield place, Answer(reply.text, reply.tokens, K, reply.log_prob, steps, reply.complete)
+
+    def _read(self, z: np.ndarray) -> list[list[str]]:
         """What each latent of z [B, K, D] says."""
         if not z.shape[1]:
             return [[] for _ in range(len(z))]
         text = self.reader.prompter
         ids = _read_steps(self.method.decoder, self.params["scaffold"], z, self.reader.length, text.end_token_id)
         return [[text.decode(step) for step in row] for row in jax.device_get(ids)]
-
-
-def _answer(prompter: Prompter, ids: np.ndarray, log_probs: np.ndarray, steps: list[str] | None, K: int) -> Answer:
-    ends = np.flatnonzero(ids == prompter.end_token_id)
-    own = tuple(ids[: ends[0] + 1].tolist() if len(ends) else ids.tolist())
-    return Answer(prompter.decode(ids), own, K, float(log_probs.sum()), steps, bool(len(ends)))
 
 
 # --- loading ------------------------------------------------------------------------------------------------------
@@ -322,7 +308,7 @@ def _build(folder: Path, config: ConfigDict, meta: Mapping[str, Any], steps: boo
         Encoder.from_folder(config.model.folder, data.max_pixels, system=data.system),
         functools.partial(_read_run, folder, config, meta["step"], steps),
         max(phase.latent_steps for phase in phases),
-        tuple(sorted(patches for _, patches in data.buckets)),
+        tuple(map(tuple, data.buckets)),
         data.answer,
         _Reader(Prompter(config.model.text_decoder), data.chain) if steps else None,
     )

@@ -18,6 +18,7 @@ import jax
 
 from vital_jax import plan
 from vital_jax.evaluate import evidence, score
+from vital_jax.evaluate.preview import ask
 from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
 from vital_jax.training.config import keys, resolved
@@ -80,7 +81,7 @@ def baselines(config: Any) -> dict[str, Any]:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
         base = {"base": setup.load_params(config, method, mesh)["base"]}
-        frozen = evidence.predictions(method, base, held_out, numbers, 0)
+        frozen = evidence.judged(held_out, numbers, ask(method, base, held_out, numbers, 0, batch=evidence.BATCH))
     usual = score.majority((train.source[i] for i in evidence.closed(train)), (held_out.source[i] for i in numbers))
     found = {"config": setting, "frozen backbone": frozen, "majority answer": usual}
     _write(path, found)

@@ -276,7 +276,17 @@ def test_a_broken_mask_costs_only_itself(folder, code):
 
 @pytest.mark.parametrize(
     "line",
-    ['{"id": ', "[]", "3", '{"masks": 3}', '{"id": 1}', "\x80", '{"a":' * 100000, '{"id": "a\\u0000b", "masks": []}'],
+    [
+        '{"id": ',
+        "[]",
+        "3",
+        '{"masks": 3}',
+        '{"id": 1}',
+        '{"id": 1, "mask": []}',
+        "\x80",
+        '{"a":' * 100000,
+        '{"id": "a\\u0000b", "masks": []}',
+    ],
 )
 def test_a_broken_line_costs_only_itself(folder, line):
     root, _, write = folder
@@ -286,8 +296,16 @@ def test_a_broken_line_costs_only_itself(folder, line):
     samples, rejected = read_all(MaskFolder(root, min_area=1))
     assert len(samples) == 3
     broken = [reason for reason in rejected if reason[1] != "empty-mask"]
-    assert broken in ([("manifest.jsonl:5", "bad-line", "manifest.jsonl:5")], [])
-    assert bool(broken) == (line != '{"id": 1}')  # an object without masks is a volume's line
+    assert broken == [("manifest.jsonl:5", "bad-line", "manifest.jsonl:5")]
+
+
+def test_a_line_that_is_nobodys_says_what_it_may_mean(folder):
+    root, rows, write = folder
+    write([{key: value for key, value in rows[0].items() if key != "masks"} | {"mask": []}])
+    with pytest.raises(
+        ValueError, match=r"jsonl:1: neither masks \(of an image\) nor label.*'mask' is perhaps meant as 'masks'"
+    ):
+        list(MaskFolder(root))
 
 
 def test_claims_tell_the_lines_apart(folder, tmp_path):

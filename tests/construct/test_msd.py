@@ -229,7 +229,10 @@ def test_folders_are_claimed_by_one_reader(tmp_path):
     (both / "manifest.jsonl").write_text('{"image": "a.nii.gz"}\n')
     assert Msd.claims(both) and not Volumes.claims(both)
     volumes, flat, empty = (tmp_path / name for name in ("volumes", "flat", "empty"))
-    for folder, line in ((volumes, '{"image": "a.nii.gz"}\n'), (flat, '{"image": "a.png", "masks": []}\n')):
+    for folder, line in (
+        (volumes, '{"image": "a.nii.gz", "label": "b.nii.gz"}\n'),
+        (flat, '{"image": "a.png", "masks": []}\n'),
+    ):
         folder.mkdir()
         (folder / "manifest.jsonl").write_text(line)
     empty.mkdir()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vital_jax.construct import sidecar
 from vital_jax.construct.roi import record_rows
-from vital_jax.construct.sidecar import Progress, batch_for, duration, write_sidecar
+from vital_jax.construct.sidecar import RateLine, batch_for, duration, write_sidecar
 from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, write_features
 from vital_jax.pipeline.records import Record, RecordSource, write_records
 
@@ -151,7 +151,7 @@ def test_progress_counts_this_run_and_estimates_from_it(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(sidecar.time, "monotonic", lambda: now[0])
     said = []
-    progress = Progress("train", total=1200, done=1000, say=said.append, every=10)
+    progress = RateLine("train", total=1200, done=1000, say=said.append, every=10)
     encode = progress.watch(lambda images: images)
     for _ in range(4):
         encode(np.zeros(10))

@@ -11,18 +11,21 @@ import toy
 import toyfeed
 from longhand import project as project_longhand
 
+from vital_jax.evaluate.engine import Engine
 from vital_jax.evaluate.evidence import (
+    BATCH,
     closed,
     collapse,
     evidence,
     fit_projector,
+    judged,
     latents,
-    predictions,
     project,
     regions,
     retrieval,
     show,
 )
+from vital_jax.evaluate.preview import ask
 from vital_jax.evaluate.score import Score, table
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.methods.vital import thoughts
@@ -177,17 +180,20 @@ def setup(tmp_path_factory):
 def test_latents_are_those_of_the_training_path(setup):
     vital, params, _, test = setup
     numbers = [9, 2, 30]
-    z, own = latents(vital, params, test, numbers, K, "per_sample")
+    z, own = latents(ask(vital, params, test, numbers, K, "per_sample"), K)
     assert z.shape == (3, K, toy.WIDTH) and z.dtype == np.float32
     steps = [test.source[i].latent_steps for i in numbers]
     assert own.sum(1).tolist() == steps and len(set(steps)) > 1
-    batch = test.rows(numbers, K, "per_sample") | {"answer": np.ones((3, 5), np.int32)}
+    engine = Engine(vital.model, test.encoder, test.buckets)
+    (_, batch), *others = engine.batches([test.source[i] for i in numbers], K, "per_sample", batch=3)
+    batch |= {"answer": np.ones((3, 5), np.int32)}
+    assert not others
     expected = jax.jit(lambda p, b: thoughts(vital, p, b, K).z[:, 0])(params, batch)
     np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-4)
     assert not z[~own].any()
-    assert latents(vital, params, test, numbers, K, "fixed")[1].all()
+    assert latents(ask(vital, params, test, numbers, K, "fixed"), K)[1].all()
     with pytest.raises(ValueError, match="no latents of 3 records at 0 steps"):
-        latents(vital, params, test, numbers, 0)
+        latents(ask(vital, params, test, numbers, 0), 0)
 
 
 def test_questions_about_one_region_share_a_key(setup):
@@ -208,7 +214,7 @@ def test_a_run_with_latents_gives_everything(setup):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     numbers = closed(test)
     assert len(numbers) == len(found["answers"]) == len(found["blind"]) == 30  # two of 32 are open
-    own = predictions(vital, params, test, numbers, K, "per_sample")
+    own = judged(test, numbers, ask(vital, params, test, numbers, K, "per_sample", batch=BATCH))
     assert found["answers"] == own
     assert all(row["image"] == row["id"] for row in own)
     assert all(row["image"].split("/")[0] != row["id"].split("/")[0] for row in found["blind"])

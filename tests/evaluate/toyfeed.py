@@ -18,7 +18,7 @@ SPEC = FeatureSpec("toy", "block", 0.2, 0.05, "")
 class Prompter:
     """Words are numbers."""
 
-    end_token_id = END
+    end_token_id, end_token_ids = END, (END,)
 
     def decode(self, ids):
         ids = [int(i) for i in ids]

@@ -9,7 +9,6 @@ import pytest
 import toy
 
 from vital_jax.latent.loop import embed, empty_suffix, extend, grow, prefill, teacher_force, think
-from vital_jax.latent.sample import sample
 from vital_jax.models.attention import Causal
 from vital_jax.models.lora import merge_lora
 from vital_jax.models.qwen3_vl import Prefix
@@ -191,35 +190,6 @@ def test_recorded_latents_replay_in_one_parallel_pass(setup):
         vital.model, v, prompt, empty_suffix(prompt, 1, 4), u, positions, jnp.tril(jnp.ones((4, 4), bool)), 0
     )
     np.testing.assert_allclose(replayed, z, **CLOSE)
-
-
-def test_decode_path_latents_and_log_probs_equal_the_training_path(setup):
-    vital, params, batch = setup
-    v = variables(params)
-    z0, prompt = prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
-    steps = jnp.asarray(batch["latent_steps"])[:, None]
-    got = jax.jit(lambda: sample(vital.model, v, prompt, z0[:, None], steps, 4, length=6, end=toy.VOCAB))()
-    forced = teacher_force(vital.model, v, prompt, z0[:, None], got.tokens, steps, 4)
-    np.testing.assert_allclose(got.z, forced.z, **CLOSE)
-    np.testing.assert_allclose(got.u, forced.u, **CLOSE)
-    logits = vital.model.apply(v, forced.h, method="logits")
-    np.testing.assert_array_equal(np.argmax(logits, axis=-1), got.tokens)
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), got.tokens[..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(got.log_probs, chosen, **CLOSE)
-
-
-def test_an_answer_ends_at_its_end_token(setup):
-    vital, params, batch = setup
-    v = variables(params)
-    z0, prompt = prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
-    steps = jnp.asarray(batch["latent_steps"])[:, None]
-    free = sample(vital.model, v, prompt, z0[:, None], steps, 4, length=6, end=toy.VOCAB)
-    end = int(free.tokens[0, 0, 2])
-    stopped = sample(vital.model, v, prompt, z0[:, None], steps, 4, length=6, end=end)
-    first = int(np.argmax(np.asarray(free.tokens[0, 0]) == end))
-    np.testing.assert_array_equal(stopped.tokens[0, 0, :first], free.tokens[0, 0, :first])
-    assert np.all(np.asarray(stopped.tokens[0, 0, first:]) == end)
-    assert not np.any(stopped.log_probs[0, 0, first + 1 :])
 
 
 def test_padding_is_never_seen(setup):

@@ -158,6 +158,34 @@ def test_missing_files_are_named(copy, name):
         Prompter(copy)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, (151645,)),
+        ({}, (151645,)),
+        ({"eos_token_id": None}, (151645,)),
+        ({"eos_token_id": 151643}, (151645, 151643)),
+        ({"eos_token_id": 151645}, (151645,)),
+        ({"eos_token_id": [151643, 151645, 0]}, (151645, 151643, 0)),
+    ],
+)
+def test_an_answer_ends_at_the_tokens_of_the_generation_config(copy, given, expected):
+    (copy / "generation_config.json").unlink()
+    if given is not None:
+        (copy / "generation_config.json").write_text(json.dumps(given))
+    prompter = Prompter(copy)
+    assert prompter.end_token_id == 151645 and prompter.end_token_ids == expected
+    for end in expected:
+        assert prompter.decode([*prompter.encode_text("Yes.", end=False), end, 1, 151645]) == "Yes."
+    assert prompter.encode_text("Yes.")[-1] == 151645
+
+
+def test_a_broken_generation_config_is_named(copy):
+    (copy / "generation_config.json").write_text('{"eos_token_id": ')
+    with pytest.raises(ValueError, match=r"generation_config\.json is not valid JSON"):
+        Prompter(copy)
+
+
 def test_missing_folder_is_no_hub_name():
     with pytest.raises(FileNotFoundError, match=r"Qwen3-VL-8B-Instruct/config\.json not found"):
         Prompter("Qwen/Qwen3-VL-8B-Instruct")

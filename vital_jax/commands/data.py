@@ -3,13 +3,15 @@
 import argparse
 
 from vital_jax.commands import data_build, data_distill, data_features, data_pages
+from vital_jax.commands.values import EXITS
 
 PARTS = (data_build, data_distill, data_pages, data_features)
 
 
 def register(commands: argparse._SubParsersAction) -> None:
     """Adds `data` and its sub-commands to the parser of `vital`."""
-    data = commands.add_parser("data", help="build, check and look at training data")
+    text = "build, check and look at training data"
+    data = commands.add_parser("data", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=EXITS)
     parts = data.add_subparsers(dest="part", required=True, metavar="PART")
     for part in PARTS:
         part.register(parts)

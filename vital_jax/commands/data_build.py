@@ -7,7 +7,7 @@ import sqlite3
 import sys
 from pathlib import Path
 
-from vital_jax.commands.values import INTERRUPTED, shard, whole
+from vital_jax.commands.values import DONE, EXITS, INCOMPLETE, INTERRUPTED, MISTAKE, OUT, shard, whole
 
 _FULL = "the disk is full; make room and give the same command again: what is done is kept"
 
@@ -18,12 +18,12 @@ def register(parts: argparse._SubParsersAction) -> None:
         "build",
         help="make records of folders of segmentations",
         description="Cuts images and masks out of the sources, splits them by patient, asks, answers, checks and writes records. Give it "
-        "again after a stop or after mending files: it does what is missing. Research only, not a medical device.",
-        epilog="Exit status: 0 all went in; 3 something was set aside (OUT/rejects.jsonl); 2 a mistake in what was given; 130 stopped; "
-        "1 anything else.",
+        "again after a stop or after mending files: it does what is missing. What is set aside stands in OUT/rejects.jsonl; while "
+        "questions wait for a teacher, the set is incomplete.",
+        epilog=EXITS,
     )
     add = build.add_argument
-    add("out", metavar="OUT", type=Path, help="the folder that the set is built in")
+    add("out", metavar="OUT", type=Path, help=OUT)
     add(
         "--source",
         action="append",
@@ -65,7 +65,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
     from vital_jax.construct import factory
 
-    def fail(message: object, status: int) -> int:
+    def fail(message: object, status: int = MISTAKE) -> int:
         print(f"vital data build: {' '.join(str(message).split())}", file=sys.stderr)
         return status
 
@@ -74,17 +74,17 @@ def _build(arguments: argparse.Namespace) -> int:
         sources, settings = _given(arguments)
         result = factory.build(out, sources, jobs=arguments.jobs, shard=arguments.shard, **settings)
     except (ValueError, FileNotFoundError, NotADirectoryError, FileExistsError, BlockingIOError) as error:
-        return fail(error, 2)
+        return fail(error)
     except KeyboardInterrupt:
         return fail("stopped; the same command goes on", INTERRUPTED)
     except BrokenProcessPool:
-        return fail("a reading process died, perhaps for want of memory; the same command goes on, try fewer --jobs", 1)
+        return fail("a reading process died, perhaps for want of memory; the same command goes on, try fewer --jobs")
     except (OSError, RuntimeError, sqlite3.Error) as error:
         # What writes shards or the store of tasks says it in words of its own.
         full = getattr(error, "errno", None) in factory.FULL or re.search(
             r"no space|is full", str(error), re.IGNORECASE
         )
-        return fail(f"{getattr(error, 'filename', None) or out}: {_FULL}" if full else error, 1)
+        return fail(f"{getattr(error, 'filename', None) or out}: {_FULL}" if full else error)
     aside = f"; {result.set_aside} set aside, see {out}/rejects.jsonl" if result.set_aside else ""
     if result.records:
         counts = ", ".join(f"{split} {number}" for split, number in sorted(result.counts.items()))
@@ -96,20 +96,20 @@ def _build(arguments: argparse.Namespace) -> int:
     else:
         aside = f"; {result.set_aside} set aside, listed when the records are made" if result.set_aside else ""
         print(f"{out}/samples: this shard is cut{aside}")
-    return 3 if result.set_aside else 0
+    return INCOMPLETE if result.set_aside or result.waiting else DONE
 
 
 def _given(arguments: argparse.Namespace) -> tuple[list, dict]:
-    """Sources and settings: of the plan file, then of the command line; without any, those of OUT/plan.json."""
-    from vital_jax.construct.settings import KEYS, read_plan, read_plan_file
+    """Sources and settings: those of OUT/plan.json, then of the plan file, then of the command line."""
+    from vital_jax.construct.settings import KEYS, planned, read_plan, read_plan_file
 
     sources, settings = read_plan_file(arguments.plan) if arguments.plan else ([], {})
     sources += arguments.source
     settings |= {key: value for key in KEYS if (value := getattr(arguments, key)) is not None}
     if settings.get("answers"):
         settings["answers"] = str(Path(settings["answers"]).resolve())
-    plan = read_plan(arguments.out)
-    if plan and not sources:
-        sources = [{"path": row["path"], "kind": row["kind"], **row["options"]} for row in plan["sources"]]
-        settings = {key: plan[key] for key in KEYS} | settings
+    if plan := read_plan(arguments.out):
+        # With another teacher its answers are none of the plan's.
+        settings = {key: plan[key] for key in KEYS if key != "answers" or "teacher" not in settings} | settings
+        sources = sources or planned(plan)
     return sources, settings

@@ -6,7 +6,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from vital_jax.commands.values import INTERRUPTED, count, positive, price, whole
+from vital_jax.commands.data_pages import add_audit
+from vital_jax.commands.values import (
+    DONE,
+    EXITS,
+    INCOMPLETE,
+    INTERRUPTED,
+    MISTAKE,
+    OUT,
+    count,
+    positive,
+    price,
+    whole,
+)
 
 FILE = "distill.sqlite"  # within the folder that `vital data build` fills
 
@@ -17,16 +29,19 @@ def register(parts: argparse._SubParsersAction) -> None:
         "distill",
         help="ask a teacher for reasoning chains",
         description="Asks an OpenAI-compatible endpoint (VITAL_TEACHER_BASE_URL and VITAL_TEACHER_API_KEY, else OPENAI_BASE_URL and "
-        "OPENAI_API_KEY) about the tasks of `vital data build --teacher endpoint`. Every reply is kept; stop and go on at any moment. "
-        "Exit status: 0 all is done, 1 something was dropped or left, 2 it could not start, 130 stopped. "
-        "Research software, not a medical device.",
+        "OPENAI_API_KEY) about the tasks of `vital data build --teacher endpoint`. Every reply is kept; stop and go on at any moment.",
+        epilog=EXITS,
     )
     doors = distill.add_subparsers(dest="action", required=True, metavar="ACTION")
     run = _door(doors, "run", "ask what is pending", _run)
     add_settings(run)
     run.add_argument("--limit", type=whole, default=0, metavar="N", help="ask N tasks at most")
     instead = run.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="only estimate tokens and cost")
+    instead.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only estimate tokens and cost, and say which images would leave this machine",
+    )
     instead.add_argument(
         "--replay", metavar="FILE", help="take recorded replies (JSON lines or another store) instead of asking"
     )
@@ -58,6 +73,7 @@ def register(parts: argparse._SubParsersAction) -> None:
         door.add_argument("--tries", type=whole, default=5, metavar="N", help="replies per task before it is dropped")
         _prices(door)
     _door(batch, "drop", "give a batch up: its tasks are pending again", _drop, "name")
+    add_audit(doors)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -105,8 +121,8 @@ def settings(arguments: argparse.Namespace):
 
 
 def _door(doors, name: str, text: str, run: Callable, more: str = "") -> argparse.ArgumentParser:
-    parser = doors.add_parser(name, help=text)
-    parser.add_argument("out", metavar="OUT", help="the folder of `vital data build`")
+    parser = doors.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=EXITS)
+    parser.add_argument("out", metavar="OUT", help=OUT)
     if more:
         parser.add_argument(more, metavar=more.upper())
     parser.set_defaults(run=lambda arguments: _guarded(run, arguments))
@@ -126,10 +142,10 @@ def _guarded(run: Callable, arguments: argparse.Namespace) -> int:
         barred = any(words in str(error) for words in ("unable to open", "readonly"))
         way_out = "it and its folder must be writable" if barred else "what it holds is whole"
         print(f"vital data distill: {Path(arguments.out) / FILE}: {error}; {way_out}", file=sys.stderr)
-        return 2
+        return MISTAKE
     except (OSError, ValueError, RuntimeError) as error:
         print(f"vital data distill: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return MISTAKE
     except KeyboardInterrupt:
         print("vital data distill: stopped; what was answered is kept, give the same command to go on", file=sys.stderr)
         return INTERRUPTED
@@ -157,16 +173,24 @@ def _run(store, arguments: argparse.Namespace) -> int:
         )
     if outcome.why or outcome.unanswered or outcome.pending:
         print("what was answered is kept; give the same command to go on", file=sys.stderr)
-    return INTERRUPTED if outcome.interrupted else 0 if outcome.complete else 1
+    return INTERRUPTED if outcome.interrupted else DONE if outcome.complete else INCOMPLETE
 
 
 def _estimate(store, chosen) -> int:
+    from vital_jax.construct.distill.endpoint import address
     from vital_jax.construct.distill.progress import estimate
     from vital_jax.construct.distill.prompts import load_prompts
-    from vital_jax.construct.distill.run import selected
+    from vital_jax.construct.distill.run import check_upload, selected
 
-    prompts = load_prompts(chosen.prompts) if chosen.prompts else load_prompts()
-    found = estimate(store, selected(store, chosen, prompts), prompts, chosen.model, chosen.prices)
+    prompts, where = load_prompts(chosen.prompts) if chosen.prompts else load_prompts(), address(needs_key=False)
+    ids = selected(store, chosen, prompts)
+    try:
+        warning = check_upload(store, ids, where, chosen.allow_upload)
+    except ValueError as error:
+        warning = f"warning: a run will refuse: {error}"
+    if warning:
+        print(warning, file=sys.stderr)
+    found = estimate(store, ids, prompts, chosen.model, chosen.prices)
     measured = found["measured"]
     basis = f"the mean of {measured} replies" if measured else "rules of thumb, without retries and hidden thinking"
     tokens = f"{found['tokens_in']} tokens in and {found['tokens_out']} out"
@@ -175,7 +199,7 @@ def _estimate(store, chosen) -> int:
         print("cost unknown: give your endpoint's prices per million tokens as --price-in X --price-out Y")
     else:
         print(f"cost about {found['cost']:.4g} in the currency of the prices")
-    return 0
+    return DONE
 
 
 def _status(store, arguments: argparse.Namespace) -> int:
@@ -183,13 +207,13 @@ def _status(store, arguments: argparse.Namespace) -> int:
 
     found = standing(store, _priced(arguments))
     print(json.dumps(found) if arguments.json else render(found, str(store.path)))
-    return 0
+    return DONE
 
 
 def _retry(store, arguments: argparse.Namespace) -> int:
     with store.exclusive():
         print(f"{store.retry(arguments.code)} tasks are pending again")
-    return 0
+    return DONE
 
 
 def _write(store, arguments: argparse.Namespace) -> int:
@@ -210,7 +234,7 @@ def _write(store, arguments: argparse.Namespace) -> int:
     print(
         f"{len(ids)} tasks; next: `vital data distill batch submit {arguments.out}`, or send the files by hand and `batch read` results"
     )
-    return 0
+    return DONE
 
 
 def _submit(store, arguments: argparse.Namespace) -> int:
@@ -219,7 +243,7 @@ def _submit(store, arguments: argparse.Namespace) -> int:
     with store.exclusive():
         started = batch.submit(store, arguments.allow_upload)
     print(f"{len(started)} batches started; later: `vital data distill batch collect {arguments.out}`")
-    return 0
+    return DONE
 
 
 def _collect(store, arguments: argparse.Namespace) -> int:
@@ -242,7 +266,7 @@ def _told(counts: dict[str, int], out: str) -> int:
         print("some batches are still running: collect again later")
     if left := counts.get("rejected", 0) + counts.get("unanswered", 0) + counts.get("error", 0):
         print(f"{left} tasks are pending again: `vital data distill batch write {out}` or `run {out}`")
-    return 0 if set(counts) <= {"accepted", "seen"} else 1
+    return DONE if set(counts) <= {"accepted", "seen"} else INCOMPLETE
 
 
 def _drop(store, arguments: argparse.Namespace) -> int:
@@ -250,7 +274,7 @@ def _drop(store, arguments: argparse.Namespace) -> int:
 
     with store.exclusive():
         print(f"{batch.drop(store, arguments.name)} tasks are pending again")
-    return 0
+    return DONE
 
 
 def _prices(parser: argparse.ArgumentParser) -> None:

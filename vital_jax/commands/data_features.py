@@ -4,15 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from vital_jax.commands.values import shard, share
-
-_RESEARCH = "Research only, not a medical device."
+from vital_jax.commands.values import DONE, EXITS, INCOMPLETE, RECORDS, shard, share
 
 
 def register(parts: argparse._SubParsersAction) -> None:
     """Adds its sub-commands to `vital data`."""
     features = parts.add_parser(
-        "features", help="extract region features beside records", description=f"{__doc__.splitlines()[0]} {_RESEARCH}"
+        "features", help="extract region features beside records", description=__doc__.splitlines()[0], epilog=EXITS
     )
     _common(features)
     features.add_argument("--threshold", type=share, default=0.2, metavar="T", help="default 0.2")
@@ -22,19 +20,20 @@ def register(parts: argparse._SubParsersAction) -> None:
         "--shard", type=shard, default=(0, 1), metavar="I/N", help="one of N ranges of the work, from 0/N to N-1/N"
     )
     features.set_defaults(run=_features)
-    grid = parts.add_parser("grid", help="search over T and P with three metrics", description=_RESEARCH)
+    text = "search over T and P with three metrics"
+    grid = parts.add_parser("grid", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=EXITS)
     _common(grid)
     grid.add_argument("--samples", type=int, default=1000, metavar="N", help="targets drawn at random; default 1000")
     grid.add_argument("--seed", type=int, default=0, help="of the draw")
     grid.add_argument("--split", default="train", help="default train")
-    grid.add_argument("--out", type=Path, metavar="FOLDER", help="by default grid-ENCODER-HOOK beside the records")
+    grid.add_argument(
+        "-o", "--out", type=Path, metavar="FOLDER", help="for table and figure; default grid-ENCODER-HOOK in RECORDS"
+    )
     grid.set_defaults(run=_grid)
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "records", type=Path, metavar="RECORDS", help="a record folder, or what `vital data build` made"
-    )
+    parser.add_argument("records", type=Path, metavar="RECORDS", help=RECORDS)
     parser.add_argument(
         "--encoder",
         type=Path,
@@ -89,7 +88,7 @@ def _features(arguments: argparse.Namespace) -> int:
         else:
             way_out = "repair these records, then run again" if made.faults else "make them, then run without --shard"
             _say(f"{split}: {made.missing} parts are missing; {way_out}")
-    return 1 if any(made.faults for made in found.values()) else 0
+    return INCOMPLETE if any(made.faults for made in found.values()) else DONE
 
 
 def _grid(arguments: argparse.Namespace) -> int:
@@ -97,7 +96,7 @@ def _grid(arguments: argparse.Namespace) -> int:
 
     from vital_jax.construct import grid
     from vital_jax.construct.pages import records_folder
-    from vital_jax.construct.sidecar import Progress, batch_for
+    from vital_jax.construct.sidecar import RateLine, batch_for
     from vital_jax.hub.encoders import identity, load_encoder
     from vital_jax.pipeline.records import RecordSource
 
@@ -122,7 +121,7 @@ def _grid(arguments: argparse.Namespace) -> int:
         encoder = load_encoder(
             arguments.encoder, arguments.hook, max_pixels=arguments.max_pixels, devices=jax.local_devices()
         )
-        progress = Progress("grid, targets", len(names), len(names) - missing, _say)
+        progress = RateLine("grid, targets", len(names), len(names) - missing, _say)
         batch = batch_for(missing * len(grid.MARGINS), encoder.devices, arguments.batch)
         encode = progress.watch(encoder.apply)
         for _ in grid.search(source, targets, encode, batch, encoder.grid, encoder.size, notes):
@@ -138,4 +137,4 @@ def _grid(arguments: argparse.Namespace) -> int:
         (out / f"grid.{suffix}").write_text(text, encoding="utf-8")
     print(grid.to_markdown(cells, title))
     _say(f"written: {out}/grid.md, grid.csv, grid.svg")
-    return 0
+    return DONE

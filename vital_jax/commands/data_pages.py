@@ -2,39 +2,45 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from vital_jax.commands.values import DONE, EXITS, RECORDS
 
 
 def register(parts: argparse._SubParsersAction) -> None:
     """Adds its sub-commands to `vital data`."""
-    audit = parts.add_parser("audit", help="judge a random share of the records in a browser, and what it says of all")
-    audit.add_argument("folder", metavar="OUT", help="what `vital data build` wrote, or a record folder")
-    audit.add_argument("--share", type=float, default=0.05, help="of each modality and question type; default 0.05")
-    audit.add_argument("--seed", type=int, default=0, help="of the draw; default 0")
-    audit.add_argument("--limit", type=int, default=4000, help="most records in the page; default 4000")
-    audit.add_argument("-o", "--out", metavar="FILE", help="the page; default OUT/audit.html")
-    audit.add_argument(
-        "--verdicts", metavar="FILE", help="read the file downloaded from the page; writes OUT/audit.json"
-    )
-    audit.add_argument("--apply", action="store_true", help="also list rejected ids in OUT/audit_rejects.jsonl")
-    audit.set_defaults(run=_audit)
-
-    stats = parts.add_parser("stats", help="counts by source, modality and K, lengths, wording, splits, licences")
-    stats.add_argument("folder", metavar="FOLDER", help="what `vital data build` wrote, or a record folder")
+    add_audit(parts)
+    stats = _door(parts, "stats", _stats, "counts by source, modality and K, lengths, wording, splits, licences")
     stats.add_argument("-o", "--out", metavar="FOLDER", help="also write stats.md, a CSV per table and SVG pictures")
-    stats.set_defaults(run=_stats)
 
-    inspect = parts.add_parser("inspect", help="records as a page to browse")
-    inspect.add_argument("folder", metavar="FOLDER", help="what `vital data build` wrote, or a record folder")
+    inspect = _door(parts, "inspect", _inspect, "records as a page to browse")
     inspect.add_argument("--limit", type=int, default=200, help="most records, drawn at random; default 200")
     inspect.add_argument("--seed", type=int, default=0, help="of the draw; default 0")
     inspect.add_argument("-o", "--out", metavar="FILE", default="records.html", help="the page; default records.html")
-    inspect.set_defaults(run=_inspect)
 
-    export = parts.add_parser("export", help="finished records as JSON lines and image files")
-    export.add_argument("folder", metavar="FOLDER", help="what `vital data build` wrote, or a record folder")
-    export.add_argument("out", metavar="OUT", help="a folder to make")
-    export.set_defaults(run=_export)
+    export = _door(parts, "export", _export, "finished records as JSON lines and image files")
+    export.add_argument("out", metavar="FOLDER", help="a folder to make")
+
+
+def add_audit(parts: argparse._SubParsersAction) -> None:
+    """Adds `audit` to `vital data`, and to `vital data distill`, whose lessons it judges too."""
+    audit = _door(parts, "audit", _audit, "judge a random share of the records in a browser, and what it says of all")
+    audit.add_argument("--share", type=float, default=0.05, help="of each modality and question type; default 0.05")
+    audit.add_argument("--seed", type=int, default=0, help="of the draw; default 0")
+    audit.add_argument("--limit", type=int, default=4000, help="most records in the page; default 4000")
+    audit.add_argument("-o", "--out", metavar="FILE", help="the page; default audit.html in RECORDS")
+    audit.add_argument(
+        "--verdicts", metavar="FILE", help="read the file downloaded from the page; writes audit.json in RECORDS"
+    )
+    audit.add_argument("--apply", action="store_true", help="also list rejected ids in RECORDS/audit_rejects.jsonl")
+
+
+def _door(parts: argparse._SubParsersAction, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+    door = parts.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=EXITS)
+    door.add_argument("folder", metavar="RECORDS", help=RECORDS)
+    door.set_defaults(run=run)
+    return door
 
 
 def _audit(arguments: argparse.Namespace) -> int:
@@ -53,7 +59,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         f"{out}: {len(drawn.rows)} of {drawn.count} records, {_megabytes(out)}. Open it in a browser, judge, download the"
     )
     _say(f"verdicts, then: vital data audit {arguments.folder} --verdicts FILE. For research use only.")
-    return 0
+    return DONE
 
 
 def _home(folder: str) -> str:
@@ -82,7 +88,7 @@ def _judged(arguments: argparse.Namespace) -> int:
     if arguments.apply:
         file, count = audit.write_rejects(arguments.folder, verdicts)
         _say(f"wrote {file}: {count} ids to leave out; build again to drop them")
-    return 0
+    return DONE
 
 
 def _stats(arguments: argparse.Namespace) -> int:
@@ -103,7 +109,7 @@ def _stats(arguments: argparse.Namespace) -> int:
         for name, svg in pictures(found).items():
             write_text(out / f"{name}.svg", svg)
         _say(f"wrote {out}")
-    return 0
+    return DONE
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -112,7 +118,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     text, shown, count = inspect_page(arguments.folder, arguments.limit, arguments.seed)
     out = write_text(arguments.out, text)
     _say(f"{out}: {shown} of {count} records, {_megabytes(out)}. For research use only.")
-    return 0
+    return DONE
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -121,7 +127,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
     counts = write_jsonl(records_folder(arguments.folder), arguments.out)
     _say(f"wrote {arguments.out}: " + ", ".join(f"{split}: {count} records" for split, count in counts.items()))
-    return 0
+    return DONE
 
 
 def _megabytes(path: Path) -> str:

@@ -1,9 +1,17 @@
-"""Values of flags that several doors take, so that one flag means and refuses the same everywhere."""
+"""What several doors have in common: exit statuses, words for folders, and values of flags that are refused in the same way everywhere."""
 
 import argparse
 import re
 
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+# Exit statuses of `vital data ...`; 130 is what shells have after Ctrl-C.
+DONE, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+EXITS = (
+    "Exit status: 0 done; 1 finished, but something was set aside or is incomplete; 2 a mistake in what was given, or something else to "
+    "mend before it can go on (a full disk); 130 stopped by Ctrl-C. Research only, not a medical device."
+)
+# Positional arguments: what OUT and RECORDS stand for.
+OUT = "the folder that `vital data build` makes"
+RECORDS = "a record folder, or an OUT of `vital data build`"
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -117,7 +117,10 @@ def encode_mask(sample: Sample) -> bytes:
 def split_of(group: str, val: float = 0.075, test: float = 0.075) -> str:
     """The side of a group: train, val or test, by its hash, so that growing a data set moves nothing.
 
-    The default shares are VITAL's 85 / 7.5 / 7.5 (methods.md §1.3).
+    This is the rule of streams whose end is not known, read once from one place: phantoms, captions, the TFDS builder of mask folders.
+    It looks at no picture but for equal ones and keeps its shares only on the average. `vital data build` has the whole set on disk and
+    divides it by `splits.assign`: near-duplicates united, each number of steps in its share. The default shares are VITAL's
+    85 / 7.5 / 7.5 (methods.md §1.3).
     """
     place = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
     return "val" if place < val else "test" if place < val + test else "train"

@@ -5,7 +5,8 @@ stages need of the pixels is measured here: the measurements that questions and 
 picture's hash. Units are handed out in chunks, a chunk is a part, so a kill costs at most the chunks in work.
 
 A unit is read again where its files changed (size and time, and then their content), where its line or its reader's settings changed, and
-where it was rejected for something outside its files. Everything else of it stays as it is.
+where it was rejected for something outside its files. Everything else of it stays as it is; at which place in its manifest a line stands
+matters only where a reject names the place.
 
 Memory: one unit per process, and per unit of the corpus what the source lists (about 1 KB) and its entry in the store (another).
 """
@@ -42,6 +43,7 @@ _LOG = logging.getLogger(__name__)
 CHUNK_UNITS, CHUNK_BYTES = 64, 1 << 25  # a part ends at whichever comes first
 # Rejects that something else than the unit's files may mend: the machine, or a row in the table of targets.
 AGAIN = ("reader-failed", "unknown-target", "unknown-modality")
+_PLACED = {"bad-line", "path-escape"}  # rejects that name a line of a manifest
 _ASKED = ("questions", "sentences", "targets", "gate", "licences")  # tables that later stages read afresh
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -58,12 +60,14 @@ class Job:
 
     Attributes:
       source: travels to the workers. settings: plain values that decide how it reads. options: those of them that were given.
+      found: its reader was chosen by what lies in the folder, so that another may take it when the folder is mended.
       tables: hash of the tables that readers look into, as they were when the run began.
     """
 
     source: Source
     settings: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
+    found: bool = False
     tables: str = field(default_factory=_tables)
 
 
@@ -75,9 +79,10 @@ class Tally:
     samples: int
 
 
-def mark_of(job: Job, unit: Unit) -> str:
-    """Hash of what decides, beside the files themselves, what is read of a unit."""
+def mark_of(job: Job, unit: Unit, placed: bool = True) -> str:
+    """Hash of what decides, beside the files themselves, what is read of a unit; without `placed`, but for the place of its line."""
     source = job.source
+    facts = {key: value for key, value in unit.facts.items() if placed or key != "where"}
     what = [
         PARTS_VERSION,
         job.tables,
@@ -86,7 +91,7 @@ def mark_of(job: Job, unit: Unit) -> str:
         source.licence,
         dict(job.settings),
         unit.files,
-        dict(unit.facts),
+        facts,
     ]
     return digest(json.dumps(what, sort_keys=True, default=str).encode())
 
@@ -124,8 +129,10 @@ def content_of(source: Source, unit: Unit) -> str:
 
 def current(entries: Sequence[Entry], job: Job, unit: Unit) -> Entry | None:
     """The entry that still says what the unit's files say, if there is one."""
-    mark = mark_of(job, unit)
-    entries = [entry for entry in entries if entry.mark == mark]
+    if not entries:
+        return None
+    marks = {mark_of(job, unit, placed) for placed in (True, False)}
+    entries = [entry for entry in entries if entry.mark in marks]
     if not entries:
         return None
     files = _files_mark(job.source, unit)
@@ -185,7 +192,8 @@ def _cut(job: Job, unit: Unit, writer: Writer) -> int:
         name = unit.files[0] if unit.files else unit.id
         rejects, number = [Rejected("reader-failed", name, f"{type(error).__name__}: {error}")], 0
     lines = [{"code": r.code, "file": _relative(job, r.file), "reason": " ".join(r.reason.split())} for r in rejects]
-    writer.close_unit(unit.id, mark_of(job, unit), files, content, lines)
+    placed = not _PLACED.isdisjoint(line["code"] for line in lines)
+    writer.close_unit(unit.id, mark_of(job, unit, placed), files, content, lines)
     return number
 
 

@@ -37,13 +37,18 @@ from vital_jax.construct.cut import Job
 from vital_jax.construct.parts import Entry, Parts, sample_of
 from vital_jax.construct.progress import Progress, Stage
 from vital_jax.construct.report import EXPECTED, Report
-from vital_jax.construct.settings import Settings, keep_plan, open_jobs
-from vital_jax.construct.source import Source
+from vital_jax.construct.settings import Settings, agree, keep_plan, open_jobs
+from vital_jax.construct.source import Source, Unit
 from vital_jax.construct.splits import Pictures, assign, first_names
 from vital_jax.pipeline.records import Record, RecordSource, write_splits
 
 FULL = cut.FULL
 _BATCH = 1024  # questions that wait together for their lessons
+
+
+Listed = tuple[
+    Job, list[Unit], dict[str, Entry | None]
+]  # a source, its units, and by their ids where the store has them
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def build(
       settings: of `Settings`.
 
     Raises:
-      FileNotFoundError, ValueError: a mistake in the sources or settings, other settings than those of OUT/plan.json, no record at all.
+      FileNotFoundError, ValueError: a mistake in the sources or settings, other settings than those of OUT/plan.json, OUT within a source
+        or a source within OUT, no record at all.
       FileExistsError: OUT/records was made by something else.
       BlockingIOError: another run is at work in OUT.
       OSError: the disk is full, for one; what is done is kept.
@@ -98,16 +104,29 @@ def build(
     # What is written anew takes the place of what was there; without the note beside it, that is somebody else's.
     if (out / "records").exists() and not (out / "records.json").exists():
         raise FileExistsError(f"{out}/records: not made by `vital data build`; move it away, or name another folder")
+    opened = open_jobs(sources)
+    _apart(out, opened)
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out), Progress(shown) as progress:
-        opened = open_jobs(sources)
-        keep_plan(out, opened, options)
+        plan, opened, moved = agree(out, opened, options)
         with closing(Parts(out / "samples")) as parts:
             run = _Run(out, options, parts, progress)
-            run.cut(opened, jobs, shard)
+            run.find(opened, shard, moved)
+            keep_plan(out, plan)
+            run.cut(jobs)
             if of > 1:
                 return Result(None, set_aside=run.report.set_aside)
             return run.records()
+
+
+def _apart(out: Path, jobs: Sequence[Job]) -> None:
+    """Raises: ValueError where OUT and a source lie in each other: what is written would be read, or what is read written over."""
+    out = out.resolve()
+    for root in (Path(job.source.root).resolve() for job in jobs):
+        if out.is_relative_to(root) or root.is_relative_to(out):
+            inner, outer = (out, root) if out.is_relative_to(root) else (root, out)
+            what = "OUT lies in this source" if inner == out else "this source lies in OUT"
+            raise ValueError(f"{root}: {what} ({inner} in {outer}); give OUT a folder of its own outside the data")
 
 
 @contextmanager
@@ -128,42 +147,76 @@ class _Run:
         self.out, self.settings, self.parts, self.progress = out, settings, parts, progress
         self.report = Report()
         self.units: list[Held] = []  # in the order of the plan
+        self._found: list[Listed] = []
         audited = out / "audit_rejects.jsonl"
         self.asker = Asker(settings, parts, self.units, read_rejects(audited) if audited.exists() else {})
 
     # --- cut ---------------------------------------------------------------------------------------------
 
-    def cut(self, jobs: Sequence[Job], processes: int, shard: tuple[int, int]) -> None:
-        """Reads what the store lacks, and finds every unit's entry."""
-        for folder in cut.leftovers(self.parts.samples):
-            shutil.rmtree(folder, ignore_errors=True)
-        found, pending = [], []
+    def find(self, jobs: Sequence[Job], shard: tuple[int, int], moved: Mapping[str, str]) -> None:
+        """Lists every source's units, and what the store has of them.
+
+        Raises: ValueError for a source of `moved` (name -> where it lay) of which nothing is what was read there.
+        """
+        refused: set[tuple[Path, str]] = set()
         for job in jobs:
-            listed = self._listed(job)[shard[0] :: shard[1]]
+            listed = self._listed(job, refused)[shard[0] :: shard[1]]
             held = self._held(job, {unit.id for unit in listed})
-            entries = {unit.id: cut.current(held.get(unit.id, ()), job, unit) for unit in listed}
-            pending.append([unit for unit in listed if entries[unit.id] is None or cut.again(entries[unit.id])])
-            found.append((job, [unit.id for unit in listed], entries))
+            if job.source.name in moved:
+                self._recognise(job, listed, held, moved[job.source.name])
+            self._found.append(
+                (job, listed, {unit.id: cut.current(held.get(unit.id, ()), job, unit) for unit in listed})
+            )
         for part in self.parts.broken:
             self.progress.say(f"{part}: not whole, left aside; what it held is read again")
         self.parts.broken.clear()
+
+    def cut(self, processes: int) -> None:
+        """Reads what the store lacks, and finds every unit's entry."""
+        for folder in cut.leftovers(self.parts.samples):
+            shutil.rmtree(folder, ignore_errors=True)
+        pending = [
+            [unit for unit in listed if entries[unit.id] is None or cut.again(entries[unit.id])]
+            for _, listed, entries in self._found
+        ]
+        jobs = [job for job, *_ in self._found]
         with self.progress.stage("cut", sum(map(len, pending)), "units") as stage:
             cut.cut(self.parts.samples, jobs, pending, processes, lambda tally: stage.add(tally.units, tally.samples))
-        for (job, ids, entries), fresh in zip(found, pending, strict=True):
+        for (job, listed, entries), fresh in zip(self._found, pending, strict=True):
             held = self._held(job, {unit.id for unit in fresh}) if fresh else {}
             entries |= {unit.id: cut.current(held.get(unit.id, ()), job, unit) for unit in fresh}
-            self.units += [(job.source.name, unit, entries[unit]) for unit in ids]
+            self.units += [(job.source.name, unit.id, entries[unit.id]) for unit in listed]
+        self._found.clear()
         for unit in self.units:
             for reject in self.asker.rejects(*unit):
                 self._reject(reject)
 
-    def _listed(self, job: Job) -> list:
-        """The source's units. Raises: ValueError where two have one id, which a reader is to sort out."""
+    def _listed(self, job: Job, refused: set[tuple[Path, str]]) -> list[Unit]:
+        """The source's units, without lines that another reader of the same folder has refused (`refused`: folder and line).
+
+        Raises: ValueError where two have one id, which a reader is to sort out.
+        """
         units = {}
         for unit in job.source.units():
+            if "rejected" in unit.facts:
+                if (job.source.root, unit.id) in refused:
+                    continue
+                refused.add((job.source.root, unit.id))
             if units.setdefault(unit.id, unit) is not unit:
                 raise ValueError(f"{job.source.root}: its reader ({job.source.kind}) lists unit {unit.id!r} twice")
         return list(units.values())
+
+    def _recognise(self, job: Job, units: Sequence[Unit], held: Mapping[str, list[Entry]], lay: str) -> None:
+        """A folder of the same name and form may still be another set; so one file at least has to be what it was."""
+        source = job.source
+        known = [unit for unit in units if unit.files and unit.id in held]
+        contents = ((cut.content_of(source, unit), {entry.content for entry in held[unit.id]}) for unit in known)
+        if known and not any(content in before for content, before in contents):
+            raise ValueError(
+                f"{source.root}: no file of it is what was read as {source.name} in {lay}; give that folder as it lies today, or name "
+                "another OUT"
+            )
+        self.progress.say(f"{source.name}: read from {source.root}, formerly {lay}")
 
     def _held(self, job: Job, wanted: set[str]) -> dict[str, list[Entry]]:
         held = defaultdict(list)
@@ -198,6 +251,7 @@ class _Run:
         for group, counts in weights.items():
             together[components[group]].update(counts)
         sides = assign(together, first_names(weights, components), settings.val, settings.test)
+        self.report.groups = Counter(sides.values())
         return {group: sides[components[group]] for group in weights}
 
     # --- ask, teach and gate -----------------------------------------------------------------------------
@@ -205,6 +259,9 @@ class _Run:
     def records(self) -> Result:
         """The stages after cut."""
         sides = self.split()
+        known = self.report.empty(self.settings, written=False)  # before a teacher is paid
+        for line in known:
+            self.progress.say(line)
         if self.settings.teacher != "measured":
             self._give_tasks(sides)
         lines = self.out / ".lines.tmp"
@@ -214,6 +271,9 @@ class _Run:
                 self._write(lines, content)
         finally:
             lines.unlink(missing_ok=True)
+        for line in self.report.empty(self.settings, not waiting):
+            if line not in known:
+                self.progress.say(line)
         self.report.write(self.out, self.settings, self.progress.stages, waiting)
         records = None if waiting else self.out / "records"
         return Result(records, self.report.splits, self.report.set_aside, waiting)

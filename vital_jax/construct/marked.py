@@ -7,6 +7,7 @@ image itself fails is nothing left. File names come from data, so they are check
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,10 @@ def target_name(targets: Targets, name: str, site: str) -> str:
 
 
 def line_kind(row: Mapping[str, Any]) -> str:
-    """Which reader a manifest line is for: volumes, where it has no masks; dicom or manifest, by its image's name."""
+    """Which reader a manifest line is for: volumes, where it has a label; dicom or manifest, by its image's name, where it has masks; ""
+    where it has neither."""
     if "masks" not in row:
-        return "volumes"
+        return "volumes" if "label" in row else ""
     image = row.get("image")
     return "dicom" if isinstance(image, str) and Path(image).suffix.lower() in _DICOM else "manifest"
 
@@ -178,7 +180,23 @@ def line_kinds(root: Path) -> set[str]:
     if not (root / MANIFEST).is_file():
         return set()
     kinds = {line_kind(row) for _, row in json_lines(root / MANIFEST) if isinstance(row, dict)}
-    return kinds or {"manifest"}
+    return kinds - {""} or {"manifest"}
+
+
+def lines_of(root: Path, kind: str) -> Iterator[tuple[str, dict | Rejected]]:
+    """As `json_lines`, of a folder's manifest: the lines of one kind, and those that are of none, which every reader of the folder gives.
+
+    Raises: FileNotFoundError, no manifest.
+    """
+    if not (root / MANIFEST).is_file():
+        raise FileNotFoundError(f"{root / MANIFEST}: not found; images with masks and volumes need one line each there")
+    for where, row in json_lines(root / MANIFEST):
+        if isinstance(row, Rejected) or line_kind(row) == kind:
+            yield where, row
+        elif not line_kind(row):
+            close = next(((key, word) for word in ("masks", "label") for key in get_close_matches(word, row, 1)), None)
+            near = f"; {close[0]!r} is perhaps meant as {close[1]!r}" if close else ""
+            yield where, Rejected("bad-line", where, f"neither masks (of an image) nor label (of a volume){near}")
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict | Rejected]]:
@@ -206,12 +224,8 @@ def manifest_units(root: Path, kind: str, facts: Callable[[dict], dict] = lambda
     Raises:
       FileNotFoundError: no manifest.
     """
-    if not (root / MANIFEST).is_file():
-        raise FileNotFoundError(f"{root / MANIFEST}: not found; a folder of masks needs one line per image there")
     units, seen = [], set()
-    for where, row in json_lines(root / MANIFEST):
-        if isinstance(row, dict) and line_kind(row) != kind:
-            continue
+    for where, row in lines_of(root, kind):
         try:
             if isinstance(row, Rejected):
                 raise row

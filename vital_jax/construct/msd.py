@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vital_jax.construct.marked import MANIFEST, inside, json_lines, line_kind, line_kinds, refuse, refused
+from vital_jax.construct.marked import inside, line_kinds, lines_of, refuse, refused
 from vital_jax.construct.nifti import Stack, read_labels, read_stack
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import Rejected, Unit
@@ -180,13 +180,8 @@ class Volumes(_VolumeFolder):
         return not Msd.claims(root) and Volumes.kind in line_kinds(Path(root))
 
     def units(self) -> list[Unit]:
-        path = self.root / MANIFEST
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: not found; volumes need one line each there")
         units, seen = [], set()
-        for where, row in json_lines(path):
-            if isinstance(row, dict) and line_kind(row) != self.kind:
-                continue
+        for where, row in lines_of(self.root, self.kind):
             try:
                 if isinstance(row, Rejected):
                     raise row

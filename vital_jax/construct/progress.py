@@ -43,7 +43,7 @@ class Stage:
 
 
 class Progress:
-    """Writes on `file`; a context manager that ends the line."""
+    """The factory's stages, timed for its report, and what was set aside; writes on `file`; a context manager that ends the line."""
 
     def __init__(self, shown: bool = True, file: TextIO | None = None):
         self.shown, self.stages = shown, []

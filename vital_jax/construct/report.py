@@ -21,6 +21,7 @@ class Report:
       sources: (source, split) -> records. modalities: (modality, K). steps: (split, K); divided: the same without closed questions, which
         only some splits have. forms: (split, form). splits: records per split.
       rejects: (stage, code). united: groups that were united with others for their pictures.
+      groups: split -> what is kept whole there: patients, volumes, near-duplicates united.
     """
 
     sources: Counter = field(default_factory=Counter)
@@ -31,6 +32,7 @@ class Report:
     splits: Counter = field(default_factory=Counter)
     rejects: Counter = field(default_factory=Counter)
     united: int = 0
+    groups: Counter = field(default_factory=Counter)
 
     def record(self, line: dict) -> None:
         """Counts a record's line."""
@@ -56,6 +58,23 @@ class Report:
         """Rejects that are no rule of the paper."""
         return sum(number for (_, code), number in self.rejects.items() if code not in EXPECTED)
 
+    def empty(self, settings: Settings, written: bool) -> list[str]:
+        """A line per split that has a share and gets nothing, with the reason: too few groups, or (`written`) all of it set aside."""
+        shares = {"train": 1 - settings.val - settings.test, "val": settings.val, "test": settings.test}
+        total, lines = sum(self.groups.values()), []
+        for split in SPLITS:
+            groups = self.groups[split]
+            if round(shares[split], 9) <= 0:
+                continue
+            if not groups:
+                lines.append(
+                    f"{split} is empty: its share of {shares[split]:.3g} is too little of {total} groups (a patient, a volume, images "
+                    "that are alike: each stays whole); add data, or build into another folder with other --val and --test"
+                )
+            elif written and not self.splits[split]:
+                lines.append(f"{split} is empty: all that its {groups} groups made was set aside; see rejects.jsonl")
+        return lines
+
     def write(self, out: Path, settings: Settings, stages: Sequence[Stage], waiting: int = 0) -> None:
         """Writes OUT/report.md."""
         total = sum(self.splits.values())
@@ -65,6 +84,7 @@ class Report:
                 f"**Not finished: {waiting} questions wait for the teacher** (`vital data distill run {out}`).",
                 "",
             ]
+        lines += [line for each in self.empty(settings, not waiting) for line in (f"**{each}.**", "")]
         lines += [
             f"{total} records; {sum(self.rejects.values())} rejects; questions of form {settings.form}, at most {settings.questions} "
             f"per sample and form; teacher {settings.teacher}; seed {settings.seed}. {self.united} groups were united with others because "

@@ -24,7 +24,8 @@ class Sample:
       absent: targets that the source guarantees not to be in the image.
       neighbours: (target, encoded mask) of the other marked targets of the image.
       orientation: the image-space convention. "image": as stored; "radiological": the patient's left on the image's right.
-      window: (lowest, highest) stored value shown, where the image was cut from other values than grey; otherwise empty.
+      window: (lowest, highest) stored value shown, black and white, where the image was cut from other values than grey; otherwise empty.
+        It has been applied (`pipeline.records.METADATA_TYPES`).
       spacing: millimeters from row to row and from column to column; empty where not known.
     """
 

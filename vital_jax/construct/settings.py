@@ -3,6 +3,9 @@
 The plan is made by the first run. A later run is given the same, or nothing; a change is an error that names the key, for half of one set
 and half of another is a set nobody can describe. How many processes and machines work on it is not part of it.
 
+A source is known by its name, its reader and how that reads. Its path says where it lies today: a folder that was moved, or OUT on another
+machine, goes on with --source. Which readers share a `manifest.jsonl` follows from its lines and may change when they are mended.
+
     [[source]]                      # a plan file; paths are relative to it
     path = "Task09_Spleen"
     max_slices = 4                  # whatever else the reader of that kind takes
@@ -28,7 +31,7 @@ from vital_jax.construct.cut import Job
 from vital_jax.construct.parts import source_folder
 from vital_jax.construct.questions import FORMS, load_templates
 from vital_jax.construct.source import Source
-from vital_jax.construct.sources import find_sources, open_source
+from vital_jax.construct.sources import SHARED, find_folders, open_sources
 
 VERSION = 1
 EVALUATION = "evaluation"
@@ -77,6 +80,7 @@ class Settings:
 
 
 KEYS = tuple(key.name for key in dataclasses.fields(Settings))
+_SOURCE = ("path", "kind", "name", "options", "settings")
 
 
 def _near(word: Any, known: Sequence[str]) -> str:
@@ -123,7 +127,7 @@ def read_plan(out: Path) -> dict | None:
         plan = json.loads(path.read_text(encoding="utf-8"))
         version = plan["version"]
         if version == VERSION:
-            for row, keys in ((plan, KEYS), *((row, ("path", "kind", "options")) for row in plan["sources"])):
+            for row, keys in ((plan, KEYS), *((row, _SOURCE) for row in plan["sources"])):
                 if missing := {*keys} - row.keys():
                     raise ValueError(f"without {', '.join(sorted(missing))}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -134,27 +138,98 @@ def read_plan(out: Path) -> dict | None:
     return plan
 
 
-def keep_plan(out: Path, jobs: Sequence[Job], settings: Settings) -> None:
-    """Writes OUT's plan, or compares it with the one that is there. Raises: ValueError naming the keys that changed."""
-    sources = [
-        {"path": str(job.source.root), "kind": job.source.kind, "name": job.source.name, "options": dict(job.options)}
-        | {"settings": dict(job.settings)}
+def planned(plan: Mapping) -> list[dict]:
+    """A plan's sources, as `open_jobs` takes them. Raises: FileNotFoundError for one that lies elsewhere today."""
+    found = []
+    for row in plan["sources"]:
+        if not Path(row["path"]).is_dir():
+            raise FileNotFoundError(
+                f"{row['path']}: {row['name']} lay here; give all sources with --source, as they lie today"
+            )
+        one = {"path": row["path"], **row["options"]} | ({} if row.get("found") else {"kind": row["kind"]})
+        if one not in found:
+            found.append(one)
+    return found
+
+
+def agree(out: Path, jobs: Sequence[Job], settings: Settings) -> tuple[dict, list[Job], dict[str, str]]:
+    """Compares what is given with OUT's plan, if there is one.
+
+    Returns:
+      The plan to keep; the jobs in the plan's order; source name -> where it lay, of those that lie elsewhere today.
+
+    Raises:
+      ValueError: something changed; the message names it.
+    """
+    rows = [
+        {"path": str(job.source.root), "kind": job.source.kind, "name": job.source.name, "found": job.found}
+        | {"options": dict(job.options), "settings": dict(job.settings)}
         for job in jobs
     ]
-    plan = json.loads(json.dumps({"version": VERSION, "sources": sources} | dataclasses.asdict(settings), default=str))
+    plan = json.loads(json.dumps({"version": VERSION, "sources": rows} | dataclasses.asdict(settings), default=str))
     held = read_plan(out)
     if held is None:
-        temporary = out / ".plan.json.tmp"
-        temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
-        temporary.replace(out / "plan.json")
-        return
-    changed = sorted(key for key in {*held, *plan} if held.get(key) != plan.get(key))
-    if changed:
-        same = "give the same (without --source, the planned ones)" if "sources" in changed else "give the same"
+        return plan, list(jobs), {}
+    changed = [key for key in KEYS if key != "answers" and held[key] != plan[key]]  # where answers lie is a path too
+    told = [f"another {', '.join(sorted(changed))}"] if changed else []
+    if differ := _differences(held["sources"], plan["sources"]):
+        told.append(f"other sources ({'; '.join(differ)})")
+    if told:
         raise ValueError(
-            f"{out}/plan.json was made with another {', '.join(changed)}; {same}, or name another folder "
-            f"(with a copy of {out}/samples in it, what is the same is not read again)"
+            f"{out}/plan.json was made with {' and '.join(told)}; give the same (without --source, the planned ones), or name "
+            f"another folder (with a copy of {out}/samples in it, what is the same is not read again)"
         )
+    order = list(_folders(held["sources"]))
+    places = sorted(range(len(jobs)), key=lambda i: order.index(_folder_name(plan["sources"][i])))
+    plan["sources"] = [plan["sources"][i] for i in places]
+    lay = {row["name"]: row["path"] for row in held["sources"]}
+    moved = {
+        row["name"]: lay[row["name"]] for row in plan["sources"] if lay.get(row["name"], row["path"]) != row["path"]
+    }
+    return plan, [jobs[i] for i in places], moved
+
+
+def keep_plan(out: Path, plan: Mapping) -> None:
+    """Writes OUT's plan, unless it is there."""
+    if read_plan(out) == plan:
+        return
+    temporary = out / ".plan.json.tmp"
+    temporary.write_text(json.dumps(plan, indent=2), encoding="utf-8")
+    temporary.replace(out / "plan.json")
+
+
+def _folder_name(row: Mapping) -> str:
+    """What a source and others that read the same manifest have in common."""
+    return row["name"].removesuffix(f"-{row['kind']}") if row["kind"] in SHARED else row["name"]
+
+
+def _folders(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
+    folders = {}
+    for row in rows:
+        folders.setdefault(_folder_name(row), []).append(row)
+    return folders
+
+
+def _differences(held: Sequence[Mapping], given: Sequence[Mapping]) -> list[str]:
+    """In what two lists of sources differ, apart from paths, order and which readers share a manifest."""
+    held, given = _folders(held), _folders(given)
+    told = [f"{name} is not given" for name in held if name not in given]
+    told += [f"{name} is not in it" for name in given if name not in held]
+    for name in filter(given.get, held):
+        before, after = ({row["name"]: row for row in rows} for rows in (held[name], given[name]))
+        for each in sorted({*before, *after}):
+            one, other = before.get(each), after.get(each)
+            if one and other and one["kind"] == other["kind"]:
+                known = {*one["settings"], *other["settings"]}
+                keys = sorted(key for key in known if one["settings"].get(key) != other["settings"].get(key))
+                told += [
+                    f"{each}: {key} {one['settings'].get(key)!r}, not {other['settings'].get(key)!r}" for key in keys
+                ]
+            elif not all(row["kind"] in SHARED and row.get("found", True) for row in (one, other) if row):
+                told.append(
+                    f"{each} as {one['kind'] if one else 'nothing'}, not as {other['kind'] if other else 'nothing'}"
+                )
+    return told
 
 
 # --- sources -------------------------------------------------------------------------------------------
@@ -174,14 +249,14 @@ def open_jobs(given: Sequence[str | Path | Mapping | Source]) -> list[Job]:
         if isinstance(each, Mapping):
             options = dict(each)
             path, kind = options.pop("path"), options.pop("kind", "")
-            jobs.append(_job(open_source(path, kind, options), options))
+            jobs += [_job(source, options, found=not kind) for source in open_sources(path, kind, options)]
         elif isinstance(each, str | Path):
             plain.append(each)
         else:
-            jobs.append(_job(each, {}))
+            jobs.append(_job(each, _named(each.name, each.root)))
     # All at once: it is they that give two folders of one name different ones.
-    for source in find_sources(*plain) if plain else ():
-        jobs.append(_job(source, {} if source.name == source.root.name else {"name": source.name}))
+    for name, sources in find_folders(*plain).items() if plain else ():
+        jobs += [_job(source, _named(name, source.root), found=True) for source in sources]
     if not jobs:
         raise ValueError("no source: name at least one folder with --source")
     names: dict[str, Source] = {}
@@ -195,9 +270,13 @@ def open_jobs(given: Sequence[str | Path | Mapping | Source]) -> list[Job]:
     return jobs
 
 
-def _job(source: Source, options: Mapping[str, Any]) -> Job:
+def _named(name: str, root: Path) -> dict[str, str]:
+    return {} if name == root.name else {"name": name}
+
+
+def _job(source: Source, options: Mapping[str, Any], found: bool = False) -> Job:
     """A source with its settings: those of its fields that are plain values."""
     listed = dataclasses.fields(source) if dataclasses.is_dataclass(source) else ()
     values = {field.name: getattr(source, field.name) for field in listed if field.init}
     kept = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
-    return Job(source, {key: value for key, value in kept.items() if key not in ("name", "kind")}, options)
+    return Job(source, {key: value for key, value in kept.items() if key not in ("name", "kind")}, options, found)

@@ -17,8 +17,11 @@ from vital_jax.pipeline.records import RecordSource
 _EVERY = 10.0  # seconds between two lines
 
 
-class Progress:
+class RateLine:
     """Says how far a long work is, with images per second and the time left by what this run has done so far.
+
+    Lines go to whoever asked for the work, for it runs within `train.py` too; `progress.Progress` owns its terminal, and
+    `distill.progress.ReplyLine` counts replies.
 
     Args:
       what: begins every line. total: items of the whole work. done: of these, before this run.
@@ -101,7 +104,7 @@ def write_sidecar(
     parts = FeatureParts(source.folder, spec, source.ids, source.split, part_records)
     mine, todo, faults = parts.share(share), parts.missing(share), []
     total, left = (sum(len(parts.records(number)) for number in numbers) for numbers in (mine, todo))
-    progress = Progress(f"region features of {source.split}, records", total, total - left, say)
+    progress = RateLine(f"region features of {source.split}, records", total, total - left, say)
     encode = progress.watch(encode)
     for number in todo:
         rows, wrong = [], []

@@ -73,35 +73,53 @@ def open_source(path: str | Path, kind: str = "", options: Mapping[str, Any] | N
     return reader(root=root, **(options or {}))
 
 
-def find_sources(*paths: str | Path) -> list[Source]:
-    """All sources in the given folders, in the order of their paths, each under a name of its own.
+def open_sources(path: str | Path, kind: str = "", options: Mapping[str, Any] | None = None) -> list[Source]:
+    """As `open_source`; a manifest that readers share is opened by each of them, where nothing but a name is given.
 
-    A folder that no reader takes is searched for folders that one takes. A source is called like its folder, or by the way to it where it
-    lies deeper (amos22-CT); the second source of one folder by its kind too. Two of one name get that of the folder above them.
+    The first source is called as the folder is, the others by their kind too.
+    """
+    root = _folder(path)
+    kinds = kinds_of(root)
+    if kind or len(kinds) < 2 or set(options or ()) - {"name"}:
+        return [open_source(root, kind, options)]
+    name = (options or {}).get("name", root.name)
+    names = [name, *(f"{name}-{kind}" for kind in kinds[1:])]
+    return [open_source(root, kind, {"name": name}) for kind, name in zip(kinds, names, strict=True)]
+
+
+def find_sources(*paths: str | Path) -> list[Source]:
+    """All sources in the given folders; see `find_folders`."""
+    return [source for sources in find_folders(*paths).values() for source in sources]
+
+
+def find_folders(*paths: str | Path) -> dict[str, list[Source]]:
+    """All folders of data in the given ones, in the order of their paths: name -> the sources that read it.
+
+    A folder that no reader takes is searched for folders that one takes. It is called by its own name, or by the way to it where it lies
+    deeper (amos22-CT). Two of one name get that of the folder above them.
 
     Raises:
       FileNotFoundError: no such folder.
       ValueError: nothing found in one of them, or two that would have one name.
     """
-    found = []
+    found: dict[Path, Path] = {}
     for root in map(_folder, paths):
-        here = [(folder, root, kind) for folder in _search(root, DEPTH) for kind in kinds_of(folder)]
+        here = _search(root, DEPTH)
         if not here:
             raise ValueError(f"{root}: no reader takes this folder or one in it; known are {_LAYOUTS}")
-        found += here
-    names = {folder: "-".join(folder.relative_to(root).parts) or root.name for folder, root, _ in found}
+        for folder in here:
+            if folder in found:
+                raise ValueError(f"{folder}: given twice")
+            found[folder] = root
+    names = {folder: "-".join(folder.relative_to(root).parts) or root.name for folder, root in found.items()}
     same = Counter(names.values())
-    sources = {}
-    for folder, _, kind in found:
+    folders: dict[str, list[Source]] = {}
+    for folder in found:
         name = names[folder] if same[names[folder]] == 1 else f"{folder.parent.name}-{names[folder]}"
-        others = [source for source in sources.values() if source.root == folder]
-        if any(source.kind == kind for source in others):
-            raise ValueError(f"{folder}: given twice")
-        name = f"{name}-{kind}" if others else name
-        if name in sources:
+        if name in folders:
             raise ValueError(f"{folder}: a second source called {name}; rename one of the folders")
-        sources[name] = open_source(folder, kind, {} if name == folder.name else {"name": name})
-    return list(sources.values())
+        folders[name] = open_sources(folder, options={"name": name})
+    return folders
 
 
 def _folder(path: str | Path) -> Path:

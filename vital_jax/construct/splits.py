@@ -136,7 +136,8 @@ def assign(weights: Mapping[int, Counter], names: Mapping[int, str], val: float,
 
     Largest components first, each to the side on which it leaves the strata nearest to their targets (the least sum of squared distances,
     each in units of its target). A function of the components alone, not of their order. When a set grows, components may change sides:
-    a set that was published, or trained on, is kept as it was built.
+    a set that was published, or trained on, is kept as it was built. This is the rule of `vital data build`, which has the whole set before
+    it; records that are made as a stream (phantoms, captions) are divided by hash, `build.split_of`.
 
     Args:
       weights: component -> {stratum: how many}; a stratum is a number of steps, a modality, ...

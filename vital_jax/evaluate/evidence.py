@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vital_jax.evaluate.preview import answers, groups, shuffled
-from vital_jax.evaluate.score import Row, kind, markdown, percent
-from vital_jax.latent.loop import Variables, embed, prefill, think, variables_of
+from vital_jax.evaluate.engine import Reply
+from vital_jax.evaluate.preview import ask, shuffled
+from vital_jax.evaluate.score import Row, judge, kind, markdown, percent
 from vital_jax.latent.read import decode_steps
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.methods.vital import Vital
 from vital_jax.models.decoder import Decoder
-from vital_jax.models.qwen3_vl import Qwen3VL
 from vital_jax.pipeline.feed import Feed
 from vital_jax.statistics import wilson
 
@@ -42,60 +41,34 @@ def closed(feed: Feed) -> list[int]:
     return chosen
 
 
-def predictions(
-    method: Vital,
-    params: Mapping[str, Any],
-    feed: Feed,
-    numbers: Sequence[int],
-    max_steps: int,
-    eval_k: str = "fixed",
-    images: Sequence[int] | None = None,
+def judged(
+    feed: Feed, numbers: Sequence[int], replies: Sequence[Reply], images: Sequence[int] | None = None
 ) -> list[Row]:
-    """Judged answers as `Score.of` takes them: those of `answers` with question_type, ask and `image`, the id of the record whose images
-    were shown.
-
-    The frozen backbone is `{"base": params["base"]}` of the parameters before training, at max_steps = 0.
-    """
+    """Replies as `Score.of` takes them: the verdict, question_type and ask, and `image`, the id of the record whose images were shown."""
     index = feed.source.index
-    found = answers(method, params, feed, numbers, max_steps, eval_k, BATCH, images)
     shown = numbers if images is None else images
     return [
-        {**row, **kind(index[number]["metadata"]), "image": index[image]["id"]}
-        for row, number, image in zip(found, numbers, shown, strict=True)
+        {
+            **judge(feed.source[number], reply.text),
+            **kind(index[number]["metadata"]),
+            "image": index[image]["id"],
+        }
+        for reply, number, image in zip(replies, numbers, shown, strict=True)
     ]
 
 
 # --- latents ------------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_steps"))
-def _think(model: Qwen3VL, variables: Variables, batch: Mapping[str, jax.Array], max_steps: int) -> jax.Array:
-    z0, prompt = prefill(model, variables, embed(model, variables, batch), batch["next_position"])
-    return think(model, variables, prompt, z0[:, None], max_steps)[0][:, 0]
+def latents(replies: Sequence[Reply], max_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """z_1..z_K of replies [n, K, D], zero beyond a row's own steps, and which steps are its own [n, K] bool.
 
-
-def latents(
-    method: Vital,
-    params: Mapping[str, Any],
-    feed: Feed,
-    numbers: Sequence[int],
-    max_steps: int,
-    eval_k: str = "fixed",
-) -> tuple[np.ndarray, np.ndarray]:
-    """What the loop makes of these prompts; no answer is shown or written.
-
-    Returns: z_1..z_K [n, K, D] float32, zero beyond a row's own steps, and which steps are its own [n, K] bool.
-    Raises: ValueError for no steps or no records, and as `Feed.rows`.
+    Raises: ValueError for no steps or no replies.
     """
-    if not max_steps or not len(numbers):
-        raise ValueError(f"no latents of {len(numbers)} records at {max_steps} steps")
-    z, own = [], []
-    for chosen, rows in groups(feed, numbers, max_steps, eval_k, BATCH):
-        thought = np.asarray(_think(method.model, variables_of(params), rows, max_steps), np.float32)[: len(chosen)]
-        mine = np.arange(1, max_steps + 1) <= rows["latent_steps"][: len(chosen), None]
-        z.append(np.where(mine[..., None], thought, 0))
-        own.append(mine)
-    return np.concatenate(z), np.concatenate(own)
+    if not max_steps or not len(replies):
+        raise ValueError(f"no latents of {len(replies)} records at {max_steps} steps")
+    z = [np.pad(reply.z, ((0, max_steps - reply.latent_steps), (0, 0))) for reply in replies]
+    return np.stack(z), np.arange(max_steps) < np.array([reply.latent_steps for reply in replies])[:, None]
 
 
 def collapse(z: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -264,7 +237,8 @@ def _retrieve(
         visual = dataclasses.replace(method, roi_width=features.shape[-1]).visual
         candidates = np.flatnonzero(train.features.valid[: train.limit or None])
         candidates = candidates[np.linspace(0, len(candidates) - 1, min(FIT_ROWS, len(candidates))).astype(int)]
-        seen, mine = latents(method, params, train, candidates.tolist(), max_steps, config.method.eval_k)
+        replies = ask(method, params, train, candidates, max_steps, config.method.eval_k, BATCH, length=1)
+        seen, mine = latents(replies, max_steps)
         projector = fit_projector(visual, seen, mine, np.asarray(train.features.roi[candidates]), seed=config.seed)
     shown = project(visual, projector, z[places], own[places])
     return {"projector": origin, **retrieval(shown, own[places], features, keys, names)}
@@ -315,19 +289,20 @@ def evidence(
       test: held-out records. Opened without features, there is no retrieval; with chain = 0, no decoded steps.
       max_steps: K; 0 gives the two lists of answers alone.
       numbers: of the test records; by default the closed-ended ones.
-    Returns: {"max_steps", "eval_k", "answers", "blind"}, the rows of `predictions` with the own images and with those of `shuffled`;
+    Returns: {"max_steps", "eval_k", "answers", "blind"}, the rows of `judged` with the own images and with those of `shuffled`;
       with latents also "collapse" [K][K] (None where no row has both steps), "retrieval" (see `retrieval`; and "projector", which one) and
       "samples", a few answers with "chain" and "steps", the decoded sentences.
-    Raises: ValueError as `closed`, `shuffled`, `Feed.rows`, `regions`.
+    Raises: ValueError as `closed`, `shuffled`, `ask`, `regions`.
     """
     numbers, eval_k = list(closed(test) if numbers is None else numbers), config.method.eval_k
     exchanged = shuffled(numbers, test, config.seed)
-    answered = predictions(method, params, test, numbers, max_steps, eval_k)
-    blind = predictions(method, params, test, numbers, max_steps, eval_k, exchanged)
+    replies = ask(method, params, test, numbers, max_steps, eval_k, BATCH)
+    answered = judged(test, numbers, replies)
+    blind = judged(test, numbers, ask(method, params, test, numbers, max_steps, eval_k, BATCH, exchanged), exchanged)
     found: dict[str, Any] = {"max_steps": max_steps, "eval_k": eval_k, "answers": answered, "blind": blind}
     if not max_steps:
         return found
-    z, own = latents(method, params, test, numbers, max_steps, eval_k)
+    z, own = latents(replies, max_steps)
     found["collapse"] = [[None if np.isnan(x) else float(x) for x in row] for row in collapse(z, own)]
     if test.features is not None:
         found["retrieval"] = _retrieve(config, method, params, train, test, numbers, z, own, max_steps)

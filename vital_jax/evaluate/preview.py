@@ -6,33 +6,43 @@ all there is to look at.
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-
-from vital_jax.evaluate.score import judge
+from vital_jax.evaluate.engine import Engine, Reply, in_order, with_images
+from vital_jax.evaluate.score import Row, judge
 from vital_jax.latent.loop import variables_of
-from vital_jax.latent.sample import respond
 from vital_jax.methods.vital import Vital
 from vital_jax.pipeline.feed import Feed
 
 
-def groups(
-    feed: Feed, numbers: Sequence[int], max_steps: int, eval_k: str, batch: int, images: Sequence[int] | None = None
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """(record numbers, their prompts as arrays of `batch` rows), in order; the last group repeats its last row to be as large.
+def ask(
+    method: Vital,
+    params: Mapping[str, Any],
+    feed: Feed,
+    numbers: Sequence[int],
+    max_steps: int,
+    eval_k: str = "fixed",
+    batch: int = 8,
+    images: Sequence[int] | None = None,
+    length: int = 0,
+) -> list[Reply]:
+    """Greedy replies to these records, in order, at K = `max_steps` or at each record's own (`eval_k`).
 
-    Raises: ValueError as `Feed.rows`, or where `images` are not one per record.
+    Args:
+      params: base, and lora if any. batch: rows of the program.
+      images: one record number per record, whose images are shown instead of its own (see `shuffled`).
+      length: T, the most tokens of an answer; by default the feed's.
+    Raises: ValueError for another `eval_k`, `images` that are not one per record, or as `Engine.batches`.
     """
     if images is not None and len(images) != len(numbers):
         raise ValueError(f"{len(images)} images for {len(numbers)} records: give one per record")
-    for start in range(0, len(numbers), batch):
-        fill = lambda chosen: chosen + chosen[-1:] * (batch - len(chosen))  # noqa: E731
-        chosen = list(numbers[start : start + batch])
-        shown = None if images is None else fill(list(images[start : start + batch]))
-        rows = feed.rows(fill(chosen), max_steps, eval_k, shown)
-        yield chosen, {name: value for name, value in rows.items() if name not in ("roi", "roi_mask", "index")}
+    asked = [feed.source[int(number)] for number in numbers]
+    if images is not None:
+        asked = [with_images(record, feed.source[int(i)]) for record, i in zip(asked, images, strict=True)]
+    engine = Engine(method.model, feed.encoder, feed.buckets)
+    decoding = engine.decoding(length or feed.answer)
+    return in_order(engine.ask(variables_of(params), asked, max_steps, decoding, eval_k, batch))
 
 
 def answers(
@@ -43,21 +53,10 @@ def answers(
     max_steps: int,
     eval_k: str = "fixed",
     batch: int = 8,
-    images: Sequence[int] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Greedy answers to these records, in order, at K = `max_steps` or at each record's own (`eval_k`).
-
-    Args:
-      params: base, and lora if any. batch: rows of the program, whatever the number of records.
-      images: one record number per record, whose images are shown instead of its own (see `shuffled`).
-    Raises: ValueError for another `eval_k`, or where a group of `batch` records fits no bucket.
-    Yields: {"id", "question", "gold", "answer", "exact"}; `exact` compares after `normalise`.
-    """
-    prompter, variables = feed.encoder.prompter, variables_of(params)
-    for chosen, rows in groups(feed, numbers, max_steps, eval_k, batch, images):
-        tokens = respond(method.model, variables, rows, max_steps, feed.answer, prompter.end_token_id).tokens[:, 0]
-        for number, ids in zip(chosen, jax.device_get(tokens), strict=False):
-            yield judge(feed.source[number], prompter.decode(ids))
+) -> list[Row]:
+    """`ask`, judged: {"id", "question", "gold", "answer", "exact"}; `exact` compares after `normalise`."""
+    replies = ask(method, params, feed, numbers, max_steps, eval_k, batch)
+    return [judge(feed.source[int(number)], reply.text) for number, reply in zip(numbers, replies, strict=True)]
 
 
 def shuffled(numbers: Sequence[int], feed: Feed, seed: int) -> list[int]:

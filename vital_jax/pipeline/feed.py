@@ -7,7 +7,7 @@ number of hosts. Nothing about the data is stored in a checkpoint.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 from vital_jax.pipeline.batch import Encoder, Layout, collate
 from vital_jax.pipeline.features import RoiFeatures
 from vital_jax.pipeline.loader import plan_batches, step_dataset
-from vital_jax.pipeline.records import Record, RecordSource
+from vital_jax.pipeline.records import RecordSource
 
 Bucket = tuple[int, int]  # (S, P)
 
@@ -148,41 +148,3 @@ class Feed:
         return step_dataset(
             plan, maker, collate, start, process_index, process_count, num_threads=2, workers=self.workers
         )
-
-    def rows(
-        self, numbers: Sequence[int], max_steps: int, eval_k: str = "fixed", images: Sequence[int] | None = None
-    ) -> dict[str, np.ndarray]:
-        """Prompts of these records as one batch for decoding, in the smallest bucket that holds them all.
-
-        Args:
-          max_steps: K. eval_k: `fixed` (every row takes K steps) or `per_sample` (each its record's own number, at most K).
-          images: one record number per row: each row asks its own question about that record's images.
-        Returns: the arrays of pipeline/batch.py without answer, chain and region feature.
-        Raises: ValueError for another `eval_k`, or where no bucket holds them all.
-        """
-        if eval_k not in ("fixed", "per_sample"):
-            raise ValueError(f"unknown eval_k={eval_k!r}: use fixed or per_sample")
-        records = [self.source[int(number)] for number in numbers]
-        if images is None:
-            need = self.sizes[list(numbers), :2].max(0)
-        else:
-            records = [
-                _with_images(record, self.source[int(number)]) for record, number in zip(records, images, strict=True)
-            ]
-            need = np.max([self.encoder.measure(record) for record in records], axis=0)
-        fitting = [i for i, budget in enumerate(self.buckets) if all(need <= budget)]
-        if not fitting:
-            raise ValueError(f"records {list(numbers)} together need (S, P) = {need.tolist()}: no bucket holds them")
-        train_k = "phase_max" if eval_k == "fixed" else "per_sample"
-        asking = replace(self.layout(fitting[0], max_steps, train_k, cap=True), answer=0, chain=0, roi=0)
-        return collate(
-            [self.encoder.encode(record, asking, int(number)) for record, number in zip(records, numbers, strict=True)]
-        )
-
-
-def _with_images(record: Record, other: Record) -> Record:
-    """The question of one record about the images of another, with the grey window that belongs to those images."""
-    metadata = {name: value for name, value in record.metadata.items() if name != "window"}
-    if "window" in other.metadata:
-        metadata["window"] = other.metadata["window"]
-    return replace(record, images=other.images, masks=(), boxes=(), metadata=metadata)

@@ -23,7 +23,8 @@ class Prompter:
       folder: a local Hugging Face model folder (nothing is downloaded, no code of the folder is run). A text model's
         folder serves for `encode_text` and `decode`.
 
-    Attributes: image_token_id and merge_size (None for a text model), end_token_id, the token that ends a turn.
+    Attributes: image_token_id and merge_size (None for a text model), end_token_id, the token that ends a turn, and end_token_ids, that one
+      and whatever else generation_config.json lets end an answer.
 
     Raises:
       FileNotFoundError: no such folder, or its tokenizer or config is missing.
@@ -47,6 +48,7 @@ class Prompter:
         self.end_token_id = self.tokenizer.eos_token_id
         if self.end_token_id is None:
             raise ValueError(f"{self.folder}: the tokenizer has no eos_token, so no answer could end")
+        self.end_token_ids = self._ends()
         self.image_token_id = config.get("image_token_id")
         self.merge_size = config.get("vision_config", {}).get("spatial_merge_size")
         added = self.tokenizer.added_tokens_decoder
@@ -67,6 +69,12 @@ class Prompter:
             return json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+    def _ends(self) -> tuple[int, ...]:
+        if not (self.folder / "generation_config.json").is_file():
+            return (self.end_token_id,)
+        found = self._json("generation_config.json").get("eos_token_id") or []
+        return tuple(dict.fromkeys([self.end_token_id, *(found if isinstance(found, list) else [found])]))
 
     def _template(self) -> str:
         """The chat template, in the order in which transformers' processors look for it."""
@@ -129,9 +137,9 @@ class Prompter:
         return np.asarray([*ids, self.end_token_id] if end else ids, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of generated tokens up to the first end-of-turn token, without special tokens."""
+        """Text of generated tokens up to the first that ends an answer, without special tokens."""
         ids = np.asarray(ids, np.int64).reshape(-1)
-        ends = np.flatnonzero(ids == self.end_token_id)
+        ends = np.flatnonzero(np.isin(ids, self.end_token_ids))
         return self.tokenizer.decode(ids[: ends[0]] if len(ends) else ids, skip_special_tokens=True)
 
     def _refuse_control(self, text: str, name: str) -> None:

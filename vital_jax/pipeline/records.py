@@ -32,19 +32,30 @@ FORMAT_VERSION = 1
 MAX_CHAIN = 4
 # Metadata keys with a fixed meaning; a record may carry others, but these are checked wherever they appear.
 METADATA_TYPES = {
-    "source": str,
-    "modality": str,
-    "site": str,
-    "target_name": str,
-    "target_type": str,
-    "question_type": str,
-    "latent_steps": int,
-    "orientation": str,
+    "source": str,  # the data set
+    "licence": str,  # of image and masks
+    "group": str,  # patient, case or volume: stays on one side of a split
+    "modality": str,  # CT, MRI, ...
+    "site": str,  # body region
+    "target_name": str,  # what is asked about
+    "target_type": str,  # organ, sub-structure, vessel, tissue, lesion, retinal or cell
+    "neighbour": str,  # a second target that the question names
+    "question_type": str,  # yesno, identify, location_choice, location, describe or reasoning
+    "ask": str,  # what of it: presence, side, size, ...
+    "form": str,  # open or closed
+    "latent_steps": int,  # K
+    "slots": list,  # per step of a measured chain, what the step says: the lists of data/sentences.json
+    "teacher": str,  # who answered: measured-N, or a model's name
+    "gate": str,  # the version of the quality gate that the chain passed
+    "orientation": str,  # "image": as stored; "radiological": the patient's left on the image's right
+    # [low, high]: the stored values that are black and white, never a name. An image deeper than 8 bits is shown so when it is decoded;
+    # one of 8 bits was cut so, and decoding leaves it as it is.
     "window": list,
-    "spacing": list,
-    "teacher": str,
-    "licence": str,
-    "group": str,
+    "spacing": list,  # [row to row, column to column] in mm
+    "answer_type": str,  # as the source of finished questions says it (VQA-RAD: CLOSED, OPEN), likewise the three that follow
+    "asked_for": str,  # PRES, SIZE, ...
+    "phrasing": str,  # freeform, para, ...
+    "source_split": str,  # the side it was on there
 }
 _STORE = "vital_records"
 _DESCRIPTION = "Questions about medical images with answers and, optionally, chains, options, boxes and masks."

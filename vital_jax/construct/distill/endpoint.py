@@ -101,10 +101,13 @@ class Address:
         return urlsplit(self.url).scheme == "http" and not self.loopback
 
 
-def address() -> Address:
+def address(needs_key: bool = True) -> Address:
     """From VITAL_TEACHER_BASE_URL and VITAL_TEACHER_API_KEY, else OPENAI_BASE_URL and OPENAI_API_KEY.
 
     OPENAI_API_KEY is not sent to VITAL_TEACHER_BASE_URL: it would hand the key of one service to another.
+
+    Args:
+      needs_key: false where nobody is asked yet.
 
     Raises:
       ValueError: the address is none, or there is no key; a teacher on this machine needs none.
@@ -116,7 +119,7 @@ def address() -> Address:
     if urlsplit(url).scheme not in ("http", "https") or not found.host:
         name = "VITAL_TEACHER_BASE_URL" if own else "OPENAI_BASE_URL"
         raise ValueError(f"{name} is not an address of the form https://host/v1")
-    if not found.key and not found.loopback:
+    if needs_key and not found.key and not found.loopback:
         names = "VITAL_TEACHER_API_KEY" if own else "VITAL_TEACHER_API_KEY or OPENAI_API_KEY"
         raise ValueError(f"no key for {found.host}: set {names} in the environment")
     return found

@@ -22,8 +22,8 @@ PIXELS_PER_TOKEN = 750  # of a picture, likewise; vendors differ by a factor of 
 MEASURED = 20  # replies from which on the mean of what was counted replaces the rules of thumb
 
 
-class Progress:
-    """Counts what comes in and keeps one line of it on stderr."""
+class ReplyLine:
+    """Counts the replies that come in, for the run's outcome, and keeps one line of it on stderr: accepted, leaks, cost."""
 
     def __init__(self, total: int, shown: bool):
         self.counts, self.leaks, self.replies, self.cost, self.priced = Counter(), 0, 0, 0.0, False

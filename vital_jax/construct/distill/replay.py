@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vital_jax.construct.distill.progress import Progress
+from vital_jax.construct.distill.progress import ReplyLine
 from vital_jax.construct.distill.replies import Reply, settle
 from vital_jax.construct.distill.run import Outcome
 from vital_jax.construct.distill.store import Store
@@ -37,7 +37,7 @@ def replay(store: Store, path: str | Path, shown: bool = True) -> Outcome:
         raise FileNotFoundError(f"{path}: no recorded replies here")
     with store.exclusive():
         wanted = set(store.dropped()) | set(store.unanswered())
-        total, progress = len(wanted), Progress(len(wanted), shown)
+        total, progress = len(wanted), ReplyLine(len(wanted), shown)
         try:
             for name, raw in _recorded(path):
                 text = json.dumps(raw, ensure_ascii=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from vital_jax.construct.distill.endpoint import Address, Endpoint, Refused, Settings, address
 from vital_jax.construct.distill.overlay import teacher_view
-from vital_jax.construct.distill.progress import Progress
+from vital_jax.construct.distill.progress import ReplyLine
 from vital_jax.construct.distill.prompts import Prompts, load_prompts, request, request_hash
 from vital_jax.construct.distill.replies import settle
 from vital_jax.construct.distill.store import Attempt, Store
@@ -63,7 +63,7 @@ def run(store: Store, settings: Settings, shown: bool = True) -> Outcome:
         ids = selected(store, settings, prompts)
         if warning := check_upload(store, ids, where, settings.allow_upload):
             print(warning, file=sys.stderr, flush=True)
-        progress = Progress(len(ids), shown)
+        progress = ReplyLine(len(ids), shown)
         try:
             return asyncio.run(_Run(store, settings, prompts, where, progress).all(ids))
         finally:
@@ -103,7 +103,7 @@ def check_upload(store: Store, ids: Iterable[str], where: Address, allowed: bool
 class _Run:
     """One run: its workers share the list of tasks, the endpoint and the wish to stop."""
 
-    def __init__(self, store: Store, settings: Settings, prompts: Prompts, where: Address, progress: Progress):
+    def __init__(self, store: Store, settings: Settings, prompts: Prompts, where: Address, progress: ReplyLine):
         self.store, self.settings, self.prompts, self.where, self.progress = store, settings, prompts, where, progress
         self.why, self.interrupted, self.silent = "", False, 0
         self.failure: Exception | None = None

@@ -1,0 +1,364 @@
+"""A training run as a folder that transformers loads: merged weights, a PEFT adapter, or both, with the loop's code beside them.
+
+What came from the base stays the base's: its configuration, tokenizer, processor and template are copied byte by byte, since a rewritten
+configuration is what makes a folder load in one version of transformers only. Tensors are read, merged and written one after the other, so
+that memory holds one of them and not the model. Everything is written beside the target and renamed at the end.
+
+    OUT/                        merged weights, or the adapter (`peft`)
+    OUT/adapter/                the adapter, where both are asked for
+    OUT/custom_generate/        the loop for `model.generate`
+    OUT/explain/                text decoder and projectors, which answering does not need
+    OUT/vital.json, README.md   what this package needs to load it again; the model card
+"""
+
+import contextlib
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import vital_jax
+from vital_jax.hub import card, peft
+from vital_jax.hub.load import check_coverage, fingerprint
+from vital_jax.hub.names import Entry, qwen3_entries, qwen3_vl_entries
+from vital_jax.hub.safetensors import Tensor, read_folder
+from vital_jax.hub.writing import (
+    SHARD,
+    Content,
+    Pending,
+    as_json,
+    check_place,
+    new_folder,
+    shards,
+    size_of,
+    write_files,
+)
+from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config
+from vital_jax.models.lora import merge_lora
+from vital_jax.pipeline.prompts import Prompter
+from vital_jax.training.checkpoint import Checkpoints, check_compatible
+
+FORMS = ("merged", "peft", "both")
+FACTS = "vital.json"  # also the mark of a folder that may be overwritten
+_COPIED = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|vocab|special_tokens_map|added_tokens|chat_template|preprocessor_config"
+    r"|video_preprocessor_config|processor_config)\.json|merges\.txt|chat_template\.jinja|LICENSE.*|NOTICE.*"
+)
+_GENERATE = Path(__file__).parent / "custom_generate" / "generate.py"
+
+
+class _Leaves(Mapping):
+    """The parameters that a run trained, by path; each is read from the checkpoint when asked for, and few are kept."""
+
+    def __init__(self, checkpoints: Checkpoints, step: int, keep: int = 3):
+        self._checkpoints, self._step, self._keep = checkpoints, step, keep
+        self._saved, self._held = checkpoints.parameters(step), {}
+        try:
+            device = jax.local_devices(backend="cpu")[0]
+        except RuntimeError:  # JAX was started without a CPU backend
+            device = jax.local_devices()[0]
+        self._sharding = jax.sharding.SingleDeviceSharding(device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._saved)
+
+    def __len__(self) -> int:
+        return len(self._saved)
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        if path not in self._saved:
+            raise KeyError(path)
+        if path not in self._held:
+            while len(self._held) >= self._keep:
+                del self._held[next(iter(self._held))]
+            read: Any = self._checkpoints.read_parameters([path], self._sharding, self._step)
+            for key in path.split("/"):
+                read = read[key]
+            self._held[path] = np.asarray(read)
+        return self._held[path]
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Without reading it."""
+        return tuple(self._saved[path].shape)
+
+    def under(self, prefix: str) -> list[str]:
+        """The paths that start with this."""
+        return [path for path in self._saved if path.startswith(prefix)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A run's newest checkpoint and the folders it stands on."""
+
+    folder: Path
+    config: ConfigDict
+    meta: Mapping[str, Any]
+    leaves: _Leaves
+    base: Path
+
+    @property
+    def lora(self) -> LoraConfig:
+        return LoraConfig(**self.config.lora)
+
+    @property
+    def latent_steps(self) -> int:
+        """The largest K of the phases trained so far."""
+        return max(phase["latent_steps"] for phase in self.config.phases[: self.meta["phase"] + 1])
+
+    def facts(self, form: str, base_name: str) -> dict[str, Any]:
+        """What vital.json records."""
+        data, model = self.config.data, self.config.model
+        return {
+            "format_version": 1,
+            "writer": f"vital_jax {vital_jax.__version__}",
+            "form": form,
+            "latent_steps": self.latent_steps,
+            "latent_state": self.config.method.latent_state,
+            "base": {"name": base_name, "fingerprint": self.meta["base_fingerprint"]},
+            "model": {"dtype": model.dtype, "param_dtype": model.param_dtype},
+            "data": {
+                "max_pixels": data.max_pixels,
+                "system": data.system,
+                "buckets": [list(bucket) for bucket in data.buckets],
+                "answer": data.answer,
+                "chain": data.chain,
+            },
+            "switches": dict(self.meta["switches"]),
+            "step": self.meta["step"],
+        }
+
+
+@contextlib.contextmanager
+def _open(folder: Path, base: str | Path | None) -> Iterator[_Run]:
+    if not (folder / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{folder} holds no checkpoints: name a training run's folder")
+    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
+        meta = checkpoints.read_meta()
+        check_compatible(meta, meta)
+        config = ConfigDict(meta["config"])
+        base = _located(folder, config, "folder", base, "--base")
+        if (found := fingerprint(base)) != meta["base_fingerprint"]:
+            raise ValueError(
+                f"{folder} was trained on another base: it records the fingerprint {meta['base_fingerprint']}, "
+                f"{base} has {found}; name the folder it was trained on as base (--base)"
+            )
+        yield _Run(folder, config, meta, _Leaves(checkpoints, meta["step"]), base)
+
+
+def _located(folder: Path, config: ConfigDict, key: str, given: str | Path | None, option: str) -> Path:
+    path = Path(given or config.model[key])
+    if path.is_dir():
+        return path
+    if given:
+        raise FileNotFoundError(f"{option}: no folder {path}")
+    raise FileNotFoundError(
+        f"{folder} needs config.model.{key}={str(path)!r}, which is not there from {Path.cwd()}: "
+        f"go where the run was started, or name the folder ({option} FOLDER)"
+    )
+
+
+# --- what is written ----------------------------------------------------------------------------------------------
+
+
+def _weights(
+    entries: Iterable[Entry],
+    folder: Path,
+    leaves: _Leaves,
+    prefix: str,
+    dtype: Any,
+    lora: LoraConfig | None = None,
+) -> dict[str, Pending]:
+    """A model's tensors in the order of the name table: the folder's, or where the run trained a leaf that one, adapters merged in.
+
+    Going leaf by leaf, a stacked leaf of the checkpoint is read once; a layer-by-layer order would read all of them for every layer.
+    """
+    tensors, pending = read_folder(folder), {}
+    for entry in entries:
+        for layer, name in enumerate(entry.names):
+            make = partial(_tensor, entry, layer, tensors[name], leaves, prefix, lora)
+            pending[name] = Pending(tensors[name].shape, np.dtype(dtype or tensors[name].dtype), make)
+    return pending
+
+
+def _tensor(
+    entry: Entry, layer: int, tensor: Tensor, leaves: _Leaves, prefix: str, lora: LoraConfig | None
+) -> np.ndarray:
+    path = f"{prefix}/{entry.path}"
+    value = tensor.rows() if path not in leaves else leaves[path][layer] if entry.stacked else leaves[path]
+    adapter = f"lora/{entry.path.removesuffix('/kernel')}"
+    if lora is None or f"{adapter}/a" not in leaves:
+        return value
+    # In full precision: an accelerator's own choice for products would lose the last bits of every weight.
+    with jax.default_matmul_precision("highest"):
+        sides = {side: leaves[f"{adapter}/{side}"][layer : layer + 1] for side in ("a", "b")}
+        base = {"kernel": np.asarray(value, np.float32).reshape(1, *tensor.shape)}
+        return np.asarray(merge_lora(base, sides, lora)["kernel"][0])
+
+
+def _copies(folder: Path) -> dict[str, Content]:
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and _COPIED.fullmatch(path.name)}
+
+
+def _merged(run: _Run, dtype: Any, largest: int) -> dict[str, Content]:
+    config = qwen3_vl_config(run.base)
+    lora = run.lora if run.config.lora.rank else None
+    pending = _weights(qwen3_vl_entries(config), run.base, run.leaves, "base", dtype, lora)
+    files = _copies(run.base) | shards(pending, largest)
+    if "generation_config.json" not in files and "tokenizer_config.json" in files:
+        # Without one, transformers would not know where an answer ends.
+        text = Prompter(run.base)
+        pad = text.tokenizer.pad_token_id
+        files["generation_config.json"] = as_json(
+            {
+                "eos_token_id": list(text.end_token_ids),
+                "pad_token_id": text.end_token_id if pad is None else pad,
+                "do_sample": False,
+            }
+        )
+    return files
+
+
+def _adapter(run: _Run, base_name: str) -> dict[str, Content]:
+    if not run.leaves.under("lora/"):
+        raise ValueError(f"{run.folder} trained no adapters (lora.rank={run.config.lora.rank}): export it as merged")
+    if trained := run.leaves.under("base/"):
+        raise ValueError(
+            f"{run.folder} trained {len(trained)} leaves of its base too ({trained[0]}), which no adapter can hold: export it as merged"
+        )
+    known, pending, paths = peft.adapter_leaves(qwen3_vl_config(run.base), run.lora), {}, []
+    for path in run.leaves.under("lora/"):
+        leaf = known[path.removeprefix("lora/")]
+        paths.append(path.removeprefix("lora/"))
+        for layer, name in enumerate(leaf.names):
+            make = lambda path=path, layer=layer: run.leaves[path][layer]  # noqa: E731
+            pending[name] = Pending(leaf.shape[1:], np.float32, make)
+    return {peft.CONFIG: as_json(peft.adapter_config(paths, run.lora, base_name)), peft.WEIGHTS: pending}
+
+
+def _explain(run: _Run, text_decoder: str | Path | None, dtype: Any, largest: int) -> dict[str, Content]:
+    """The scaffold: what reads a latent as text, and what places it in the space of image regions. Empty where none was trained."""
+    method, data, leaves = run.config.method, run.config.data, run.leaves
+    text, visual = leaves.under("scaffold/pj_in/"), leaves.under("scaffold/visual_projector/")
+    if not text and not visual:
+        return {}
+    files: dict[str, Content] = {}
+    if text:
+        folder = _located(run.folder, run.config, "text_decoder", text_decoder, "--text-decoder")
+        pending = _weights(qwen3_entries(qwen3_config(folder)), folder, leaves, "scaffold/text_decoder", dtype)
+        inside = _copies(folder) | shards(pending, largest)
+        files |= {f"explain/text_decoder/{name}": content for name, content in inside.items()}
+    projectors = {
+        _torch_name(path): Pending(leaves.shape(path), np.float32, partial(leaves.__getitem__, path))
+        for path in [*text, *visual]
+    }
+    table: dict[str, Any] = {
+        "latent_steps": run.latent_steps,
+        "latent_state": method.latent_state,
+        "tensors": {name: list(tensor.shape) for name, tensor in projectors.items()},
+    }
+    if text:
+        table["text"] = {"first_input": "pj_in(z_k)", "decoder": "text_decoder", "longest_step": data.chain}
+    if visual:
+        table["visual"] = {
+            "kind": method.projector,
+            "output_norm": method.output_norm,
+            "width": leaves.shape("scaffold/visual_projector/w2/kernel")[0],
+            "target": method.visual_target,
+            "encoder": Path(data.encoder).name,
+            "hook": data.hook,
+            "roi_threshold": data.roi_threshold,
+            "roi_margin": data.roi_margin,
+        }
+    return {**files, "explain/projector.safetensors": projectors, "explain/config.json": as_json(table)}
+
+
+def _torch_name(path: str) -> str:
+    """`scaffold/pj_in/linear/kernel` as torch would call it; kernels are [out, in] on both sides. Attention keeps flax's names."""
+    name = path.removeprefix("scaffold/").replace("/", ".")
+    return name if ".attention." in name else re.sub(r"\.(kernel|scale)$", ".weight", name)
+
+
+def _loop(run: _Run) -> bytes:
+    """The loop's code with this model's two settings written in."""
+    code = _GENERATE.read_text(encoding="utf-8")
+    for line, value in (
+        ("LATENT_STEPS = None\n", run.latent_steps),
+        ('LATENT_STATE = "post_norm"\n', run.config.method.latent_state),
+    ):
+        if code.count(line) != 1:
+            raise RuntimeError(f"{_GENERATE} has no line {line.strip()!r} to write this model's value in")
+        code = code.replace(line, f"{line.split()[0]} = {json.dumps(value)}\n")
+    return code.encode()
+
+
+# --- where it is written ------------------------------------------------------------------------------------------
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    form: str = "merged",
+    base: str | Path | None = None,
+    text_decoder: str | Path | None = None,
+    explain: bool = True,
+    dtype: Any = None,
+    base_name: str = "",
+    about: card.About | None = None,
+    overwrite: bool = False,
+    shard: int = SHARD,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+) -> Path:
+    """Writes a run's newest checkpoint as a Hugging Face folder. With several processes all read and the first writes.
+
+    Args:
+      run: a training run's folder. out: the folder to make.
+      form: `merged`, `peft` or `both`.
+      base, text_decoder: where the run's own folders are no longer where it says.
+      explain: also write the scaffold, where the checkpoint holds one.
+      dtype: of merged weights; by default each tensor's own in the base (bfloat16 in published ones). Merging is done in float32.
+      base_name: what the base is called for others, such as its name on a hub; by default its folder's name.
+      about: what the model card says beside what the run records.
+      overwrite: replace a folder that an export made before.
+      shard: most bytes of a weight file. say: takes a line of progress.
+    Returns: `out`.
+    Raises: FileNotFoundError, FileExistsError, ValueError for a run, base or form that does not fit, naming the folder and the way out;
+      OSError for a place that cannot be written or lacks room, before anything is written.
+    """
+    run, out = Path(run), Path(out)
+    if form not in FORMS:
+        raise ValueError(f"no form {form!r}: use {', '.join(FORMS)}")
+    with _open(run, base) as found:
+        scaffold = _explain(found, text_decoder, dtype, shard) if explain else {}
+        if explain and not scaffold:
+            say(f"{run}: the checkpoint holds no scaffold (text decoder, projectors), so there is no explain/")
+        files = _files(found, form, base_name or found.base.resolve().name, dtype, shard) | scaffold
+        parts = sorted({name.split("/")[1] for name in scaffold})
+        files["README.md"] = card.render(json.loads(files[FACTS]), form, parts, about or card.About()).encode()
+        sources = {path.resolve() for path in (run, found.base)}
+        check_place(out, sum(map(size_of, files.values())), FACTS, overwrite, sources)
+        with new_folder(out) as part:
+            write_files(part, files, say)
+            if part and form != "peft":
+                entries = qwen3_vl_entries(qwen3_vl_config(found.base))
+                check_coverage(entries, {e.path: None for e in entries}, read_folder(part), str(out))
+    return out
+
+
+def _files(run: _Run, form: str, base_name: str, dtype: Any, largest: int) -> dict[str, Content]:
+    """Every file of the folder by its path within it, but for the scaffold and the card."""
+
+    def whole(form: str) -> dict[str, Content]:
+        files = _merged(run, dtype, largest) if form == "merged" else _adapter(run, base_name)
+        return files | {"custom_generate/generate.py": _loop(run), FACTS: as_json(run.facts(form, base_name))}
+
+    if form != "both":
+        return whole(form)
+    return whole("merged") | {f"adapter/{name}": content for name, content in whole("peft").items()}

@@ -1,0 +1,128 @@
+"""The way back: a folder that `export` wrote, or an adapter that PEFT trained elsewhere, as what a model for answering is built from.
+
+A merged folder is a Hugging Face folder like any other; beside it vital.json says what it was trained for. An adapter needs its base.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from vital_jax.hub import peft
+from vital_jax.hub.export import FACTS
+from vital_jax.hub.load import fingerprint, load_qwen3, load_qwen3_vl
+from vital_jax.hub.safetensors import read_header
+from vital_jax.models.config import LoraConfig, qwen3_vl_config, read_json
+from vital_jax.training.partition import unflatten
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a folder holds, without its weights.
+
+    Attributes:
+      base: the folder with configuration, tokenizer and weights: the folder itself, or the adapter's base.
+      lora: the adapter's settings, None in a merged folder.
+      latent_steps: the largest K it was trained with; 0 where nobody recorded one. latent_state: which state is fed back.
+      dtype: to compute in. max_pixels, system, buckets, answer: as the run had them (None, None, () and None where not recorded).
+      text_decoder, chain: the folder that reads latents as text, where one came along, and the most tokens of a step.
+      read_params: reads {base, lora?}, and with `steps=True` the scaffold {pj_in, text_decoder} too.
+    """
+
+    base: Path
+    lora: LoraConfig | None
+    latent_steps: int
+    latent_state: str
+    dtype: Any
+    max_pixels: int | None
+    system: str | None
+    buckets: tuple[tuple[int, int], ...]
+    answer: int | None
+    text_decoder: Path | None
+    chain: int
+    read_params: Callable[..., dict[str, Any]]
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Whether `open_exported` is for this folder: an export, or an adapter in PEFT's format."""
+    return (Path(folder) / FACTS).is_file() or peft.is_adapter(folder)
+
+
+def open_exported(folder: str | Path, base: str | Path | None = None) -> Exported:
+    """Checks a folder and its base; reads no weights, but an adapter's.
+
+    Args:
+      base: the folder of an adapter's base, where it is not the one that adapter_config.json names.
+    Raises: FileNotFoundError or ValueError naming the folder: a base that is not there, is another one than the run's or does not fit,
+      an adapter of another kind (see `peft.load_adapter`), a vital.json of a newer format; a base given for a merged folder.
+    """
+    folder = Path(folder)
+    facts = _facts(folder)
+    tree: dict[str, Any] = {}
+    lora, home = None, folder
+    if peft.is_adapter(folder):
+        home = _base_of(folder, base, facts)
+        tree["lora"], lora = peft.load_adapter(folder, qwen3_vl_config(home))
+    elif base is not None:
+        raise ValueError(f"{folder} holds a whole model: a base is for adapters")
+    model, data = facts.get("model", {}), facts.get("data", {})
+    text = folder / "explain" / "text_decoder"
+    return Exported(
+        base=home,
+        lora=lora,
+        latent_steps=facts.get("latent_steps", 0),
+        latent_state=facts.get("latent_state", "post_norm"),
+        dtype=jnp.dtype(model.get("dtype", "bfloat16")),
+        max_pixels=data.get("max_pixels"),
+        system=data.get("system"),
+        buckets=tuple(map(tuple, data.get("buckets", ()))),
+        answer=data.get("answer"),
+        text_decoder=text if text.is_dir() else None,
+        chain=data.get("chain", 0),
+        read_params=partial(_read, folder, home, tree, jnp.dtype(model.get("param_dtype", "bfloat16"))),
+    )
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    if not (folder / FACTS).is_file():
+        return {}
+    facts = read_json(folder, FACTS)
+    if not isinstance(facts, dict) or not isinstance(version := facts.get("format_version"), int):
+        raise ValueError(f"{folder / FACTS} was not written by an export: {json.dumps(facts)[:80]}")
+    if version > _FORMAT:
+        raise ValueError(f"{folder / FACTS} has format {version}, this package reads up to {_FORMAT}: update vital_jax")
+    return facts
+
+
+def _base_of(folder: Path, given: str | Path | None, facts: dict[str, Any]) -> Path:
+    named = read_json(folder, peft.CONFIG).get("base_model_name_or_path") or ""
+    home = Path(given or named)
+    if not (home / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is an adapter to {named or 'a base it does not name'}, and {str(home)!r} is no model folder here: "
+            "name the base's folder (--base FOLDER)"
+        )
+    recorded = facts.get("base", {}).get("fingerprint")
+    if recorded and (found := fingerprint(home)) != recorded:
+        raise ValueError(
+            f"{folder} was trained on another base: it records the fingerprint {recorded}, {home} has {found}; "
+            "name the folder it was trained on as base (--base)"
+        )
+    return home
+
+
+def _read(folder: Path, home: Path, tree: dict[str, Any], dtype: Any, steps: bool = False) -> dict[str, Any]:
+    found = {"base": load_qwen3_vl(home, None, dtype)[1], **tree}
+    if steps:
+        tensors = read_header(folder / "explain" / "projector.safetensors")
+        pj_in = {"kernel": tensors["pj_in.linear.weight"].rows(), "bias": tensors["pj_in.linear.bias"].rows()}
+        _, text = load_qwen3(folder / "explain" / "text_decoder")
+        found["scaffold"] = unflatten({f"pj_in/linear/{name}": jnp.asarray(x) for name, x in pj_in.items()})
+        found["scaffold"]["text_decoder"] = text
+    return found

@@ -1,0 +1,139 @@
+"""Adapters in PEFT's format, both ways: our stacked `lora` tree to adapter_model.safetensors with adapter_config.json, and back.
+
+Our matrices have PEFT's orientation (A [rank, in], B [out, rank], update alpha / rank B A), so a tensor is one layer of a leaf and nothing
+is transposed. Which module a leaf belongs to is read from the one name table. PEFT is asked for its targets by a regular expression with
+full names: a list of suffixes such as `gate_proj` would also reach the vision towers of other backbones.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vital_jax.hub.names import qwen3_vl_entries
+from vital_jax.hub.safetensors import read_header
+from vital_jax.models.config import LoraConfig, Qwen3VLConfig, read_json
+from vital_jax.models.lora import init_lora
+from vital_jax.training.partition import flatten, unflatten
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_SIDES = {"a": "lora_A", "b": "lora_B"}
+# Settings of an adapter that would change what it computes, and the value under which it is what `layers.Linear` computes.
+_PLAIN = {
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "use_dora": False,
+    "lora_bias": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "alora_invocation_tokens": None,
+    "target_parameters": None,
+    "trainable_token_indices": None,
+    "layer_replication": None,
+}
+
+
+class Leaf(NamedTuple):
+    """One leaf of the `lora` tree in PEFT's terms: the whole leaf's shape, and its layers' names in the file."""
+
+    shape: tuple[int, ...]  # [L, rank, in] of A, [L, out, rank] of B
+    names: tuple[str, ...]
+
+
+def adapter_leaves(config: Qwen3VLConfig, lora: LoraConfig) -> dict[str, Leaf]:
+    """Every leaf that the `lora` tree of this backbone can have, by path."""
+    kernels = {entry.path: entry.names for entry in qwen3_vl_entries(config)}
+    abstract = jax.eval_shape(lambda key: init_lora(config.decoder, lora, key), jax.random.key(0))
+    leaves = {}
+    for path, leaf in flatten(abstract).items():
+        projection, _, side = path.rpartition("/")
+        modules = [name.removesuffix(".weight") for name in kernels[f"{projection}/kernel"]]
+        leaves[path] = Leaf(leaf.shape, tuple(f"{_PREFIX}{module}.{_SIDES[side]}.weight" for module in modules))
+    return leaves
+
+
+def adapter_config(paths: Iterable[str], lora: LoraConfig, base_name: str) -> dict[str, Any]:
+    """The contents of adapter_config.json. `paths` are those of the `lora` tree's leaves, `base_name` the model the adapter belongs to."""
+    modules: dict[str, set[str]] = {}
+    for path in paths:
+        _, _, module, projection, _ = path.split("/")
+        modules.setdefault(module, set()).add(projection)
+    targets = "|".join(rf"{module}\.({'|'.join(sorted(names))})" for module, names in sorted(modules.items()))
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": rf"model\.language_model\.layers\.\d+\.({targets})",
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "init_lora_weights": True,
+    }
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds a PEFT adapter rather than a model."""
+    return (Path(folder) / CONFIG).is_file() and not (Path(folder) / "config.json").is_file()
+
+
+def _lora_config(folder: Path) -> LoraConfig:
+    table = read_json(folder, CONFIG)
+    where = f"{folder}/{CONFIG}"
+    if table.get("peft_type") != "LORA":
+        raise ValueError(f"{where}: peft_type={table.get('peft_type')!r} is not read; use a LORA adapter")
+    for key, plain in _PLAIN.items():
+        if (value := table.get(key)) and value != plain:
+            raise ValueError(
+                f"{where}: {key}={value!r} is not read; merge the adapter with PEFT and load the merged model"
+            )
+    try:
+        rank, alpha = int(table["r"]), float(table["lora_alpha"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: no usable r and lora_alpha ({error!r})") from error
+    if rank < 1:
+        raise ValueError(f"{where}: r={rank}: an adapter has a rank of at least 1")
+    # Rank-stabilised adapters scale by alpha / sqrt(r): the same update under another alpha.
+    scaled = alpha * rank**0.5 if table.get("use_rslora") else alpha
+    return LoraConfig(rank, scaled, float(table.get("lora_dropout") or 0.0))
+
+
+def load_adapter(folder: str | Path, config: Qwen3VLConfig) -> tuple[dict[str, Any], LoraConfig]:
+    """A PEFT folder as (our `lora` tree in float32, its settings). A projection without adapter has no leaves, a layer without one zeros.
+
+    Raises: FileNotFoundError without its two files; ValueError naming the file for another kind of adapter, for tensors that belong to no
+      projection of this language model (those of a vision tower, say) or do not fit it.
+    """
+    folder = Path(folder)
+    lora, path = _lora_config(folder), folder / WEIGHTS
+    if not path.is_file():
+        pickle = folder / "adapter_model.bin"
+        hint = f"; {pickle.name} is a pickle and is not read: save it as safetensors" if pickle.is_file() else ""
+        raise FileNotFoundError(f"{path} not found{hint}")
+    tensors, leaves = read_header(path), {}
+    for place, leaf in adapter_leaves(config, lora).items():
+        if found := {layer: tensors.pop(name) for layer, name in enumerate(leaf.names) if name in tensors}:
+            leaves[place] = np.zeros(leaf.shape, np.float32)
+            for layer, tensor in found.items():
+                if tensor.shape != leaf.shape[1:]:
+                    needed = f"this base with r={lora.rank} needs {list(leaf.shape[1:])}"
+                    raise ValueError(f"{path}: {leaf.names[layer]} is {list(tensor.shape)}, {needed}")
+                leaves[place][layer] = tensor.rows()
+    if tensors:
+        some = ", ".join(sorted(tensors)[:3])
+        raise ValueError(f"{path}: {len(tensors)} tensors belong to no projection of this language model: {some}")
+    halves = {place[:-1]: {other[-1] for other in leaves if other[:-1] == place[:-1]} for place in leaves}
+    if lone := [place for place, sides in halves.items() if sides != set(_SIDES)]:
+        raise ValueError(f"{path}: {lone[0].rstrip('/')} has one of lora_A and lora_B only")
+    if not leaves:
+        raise ValueError(f"{path} holds no adapter")
+    return unflatten(leaves), lora
