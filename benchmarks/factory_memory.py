@@ -60,7 +60,7 @@ class Discs:
 
 def measure(count: int, jobs: int, folder: str) -> None:
     """Builds a set and prints a row."""
-    source = Discs(Path(folder), count)
+    source = Discs(Path(folder) / "drawn", count)
     begin = time.monotonic()
     result = factory.build(Path(folder) / "out", [source], jobs=jobs, shown=False, questions=2)
     seconds = time.monotonic() - begin

@@ -20,7 +20,7 @@ from vital_jax.construct.targets import load_targets
 from vital_jax.construct.teacher import teach
 from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, write_features
 from vital_jax.pipeline.images import decode, decode_mask
-from vital_jax.pipeline.records import Record, RecordSource, write_splits
+from vital_jax.pipeline.records import METADATA_TYPES, Record, RecordSource, write_splits
 
 
 def sample_id(record):
@@ -70,6 +70,7 @@ def test_closed_records_are_balanced_within_each_split():
     assert records == list(build_records(phantoms(40, seed=5, size=64), 6, seed=0, form="both", **shares))
     counts = defaultdict(Counter)
     for record in records:
+        assert record.metadata.keys() <= METADATA_TYPES.keys()
         closed = record.metadata["form"] == "closed"
         assert closed == record.id.endswith("/closed") == bool(record.gold) == bool(record.options)
         assert len(record.metadata["slots"]) == len(record.chain) and record.metadata["teacher"] == "measured-2"

@@ -11,6 +11,7 @@ from vital_jax.construct.measure import measure
 from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.targets import load_targets
 from vital_jax.construct.words import compare_size, direction, quarter, shape
+from vital_jax.pipeline.records import METADATA_TYPES
 
 COUNT = 60
 
@@ -37,6 +38,7 @@ def test_every_image_has_its_captions_and_no_question(images):
         for record in records:
             assert record.images == (samples[0].image,) and not record.chain and not record.options
             assert record.answer.endswith(".") and "?" not in record.answer
+            assert record.metadata.keys() <= METADATA_TYPES.keys()
     assert len({record.answer for _, records in images for record in records}) > 2.5 * COUNT
 
 

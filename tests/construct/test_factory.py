@@ -25,7 +25,7 @@ from vital_jax.construct.exchange import write_jsonl
 from vital_jax.construct.folders import MaskFolder
 from vital_jax.construct.report import EXPECTED
 from vital_jax.construct.teacher import Lesson
-from vital_jax.pipeline.records import RecordSource
+from vital_jax.pipeline.records import METADATA_TYPES, RecordSource
 
 SHARES = {"val": 0.2, "test": 0.2}
 FAST = dict(shown=False, questions=3, **SHARES)
@@ -98,6 +98,7 @@ def test_the_set(built, corpus):
         assert record.metadata["teacher"] == teacher.TEACHER and record.metadata["gate"] == f"gate-{gate.version()}"
         assert record.metadata["form"] == "open" or split in ("val", "test")
         assert len(record.chain) == record.latent_steps and record.metadata["orientation"] == "image"
+        assert record.metadata.keys() <= METADATA_TYPES.keys()
     assert all(len(found) == 1 for found in (*sides.values(), *images.values()))
     assert len(sides) == 7 + 6 and sides["first/patient-0"] == sides["second/0"]  # the copied image joins them
     assert sum(record.metadata["form"] == "closed" for _, record in every) > 5

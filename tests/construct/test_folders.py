@@ -299,12 +299,12 @@ def test_a_broken_line_costs_only_itself(folder, line):
     assert broken == [("manifest.jsonl:5", "bad-line", "manifest.jsonl:5")]
 
 
-def test_a_line_that_is_nobodys_says_what_it_may_mean(folder):
+@pytest.mark.parametrize(("typo", "meant"), [({"mask": []}, "masks"), ({"labels": {}, "lable": "l.nii"}, "label")])
+def test_a_line_that_is_nobodys_says_what_it_may_mean(folder, typo, meant):
     root, rows, write = folder
-    write([{key: value for key, value in rows[0].items() if key != "masks"} | {"mask": []}])
-    with pytest.raises(
-        ValueError, match=r"jsonl:1: neither masks \(of an image\) nor label.*'mask' is perhaps meant as 'masks'"
-    ):
+    write([{key: value for key, value in rows[0].items() if key != "masks"} | typo])
+    said = rf"jsonl:1: neither masks \(of an image\) nor label.*; '{list(typo)[-1]}' is perhaps meant as '{meant}'"
+    with pytest.raises(ValueError, match=said):
         list(MaskFolder(root))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from vital_jax.construct.build import assign_splits
 from vital_jax.construct.source import Rejected, Unit
 from vital_jax.construct.vqa import Vqa
-from vital_jax.pipeline.records import Record
+from vital_jax.pipeline.records import METADATA_TYPES, Record
 
 
 def read_all(source):
@@ -64,6 +64,7 @@ def test_vqa_rad_as_distributed(real):
         assert record.images == ((root / "images" / row["image_name"]).read_bytes(),)
         assert (record.chain, record.masks, record.latent_steps) == ((), (), None)
         meta = record.metadata
+        assert meta.keys() <= METADATA_TYPES.keys()
         assert meta["answer_type"] == row["answer_type"].strip() and meta["asked_for"] == row["question_type"].strip()
         assert (meta.get("source_split") == "test") == row["phrase_type"].startswith("test")
         assert meta["site"] == {"CHEST": "chest", "HEAD": "head", "ABD": "abdomen"}[row["image_organ"]]

@@ -124,9 +124,8 @@ def _apart(out: Path, jobs: Sequence[Job]) -> None:
     out = out.resolve()
     for root in (Path(job.source.root).resolve() for job in jobs):
         if out.is_relative_to(root) or root.is_relative_to(out):
-            inner, outer = (out, root) if out.is_relative_to(root) else (root, out)
-            what = "OUT lies in this source" if inner == out else "this source lies in OUT"
-            raise ValueError(f"{root}: {what} ({inner} in {outer}); give OUT a folder of its own outside the data")
+            what = f"OUT lies in the source {root}" if out.is_relative_to(root) else f"the source {root} lies in OUT"
+            raise ValueError(f"{out}: {what}; give OUT a folder of its own outside the data")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from vital_jax.construct.targets import Targets
 from vital_jax.pipeline.images import decode, image_size
 
 MANIFEST = "manifest.jsonl"
+_VOLUME_KEYS = ("labels", "label_set")  # beside `label`, and much like it
 _DICOM = (".dcm", ".dicom", ".ima", "")  # files of a study often have no suffix, and neither has a folder of slices
 
 
@@ -194,7 +195,10 @@ def lines_of(root: Path, kind: str) -> Iterator[tuple[str, dict | Rejected]]:
         if isinstance(row, Rejected) or line_kind(row) == kind:
             yield where, row
         elif not line_kind(row):
-            close = next(((key, word) for word in ("masks", "label") for key in get_close_matches(word, row, 1)), None)
+            unknown = [key for key in row if key not in _VOLUME_KEYS]
+            close = next(
+                ((key, word) for word in ("masks", "label") for key in get_close_matches(word, unknown, 1)), None
+            )
             near = f"; {close[0]!r} is perhaps meant as {close[1]!r}" if close else ""
             yield where, Rejected("bad-line", where, f"neither masks (of an image) nor label (of a volume){near}")
 

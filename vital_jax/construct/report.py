@@ -64,7 +64,7 @@ class Report:
         total, lines = sum(self.groups.values()), []
         for split in SPLITS:
             groups = self.groups[split]
-            if round(shares[split], 9) <= 0:
+            if not total or round(shares[split], 9) <= 0:  # nothing at all is an error of its own
                 continue
             if not groups:
                 lines.append(

@@ -225,6 +225,21 @@ def test_estimates_without_and_with_prices_and_from_replies(store, tmp_path, cap
     }
 
 
+def test_an_estimate_warns_of_images_that_would_leave(tmp_path, capsys, monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "VITAL_TEACHER_BASE_URL", "VITAL_TEACHER_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with Store(tmp_path / "distill.sqlite") as store:
+        store.add([make_task(0), make_task(1, source="clinic", licence="", public=False)])
+    command = ("run", tmp_path, "--model", "m", "--dry-run")
+    status, said, err = vital(capsys, *command)  # no key is needed to be told
+    assert status == 0 and "2 tasks" in said
+    assert err.startswith("warning: a run will refuse: 1 tasks from clinic have images") and "--allow-upload" in err
+    status, _, err = vital(capsys, *command, "--allow-upload")
+    assert status == 0 and "images of 1 tasks from clinic, not known as public, are sent to api.openai.com" in err
+    monkeypatch.setenv("VITAL_TEACHER_BASE_URL", "http://127.0.0.1:9/v1")
+    assert vital(capsys, *command)[2] == ""
+
+
 def test_run_status_retry(tmp_path, capsys, monkeypatch):
     pytest.importorskip("openai", reason="the endpoint teacher needs the package openai")
     with Store(tmp_path / "distill.sqlite") as store:
