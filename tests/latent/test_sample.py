@@ -15,8 +15,8 @@ import toy
 
 from vital_jax.hub import parity
 from vital_jax.hub.load import load_qwen3_vl
-from vital_jax.latent.loop import embed, prefill, teacher_force, think
-from vital_jax.latent.sample import Decoding, choose, replay, respond, row_keys
+from vital_jax.latent.loop import embed, prefill, teacher_force
+from vital_jax.latent.sample import Decoding, choose, respond, row_keys
 from vital_jax.models.attention import Causal
 
 CLOSE = dict(rtol=1e-5, atol=2e-5)  # float32, sums taken in another order
@@ -237,26 +237,10 @@ def test_an_answer_ends_at_any_of_its_ends(setup, greedy):
 # --- given vectors ----------------------------------------------------------------------------------------------------
 
 
-def test_replay_of_the_loops_own_inputs_is_the_loop(setup):
-    model, v, batch = setup
-
-    @jax.jit
-    def both(v, batch):
-        z0, prompt = prefill(model, v, embed(model, v, batch), batch["next_position"])
-        starts = z0[:, None] + jnp.arange(2.0)[None, :, None] * jnp.cos(jnp.arange(toy.WIDTH))
-        z, suffix = think(model, v, prompt, starts, K)
-        u = jnp.concatenate([starts[:, :, None], z[:, :, :-1]], axis=2)
-        return (z, suffix), replay(model, v, prompt, u)
-
-    looped, replayed = both(v, batch)
-    for a, b in zip(jax.tree.leaves(replayed), jax.tree.leaves(looped), strict=True):
-        np.testing.assert_allclose(a, b, **CLOSE)
-
-
-def test_given_vectors_stand_in_the_latent_slots(setup, greedy):
+def test_given_vectors_stand_in_the_latent_slots_and_the_loops_own_are_the_loop(setup, greedy):
     model, v, batch = setup
     answer = lambda given: respond(model, v, batch, K, FREE, 1, None, given)  # noqa: E731
-    same(answer(np.asarray(greedy.u)), greedy)
+    same(answer(np.asarray(greedy.u)), greedy)  # the loop's own inputs, in one causal pass
     noise = np.random.default_rng(4).normal(size=greedy.u.shape).astype(np.float32)
     found = answer(noise)
     assert np.all(np.any(np.abs(found.log_probs - greedy.log_probs) > 1e-2, axis=-1))
@@ -294,7 +278,7 @@ def draws(logits, decoding, number=256):
 @pytest.mark.parametrize(
     "logits", [SPREAD, TIED, np.zeros(6, np.float32), SPREAD * 40], ids=["spread", "tied", "flat", "steep"]
 )
-@pytest.mark.parametrize("top_p", [1e-6, 0.35, 0.45, 0.6, 0.88, 0.97, 1.0])
+@pytest.mark.parametrize("top_p", [1e-6, 0.35, 0.45, 0.649, 0.651, 0.88, 0.97, 1.0])
 def test_draws_equal_a_longhand_nucleus(logits, top_p):
     tokens, log_probs, keys = draws(logits, Decoding(1, (0,), 1.0, top_p))
     inside = nucleus(logits, top_p)
