@@ -16,7 +16,9 @@ def test_pmc_vqa_reads_letters_before_it_looks_for_the_nearest_option():
     assert row("pmc_vqa compat", asked, "A")["parsed"] == "A"  # only the first option has a capital A
     assert row("pmc_vqa compat", choice("A", ("Bone", "Aorta")), "A")["parsed"] == "A"
     assert row("pmc_vqa compat", choice("A", ("Carcinoma of the Breast", "CT")), "C")["parsed"] == "B"
-    assert row("pmc_vqa compat", asked, "§")["parsed"] == ""
+    assert row("pmc_vqa compat", asked, "§")["parsed"] == "" == row("pmc_vqa compat", asked, "")["parsed"]
+    # Only the last character counts.
+    assert row("pmc_vqa compat", asked, "It is A")["parsed"] == "A" and not right("pmc_vqa compat", asked, "A.")
     assert get("pmc_vqa").prompt(choice()) == (
         "Question: Is it?Choices: A:Uterus B:Left lung C:Liver cyst D:SpleenThe Answer is:"
     )
@@ -29,6 +31,9 @@ def test_omnimedvqa_takes_the_nearest_text():
     # Capitals count in theirs: no character of "LUNG" but L is in an option, and the shortest with an L wins over "Left lung".
     assert row("omnimedvqa compat", choice("A", ("Left lung", "L5")), "LUNG")["parsed"] == "B"
     assert right("omnimedvqa", choice("A", ("Left lung", "L5")), "LEFT LUNGS")
+    # Of two options with the same text either is right there.
+    twins = choice("B", ("Left lung", "Left lung"), benchmark="omnimedvqa")
+    assert right("omnimedvqa compat", twins, "left lung") and not right("omnimedvqa", twins, "A")
     assert "Here are 4 candidate answers:['Uterus', 'Left lung', 'Liver cyst', 'Spleen'] Only return" in get(
         "omnimedvqa"
     ).prompt(asked)
@@ -42,6 +47,10 @@ def test_omnimedvqa_takes_the_nearest_text():
         ("therefore, among a through d, the answer is D", "D"),
         ("E", ""),  # four options only
         ("the answer is c", ""),
+        ("A through E: B", "B"),  # the repeated range is no choice
+        ("B and D. So the answer is C.", "C"),
+        ("The answer is B, no, the answer is C", "B"),  # kept: between the first two
+        ("It is B\n", "B"),
         ("A lesion; D", "A"),  # the rule's known weakness
         ("", ""),
     ],

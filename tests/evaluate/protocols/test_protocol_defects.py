@@ -1,5 +1,7 @@
 """The table of defects: it is complete, its protocols exist, and its examples with plain answers are true in both modes."""
 
+import re
+
 import pytest
 from asked import choice, item, right, scores
 
@@ -9,7 +11,7 @@ from vital_jax.evaluate.protocols.defects import DEFECTS, defects_table
 
 def test_the_table_names_protocols_that_exist():
     for defect in DEFECTS:
-        modes = defect.compat.split(":")[0].replace(" (stops)", "").replace(" (not counted)", "")
+        modes = re.sub(r" \(.*?\)", "", defect.compat.split(":")[0])
         for mode in modes.split(", "):
             name, *options = mode.split()
             assert name == "none" or (name in PROTOCOLS and set(options) <= set(PROTOCOLS[name][1])), defect

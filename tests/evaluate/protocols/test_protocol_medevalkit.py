@@ -84,7 +84,14 @@ def test_nothing_is_taken_for_option_a():
 def test_options_have_letters_in_front_where_theirs_have():
     asked = choice(benchmark="omnimedvqa")
     assert "A. Uterus\nB. Left lung" in get("medevalkit").prompt(asked)
-    assert "Options: \nUterus\nLeft lung" in get("medevalkit").prompt(choice())
+    assert "Options: \n A:Uterus\n B:Left lung" in get("medevalkit").prompt(choice())  # as PMC-VQA's file holds them
+    assert "Options: \nUterus\nLeft lung" in get("medevalkit").prompt(choice(benchmark="file"))
+    published = choice(benchmark="medxpertqa_mm", published_question="Is it?\nAnswer Choices: (A) as printed")
+    assert (
+        get("medevalkit")
+        .prompt(published)
+        .startswith("\nQuestion: Is it?\nAnswer Choices: (A) as printed\nOptions: \nA. Uterus")
+    )
     assert right("medevalkit compat", asked, "b. left lung")
 
 
@@ -148,8 +155,19 @@ def test_runs_with_a_judge(benchmark, options, total, close, open_):
     scored = apply(get("medevalkit", **dict.fromkeys(options.split(), True)), items, rows)
     names = ("accuracy", "closed accuracy", "open accuracy")
     if "compat" in options:
-        names = ("total acc as printed", "close acc as printed", "open acc as printed")
+        names = ("total acc as printed", "close acc as printed", "open acc (printed: this over N again)")
     assert [scored.metric(name).value for name in names] == pytest.approx([total, close, open_])
+
+
+def test_the_printed_open_accuracy_is_divided_twice():
+    golds = ("liver", "spleen", "left lung", "cyst")
+    items = [item(gold, str(n), benchmark="slake", closed=False) for n, gold in enumerate(golds)]
+    items.append(item("Yes", "yes", benchmark="slake", closed=True))
+    answers = dict(zip("0123", ("liver", "kidney", "left lung", "a cyst"), strict=True)) | {"yes": "Yes"}
+    metric = apply(get("medevalkit", compat=True), items, answers).metric("open acc (printed: this over N again)")
+    # The program prints 0.125 for 2 of 4, and 0.5 as em.
+    assert metric.value / metric.n == 0.125
+    assert apply(get("medevalkit", compat=True), items, answers).metric("open em as printed").value == 0.5
 
 
 def test_slake_with_a_judge_can_pass_one_hundred_percent():
@@ -184,6 +202,6 @@ def test_prompts_by_kind_and_language():
     assert prompt(item("Yes", benchmark="slake", closed=True)).endswith("using a single word or phrase.")
     assert prompt(item("肝", benchmark="slake", closed=False, language="zh")).endswith("请简要回答该问题。")
     assert prompt(choice()) == (
-        "\nQuestion: Is it?\nOptions: \nUterus\nLeft lung\nLiver cyst\nSpleen\n"
+        "\nQuestion: Is it?\nOptions: \n A:Uterus\n B:Left lung\n C:Liver cyst\n D:Spleen\n"
         "Answer with the option's letter from the given choices directly."
     )

@@ -76,6 +76,13 @@ def test_what_cannot_be_read_is_wrong_and_was_drawn():
     assert apply(get("mmmu", compat=True), items, answers).metrics == scored.metrics
 
 
+def test_lmms_eval_draws_with_a_seed_of_its_own():
+    items = [choice("A", name=str(n), benchmark="mmmu_health") for n in range(6)]
+    scored = apply(get("lmms_eval", compat=True), items, {one.id: "I cannot tell." for one in items})
+    drawn = random.Random(0)
+    assert [row["parsed"] for row in scored.rows] == [drawn.choice("ABCD") for _ in items]
+
+
 @pytest.mark.parametrize(
     ("gold", "text", "correct"),
     [

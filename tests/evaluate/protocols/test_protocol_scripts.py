@@ -58,6 +58,7 @@ def test_the_normal_form_of_the_script():
     assert words("x-ray - left-sided") == "xray leftsided"  # one mark beside a space takes out all of its kind
     assert words("left-sided") == "left sided" and words("1,000 ml") == "1000 ml" and words("none") == "0"
     assert words("a. " * 40).count(".") == 8  # only 32 full stops are taken out
+    assert words("I dont know, couldnt've") == "i don't know couldn't've" and words("somebody'd") == "somebodyd"
 
 
 def test_pathvqa_measures_are_what_their_names_say():

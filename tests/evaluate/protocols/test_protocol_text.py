@@ -121,6 +121,29 @@ OPTIONS = ("Uterus", "Left lung", "lung", "Liver cyst")
         ("A cyst of the liver", "", "none"),  # an article is no choice
         ("a. m. dose", "", "none"),
         ("", "", "none"),
+        ("*B*", "B", "letter"),
+        ("[B]", "B", "letter"),
+        ("‘B’。", "B", "letter"),
+        ("Ｂ", "B", "letter"),
+        ("\u200bB", "B", "letter"),
+        ("*Answer*: B", "B", "letter"),
+        ("Final Answer\nB", "B", "letter"),
+        ("neither A nor D\n\nB", "B", "letter"),
+        ("B\n\nD would be the uterus", "B", "letter"),
+        ("A\n\nB", "", "none"),
+        ("b. left lung", "B", "letter"),
+        ("Option B", "B", "letter within"),
+        ("选B", "B", "letter within"),
+        ("B是正确的", "B", "letter within"),
+        ("it's D", "D", "letter within"),
+        ("I choose 'D' here", "D", "letter within"),
+        ("D's wall", "", "none"),
+        ("A lesion; D", "D", "letter within"),
+        ("A is right", "A", "letter within"),
+        ("The answer is not A but B", "B", "letter within"),
+        ("A and B", "", "none"),
+        ("(A), (B)", "", "none"),
+        ("MRA", "", "none"),
     ],
 )
 def test_an_answer_names_an_option_or_none(text, letter, how):
@@ -130,6 +153,8 @@ def test_an_answer_names_an_option_or_none(text, letter, how):
 def test_the_nearest_option_is_difflibs_and_comes_last():
     assert nearest_option("Uterrus", OPTIONS) == "A"
     assert choose("uterrus", OPTIONS) == ("", "none") and choose("uterrus", OPTIONS, nearest=True) == ("A", "nearest")
+    # A letter of no option and several letters are no reason to look for the nearest.
+    assert choose("e", OPTIONS, nearest=True) == ("", "none") == choose("A or D", OPTIONS, nearest=True)
     assert nearest_option("", OPTIONS) == "" == nearest_option("§", OPTIONS)
     assert choose("", OPTIONS, nearest=True) == ("", "none")
     # Equal ratios: the first.

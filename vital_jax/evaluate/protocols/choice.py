@@ -1,7 +1,8 @@
 """Official protocols of four benchmarks with options: `pmc_vqa`, `omnimedvqa`, `medxpertqa` and `gemex`.
 
 PMC-VQA and OmniMedVQA take the option that difflib finds nearest to the answer. Alone that rule misreads plain letters, so by default it
-comes last, after a letter, an option's text and an option within the answer; `compat` uses nothing else.
+comes last, after a letter, an option's text and an option within the answer; `compat` uses nothing else, and of an answer to PMC-VQA only
+the last character, as its script does.
 """
 
 import re
@@ -12,11 +13,9 @@ from vital_jax.evaluate.protocols.measures import accuracy, golds
 from vital_jax.evaluate.protocols.text import (
     bare,
     choose,
-    contained_option,
     final,
     is_yes_no,
     letters_of,
-    named_letter,
     nearest_option,
     squad,
     yes_no,
@@ -35,11 +34,22 @@ def labelled(item: Item) -> list[str]:
     return [f" {name}:{option}" for name, option in zip(letters_of(item.options), item.options, strict=True)]
 
 
-def _nearest(name: str, about: str, note: str, prompt, shown, compat: bool) -> Protocol:
+def _same_text(item: Item, parsed: Parsed) -> bool:
+    """Right where the chosen option's text is the right one's, whatever its letter."""
+    chosen = dict(zip(letters_of(item.options), item.options, strict=True)).get(parsed.value)
+    return chosen is not None and chosen == item.answer
+
+
+def _nearest(name: str, about: str, note: str, prompt, heard, right, compat: bool) -> Protocol:
+    """Args:
+    heard: with `compat`, what of an item and its answer is compared: (text, options). right: then decides.
+    """
+    right = right if compat else correct
+
     def parse(item: Item, text: str) -> Parsed:
         if not compat:
             return Parsed(text, *choose(text, item.options, nearest=True))
-        found = nearest_option(text, shown(item))
+        found = nearest_option(*heard(item, text))
         return Parsed(text, found, "nearest" if found else "none")
 
     return Protocol(
@@ -48,23 +58,24 @@ def _nearest(name: str, about: str, note: str, prompt, shown, compat: bool) -> P
         about=note if compat else about,
         prompt=prompt,
         parse=parse,
-        correct=correct,
-        measures=(accuracy("accuracy", ALL, correct),),
+        correct=right,
+        measures=(accuracy("accuracy", ALL, right),),
         needs=OPTIONS,
         options=("compat",) if compat else (),
     )
 
 
 def pmc_vqa(compat: bool = False) -> Protocol:
-    """PMC-VQA, src/MedVInT_TD/test.py at 475db75; `compat` for nothing but its nearest option."""
+    """PMC-VQA, src/MedVInT_TD/test.py at 475db75; `compat` for nothing but its last character and nearest option."""
     return _nearest(
         "pmc_vqa",
         "PMC-VQA (MedVInT): accuracy of the nearest option, which a letter or an option's text goes before. test.csv, test_clean.csv and "
         "test_2.csv are three benchmarks: the split belongs to every number.",
-        "PMC-VQA's nearest option alone, upper and lower case apart, over options with their letters. Its script looks at the last "
-        "character of the decoded text only; here the whole answer is compared, which is the same for answers of one letter.",
+        "PMC-VQA's script as it stands: the option, with its letter, nearest to the last character of the answer, upper and lower case "
+        "apart. It was made for answers of one letter; the question's text, which its decoded text begins with, is taken to be cut off.",
         lambda item: f"Question: {item.question}Choices:{''.join(labelled(item))}The Answer is:",
-        labelled,
+        lambda item, text: (text[-1:], labelled(item)),
+        correct,
         compat,
     )
 
@@ -84,7 +95,8 @@ def omnimedvqa(compat: bool = False) -> Protocol:
         "OmniMedVQA's nearest option alone, upper and lower case apart. Questions whose image fails are left out there; here every "
         "question counts.",
         prompt,
-        lambda item: list(item.options),
+        lambda item, text: (text, item.options),
+        _same_text,
         compat,
     )
 
@@ -95,9 +107,19 @@ def _range(item: Item) -> str:
 
 
 def _medxpertqa_parse(item: Item, text: str) -> Parsed:
-    said = re.split(r"among [A-Z] through [A-Z],? the answer is", text, flags=re.I)[-1]
+    said = text
+    for mark in (f"Therefore, among {_range(item)}, the answer is", " answer is "):
+        if mark in said:
+            # What stands between the first and the second of them.
+            said = said.split(mark)[1]
+            break
+    for echo in ECHOES:
+        said = said.replace(echo, "")
     found = re.search(rf"\b[A-{letters_of(item.options)[-1]}]\b", said)
     return Parsed(text, found[0] if found else "", "letter" if found else "none")
+
+
+ECHOES = ("I understand", "A through J", "A through E", "A through D")  # their letters are no choice
 
 
 def _medxpertqa_prompt(item: Item) -> str:
@@ -112,8 +134,9 @@ MEDXPERTQA = Protocol(
     version=1,
     about=(
         "MedXpertQA, zero-shot with a chain of thought: a first turn that thinks, a second that ends with 'Therefore, among A through E, "
-        "the answer is', and the first capital among the letters that stands alone in the reply. Known weakness, kept: a reply that "
-        "begins with the article 'A' is read as option A. Reported by question type and task."
+        "the answer is', and the first capital among the letters that stands alone in the reply, or behind that sentence or 'answer is' "
+        "where the reply has it. Known weakness, kept: a reply that begins with the article 'A' is read as option A. The parser is that of "
+        "its eval/utils.py, as code that carries it shows it. Reported by question type and task."
     ),
     system="You are a helpful medical assistant.",
     prompt=_medxpertqa_prompt,
@@ -154,9 +177,7 @@ def _gemex_parse(item: Item, text: str) -> Parsed:
         found = several(text, item)
         return Parsed(text, found, "letters" if found else "none")
     if item.options:
-        said = final(text)
-        found = named_letter(said, item.options) or contained_option(said, item.options)
-        return Parsed(text, found, "letter" if found else "none")
+        return Parsed(text, *choose(text, item.options))
     if is_yes_no(item.answer):
         said = yes_no(final(text))
         return Parsed(text, said, "word" if said else "none")

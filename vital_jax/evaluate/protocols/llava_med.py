@@ -19,15 +19,27 @@ ABOUT = (
     "right if the gold answer stands in the answer as whole words (yes and no: as the answer's own yes or no). Open: token recall, "
     "SQuAD's normal form."
 )
-COMPAT = (
-    "LLaVA-Med 1.0, run_eval.py at ad758b6, arithmetic as it stands; without its accuracy over candidate answers and its list of "
-    "contractions."
-)
+COMPAT = "LLaVA-Med 1.0, run_eval.py at ad758b6, arithmetic as it stands; without its accuracy over candidate answers."
 RULE_CLOSED = "what the benchmark marks closed-ended, else options or yes/no"
 RULE_OPEN = "what is not closed-ended"
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {"zero": "0", **{word: str(number) for number, word in enumerate(NUMBERS)}}
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
+CONTRACTIONS = """
+    ain't aren't can't couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't isn't mightn't mightn't've mustn't needn't
+    oughtn't shan't shouldn't shouldn't've wasn't weren't won't wouldn't wouldn't've could've might've must've not've should've would've
+    he'd he'd've he's how'd how'll how's it'd it'd've it'll she'd've somebody'd've somebody'll somebody's someone'd someone'd've someone'll
+    someone's something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've they'll they're they've
+    we'd've we've what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's
+    you'd you'd've you'll you're you've y'all y'all'll y'all'd've ma'am o'clock 'twas 'ow's'at
+"""
+# A word that lacks one apostrophe of these gets it back; of "somebody'd" it is taken out.
+RESTORED = {
+    word[:place] + word[place + 1 :]: word
+    for word in CONTRACTIONS.split()
+    for place, mark in enumerate(word)
+    if mark == "'"
+} | {"somebody'd": "somebodyd"}
 
 
 def parse(item: Item, text: str) -> Parsed:
@@ -46,7 +58,7 @@ def correct(item: Item, parsed: Parsed) -> bool:
 
 
 def words(text: str) -> str:
-    """The normal form of the script: marks out, number words to digits, articles out. Its list of contractions is left out."""
+    """The normal form of the script: marks out, number words to digits, articles out, apostrophes back into contractions."""
     made = text
     for mark in MARKS:
         beside = mark + " " in text or " " + mark in text or re.search(r"\d,\d", text)
@@ -54,7 +66,8 @@ def words(text: str) -> str:
     # The script passes re.UNICODE as the count of `sub`, so full stops after the 32nd stay.
     made = re.sub(r"\.(?!\d)", "", made, count=32)
     kept = (DIGITS.get(word, word) for word in made.lower().split())
-    return " ".join(word for word in kept if word not in ("a", "an", "the")).replace(",", "")
+    kept = (RESTORED.get(word, word) for word in kept if word not in ("a", "an", "the"))
+    return " ".join(kept).replace(",", "")
 
 
 def compat_closed(item: Item, parsed: Parsed) -> float | None:

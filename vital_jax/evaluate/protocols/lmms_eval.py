@@ -18,7 +18,8 @@ ABOUT = (
     "Chinese made one), the prompt of its SLAKE task (32 new tokens there). With options: the parser of its MMMU task; an answer that "
     "names no option is wrong. Chinese 正常 (normal) and 异常 (abnormal) are answers of their own. Only SLAKE and MMMU have a task there."
 )
-COMPAT = "lmms-eval as it stands: unreadable choices are drawn at random (seed 42), 正常 (normal) counts as yes and 异常 (abnormal) as no."
+COMPAT = "lmms-eval as it stands: unreadable choices are drawn at random (seed 0), 正常 (normal) counts as yes and 异常 (abnormal) as no."
+SEED = 0  # of `--seed`, as it is by default
 YES = {"yes", "yeah", "yep", "true", "是", "是的", "有", "包含", "可以", "能", "会"}
 NO = {"no", "nope", "false", "否", "不是", "没有", "无", "不包含", "不能", "不会", "不可以"}
 COMPAT_YES, COMPAT_NO = YES | {"正常"}, NO | {"不正常", "异常"}
@@ -74,6 +75,6 @@ def lmms_eval(compat: bool = False) -> Protocol:
             ),
             accuracy("open accuracy", "what is not closed-ended", correct, lambda item: not closed(item)),
         ),
-        guess=mmmu.SEED if compat else None,
+        guess=SEED if compat else None,
         options=("compat",) if compat else (),
     )

@@ -56,7 +56,9 @@ def prompt(item: Item) -> str:
         return f"{item.question}\n{LAST_LINE[asks, language]}"
     title, options = ("问题：", "选项：") if language == "zh" else ("Question:", "Options:")
     listed = "\n".join(kit.choices(item))
-    return f"\n{title} {item.question}\n{options} \n{listed}\n{LAST_LINE[asks, language]}"
+    # MedXpertQA's question repeats its options there.
+    asked = item.metadata.get("published_question") or item.question
+    return f"\n{title} {asked}\n{options} \n{listed}\n{LAST_LINE[asks, language]}"
 
 
 def parse(item: Item, text: str) -> Parsed:

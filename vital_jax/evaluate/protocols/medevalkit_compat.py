@@ -1,7 +1,8 @@
 """MedEvalKit's arithmetic as it stands, so that its published tables can be checked; the correct measures are in `medevalkit.py`.
 
 Written from reading the code (utils/utils.py and the benchmark files at 9b12e3b; VQA_RAD.py at 564d279), not copied from it. Every oddity
-below is one of the source; `defects.py` lists those that change a score.
+below is one of the source; `defects.py` lists those that change a score. One number is not given as printed: the open accuracy, which the
+source divides by the number of open questions twice, so that it depends on how many there are.
 """
 
 from collections.abc import Callable
@@ -14,17 +15,16 @@ from vital_jax.evaluate.protocols.text import bleu, letters_of
 MARKERS = (
     "**answer**:", "**answer**", "*answer*:", "**answer:**", "answer is", "answer:", "答案:", "final answer", "final answer is",
 )  # fmt: skip
-# Benchmarks whose options are shown, and compared, with their letters in front.
-LETTERED = ("omnimedvqa", "medxpertqa")
+# How options are shown, and compared, with their letters in front: by its own code, or as PMC-VQA's file holds them.
+LETTERED = {"omnimedvqa": "{}. {}", "medxpertqa": "{}. {}", "pmc_vqa": " {}:{}"}
 # (F1, precision, recall) are unpacked under these names.
 PRINTED = ("precision", "recall", "f1")
 
 
 def choices(item: Item) -> list[str]:
     """The options as MedEvalKit shows and compares them."""
-    if family(item.benchmark) in LETTERED:
-        return [f"{letter(place)}. {option}" for place, option in enumerate(item.options)]
-    return list(item.options)
+    form = LETTERED.get(family(item.benchmark), "{1}")
+    return [form.format(letter(place), option) for place, option in enumerate(item.options)]
 
 
 def verdict(item: Item, parsed: Parsed) -> bool:
@@ -230,9 +230,12 @@ def measures(judge: bool) -> tuple[Measure, ...]:
         ("total acc", "all questions", "all"),
         ("choice acc", "questions with options", "choice"),
         ("close acc", closed_rule, "close"),
-        ("open acc", "neither options nor closed", "open"),
     )
     made = [Measure(f"{name} as printed", rule, _counted(judge, part), share=not judge) for name, rule, part in parts]
+    # Printed divided by N once more.
+    twice = "neither options nor closed"
+    made.append(Measure("open acc (printed: this over N again)", twice, _counted(judge, "open"), share=not judge))
+    made.append(Measure("open em as printed", twice, _counted(False, "open")))
     meaning = dict(zip(PRINTED, ("F1 of token sets", "precision of token sets", "recall of token sets"), strict=True))
     made += [
         Measure(

@@ -2,7 +2,8 @@
 
 From MMMU's `eval/eval_utils.py` (44b45b5) and MMMU-Pro's `evaluate.py` (56eede8). Where the parser finds nothing it draws a letter at
 random, a gift of 1/4 of a point for every answer that cannot be read. Here such an answer is wrong; `compat` draws as they do, with the
-seed 42, which gives their letters where items come in their order (subjects in theirs, questions by number).
+seed 42, which gives their letters where items come in their order (subjects in theirs, questions by number). MMMU-Pro sets no seed, so its
+own draws cannot be had again; 42 stands in for them.
 """
 
 import re
@@ -17,7 +18,7 @@ ABOUT = (
     "MMMU's parser for choices and for open answers, MMMU-Pro's where items are of mmmu_pro; an answer that names no option is wrong. "
     "The mean over subjects is the row 'macro over subject'."
 )
-COMPAT = "MMMU's parser as it stands: an answer that names no option is drawn at random (seed 42)."
+COMPAT = "MMMU's parser as it stands: an answer that names no option is drawn at random (seed 42; MMMU-Pro itself sets none)."
 SEED = 42
 STRIPPED = (",", ".", "!", "?", ";", ":", "'")
 KEYS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")

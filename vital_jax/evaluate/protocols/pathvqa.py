@@ -20,8 +20,8 @@ ABOUT = (
     "SQuAD's normal form. The script has no prompt; this one is the question alone."
 )
 COMPAT = (
-    "PathVQA's evaluation_script.py at 01d6ffd, arithmetic as it stands. It scores one answer at a time; where it divides by zero the "
-    "answer is not counted. The script's utils.py was not at hand: here it keeps letters and spaces only, as copies of it do."
+    "PathVQA's evaluation_script.py at 01d6ffd with its utils.py (baseline/evaluate/version1 at b2609fc), arithmetic as it stands. It "
+    "scores one answer at a time; where it divides by zero the answer is not counted."
 )
 YES_NO = "answer is yes or no"
 REST = "answer is neither yes nor no"

@@ -8,6 +8,7 @@ the empty string: to guess for a model, as some scorers do, adds chance to its a
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
@@ -17,6 +18,9 @@ from vital_jax.evaluate.score import normalise
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
+ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
+# Behind a capital A or I these words tell a choice from the article and the pronoun.
+VERDICTS = re.compile(r"\s+(?:and|or|nor|but|is|was|because|since|as|then|rather)\b")
 
 
 def squad(text: str) -> str:
@@ -69,10 +73,11 @@ def bleu(prediction: Sequence[str], gold: Sequence[str], weights: Sequence[float
 
 
 def final(text: str) -> str:
-    r"""The last <answer>...</answer> or \boxed{...}, else what follows the last "answer is" or "answer:", else the text."""
+    r"""The last <answer>...</answer> or \boxed{...}, else what follows the last "answer is", "answer:" or "final answer", else the text."""
     if boxed := re.findall(r"<answer>(.*?)</answer>", text, re.S | re.I) or _boxed(text):
         return boxed[-1].strip()
-    parts = re.split(r"\banswer\s*(?:\*\*)?\s*(?:is\b|[:：])\s*(?:\*\*)?|答案\s*[:：是]", text, flags=re.I)
+    marks = r"\b(?:final\s+)?answer\s*\**\s*(?:is\b|[:：])\s*\**|\bfinal\s+answer\s|答案\s*[:：是]"
+    parts = re.split(marks, text, flags=re.I)
     return parts[-1].strip() or text.strip()
 
 
@@ -105,13 +110,30 @@ def letters_of(options: Sequence[str]) -> list[str]:
 
 
 def named_letter(text: str, options: Sequence[str]) -> str:
-    """The letter that stands alone ("B", "(b)", "B.") or in front of words ("B. Uterus", "(B) Uterus"); "" for none."""
-    found = re.match(r"\s*\**\(?([A-Za-z])(?:\)|\.|:|\*\*|\s*$)(.*)", text, re.S)
-    if not found or found[1].upper() not in letters_of(options):
+    """The letter that stands alone ("B", "(b)", "B.", "Ｂ") or in front of words ("B. Uterus", "(B) Uterus"); "" for none or two."""
+    text = unicodedata.normalize("NFKC", text)
+    names = letters_of(options)
+    if alone := ALONE.fullmatch(text):
+        return alone[1].upper() if alone[1].upper() in names else ""
+    found = re.match(r"\s*\**(\(?)([A-Za-z])(?:\)|\.|:|\*\*)(.*)", text, re.S)
+    if not found or found[2].upper() not in names or re.match(r"\W*(?:(?:and|or)\b\W*)?[A-Z]\b", found[3]):
         return ""
-    alone = not found[2].strip(" .:)*\n")
-    # "a. m." is no choice: in front of words only a capital or a bracket marks a letter.
-    return found[1].upper() if alone or found[1].isupper() or ")" in found[0][:4] else ""
+    # "a. m." is no choice: in front of words only a capital, a bracket, or its own option's text marks a letter.
+    own = squad(found[3]) == squad(options[names.index(found[2].upper())])
+    return found[2].upper() if found[2].isupper() or ")" in found[0][:4] or own else ""
+
+
+def lone_letters(text: str, options: Sequence[str]) -> list[str]:
+    """The options' capitals that stand alone anywhere, but not behind "not", nor an article A or a pronoun I."""
+    text = unicodedata.normalize("NFKC", text)
+    found = []
+    names = "".join(letters_of(options))
+    for match in re.finditer(rf"(?<![A-Za-z0-9])(?<!not )([{names}])(?![A-Za-z0-9]|['’][a-z])", text):
+        tail = text[match.end() :]
+        prose = match[1] in "AI" and re.match(r"\s+[a-z]", tail) and not VERDICTS.match(tail)
+        if not prose and match[1] not in found:
+            found.append(match[1])
+    return found
 
 
 def same_option(text: str, options: Sequence[str], same=squad) -> str:
@@ -137,12 +159,20 @@ def nearest_option(text: str, options: Sequence[str]) -> str:
 
 
 def choose(text: str, options: Sequence[str], nearest: bool = False) -> tuple[str, str]:
-    """(letter, rule that found it): a letter, an option's text, an option within the text, and, if asked for, the nearest option."""
+    """(letter, rule that found it): a letter, also alone on the first or last line; an option's text; an option within the text; the only
+    letter within it; and, if asked for, the nearest option. An answer that is a letter of no option, or holds several options' letters,
+    chooses none."""
     said = final(text)
-    rules = {"letter": named_letter, "text": same_option, "contained": contained_option}
-    if nearest:
-        rules["nearest"] = lambda text, options: nearest_option(text.lower(), [option.lower() for option in options])
-    for how, rule in rules.items():
+    ends = (said.partition("\n")[0], said.rpartition("\n")[2])
+    alone = {named_letter(line, options) for line in ends if ALONE.fullmatch(line)}
+    if found := named_letter(said, options) or (alone.pop() if len(alone) == 1 else ""):
+        return found, "letter"
+    for how, rule in (("text", same_option), ("contained", contained_option)):
         if found := rule(said, options):
             return found, how
+    letters = lone_letters(said, options)
+    if letters or ALONE.fullmatch(said):
+        return (letters[0], "letter within") if len(letters) == 1 else ("", "none")
+    if nearest and (found := nearest_option(said.lower(), [option.lower() for option in options])):
+        return found, "nearest"
     return "", "none"
