@@ -51,6 +51,6 @@ def get_config(arg: str = "") -> ConfigDict:
         vital.phase("all steps", 4, 0, steps=120),
     )
     config.log.update(every=10, diagnose=0)
-    config.eval.update(answers=0, evidence="test")
+    config.eval.update(answers=0, evidence="test", audit=64)
     config.checkpoint.every = 100
     return config

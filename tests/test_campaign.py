@@ -8,6 +8,8 @@ import pytest
 
 from configs import quickstart
 from vital_jax import campaign, plan
+from vital_jax.evaluate import audit_table
+from vital_jax.evaluate.audit_table import Line
 from vital_jax.training.config import resolved
 
 LATENTS = ("VITAL", {})
@@ -60,6 +62,10 @@ UNTRAINED = {"config": {"seed": 0}, "frozen backbone": rows("1000", "0000"), "ma
 GOOD = found(rows("1110", "1110"), rows("1100", "0000"))
 PERFECT = found(rows("1111", "1111"), rows("1000", "0000"), own=1.0, same=0.5, cosine=0.3)
 NO_LATENTS = found(rows("1100", "1100"), rows("1100", "0000"), K=0)
+ZEROS = Line(
+    audit_table.TOKENS, "zeros", audit_table.ACCURACY, 8, 0.25, 0.1, 0.6, "Wilson", 0.75, -0.5, -0.75, -0.25, 0.06, 0.5
+)
+AUDIT = {"lines": [vars(ZEROS)], "sentences": ["Zeros do not serve as latents do."], "left_out": []}
 
 
 def table_rows(text: str, name: str) -> list[list[str]]:
@@ -117,6 +123,7 @@ def probed(monkeypatch):
 
     monkeypatch.setattr(campaign.plan, "open_feed", lambda config, split, regions=False: splits.append(split) or split)
     monkeypatch.setattr(campaign.evidence, "evidence", look)
+    monkeypatch.setattr(campaign, "audit", lambda config, method, params, feed, K: {**AUDIT, "asked": (feed, K)})
     return calls
 
 
@@ -133,7 +140,8 @@ def test_a_probe_is_made_once_per_configuration(tmp_path, probed):
         campaign.probe(one_run(tmp_path), None, {})
     assert len(probed) == 1 and probed[0][1:] == (4, "train", "test")
     path = Path(one_run(tmp_path).workdir) / campaign.EVIDENCE
-    assert json.loads(path.read_text()) == {"config": resolved(one_run(tmp_path)), **GOOD}
+    written = json.loads(path.read_text())
+    assert written.pop("audit") and written == {"config": resolved(one_run(tmp_path)), **GOOD}
     campaign.probe(one_run(tmp_path, **{"optim.learning_rate": 0.5}), None, {})
     assert len(probed) == 2
     assert json.loads(path.read_text())["config"]["optim"]["learning_rate"] == 0.5
@@ -220,6 +228,16 @@ def test_without_evidence_there_is_nothing_to_report(tmp_path, key, value):
     assert len(trained) == 2 and not list(tmp_path.iterdir())
 
 
+def test_runs_with_latents_are_audited_where_the_recipe_asks_for_it(tmp_path, probed):
+    def audited(**changes):
+        config = one_run(tmp_path, **changes)
+        campaign.probe(config, None, {})
+        return json.loads((Path(config.workdir) / campaign.EVIDENCE).read_text()).get("audit")
+
+    assert audited()["asked"] == ["test", 4]
+    assert audited(**{"eval.audit": 0}) is None and audited(**{"method.max_steps": 0}) is None
+
+
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +255,14 @@ def test_one_seed_is_a_table_of_systems_and_what_the_latents_hold():
     assert table_rows(text, "z_1") == [["1.000", "0.100"]]
     assert "step 1 says: It is on the left." in text and "(taught: It lies to the left.)" in text
     assert "Mean and standard deviation" not in text and text.endswith(campaign.CLOSING)
+
+
+def test_an_audit_stands_beside_what_the_latents_hold():
+    text = campaign.report(UNTRAINED, [("VITAL", 0, {**GOOD, "audit": AUDIT})])
+    (_, _, section) = text.partition("## Whether the latents of 'VITAL' matter (seed 0)")
+    (cells,) = table_rows(section, "token replacement")
+    assert cells[:4] == ["zeros", "accuracy, %", "8", "25.0"] and "- Zeros do not serve as latents do." in section
+    assert "Whether the latents" not in campaign.report(UNTRAINED, [("VITAL", 0, GOOD)])
 
 
 def test_runs_without_latents_alone_have_no_section_about_them():

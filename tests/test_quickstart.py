@@ -55,12 +55,17 @@ def test_it_ends_with_the_table_of_five_systems(finished):
         "z_4",
         "step 1 says",
         "no description",
+        "latents of another sample",
+        "image of another question",
     ):
         assert words in report
     found = json.loads((folder / "vital/seed0/evidence.json").read_text())
     held_out = [row["metadata"] for row in RecordSource(folder / "records", "test").index]
     assert len(found["answers"]) == len(held_out) and all(row["form"] == "closed" for row in held_out)
     assert [row["id"] for row in found["answers"]] == [row["id"] for row in found["blind"]]
+    replayed = next(line for line in found["audit"]["lines"] if line["what"] == "own latents replayed")
+    assert replayed["changed"] == 0 and replayed["n"] == min(64, len(held_out))
+    assert (folder / "vital/seed0/audit.html").exists() and not (folder / "lora_k_0/seed0/audit.html").exists()
 
 
 def test_both_systems_train_on_the_same_rows_in_the_same_order(finished):

@@ -17,10 +17,14 @@ from typing import Any
 import jax
 
 from vital_jax import plan
-from vital_jax.evaluate import evidence, score
+from vital_jax.construct.pages import write_text
+from vital_jax.evaluate import audit_table, audits, evidence, figure, score
+from vital_jax.evaluate.engine import Engine
 from vital_jax.evaluate.preview import ask
+from vital_jax.evaluate.text_floor import Reader
 from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
+from vital_jax.pipeline.feed import Feed
 from vital_jax.training.config import keys, resolved
 from vital_jax.training.sharding import make_mesh
 
@@ -33,6 +37,8 @@ CLOSING = """## How to read this
 - `hit@1`: a latent, sent through the projector, is nearest to the feature of its own region. The row `of the same target` is the strict
   comparison, for a question names its target and the name alone tells many regions apart.
 - A mean cosine near 1 between two steps says that they hold the same.
+- The audit asks the same questions again with one thing changed. Its lines count only the questions that the change touches, each against
+  the run's own answers to them; an interval of the difference that holds 0 shows no effect, and with few questions it excludes none.
 - Drawn images and small models: nothing here is about medicine, and none of it is fit for diagnosis or treatment.
 
 ## What to try next
@@ -66,7 +72,31 @@ def probe(config: Any, method: Vital, params: Mapping[str, Any]) -> None:
     # The most steps the run was taught, also where its last phase takes fewer (a reversed curriculum): Table 3 asks every run at K = 4.
     K = max(phase.latent_steps for phase in config.phases)
     found = evidence.evidence(config, method, params, train, held_out, K)
+    if config.eval.audit and K:
+        found = {**found, "audit": audit(config, method, params, held_out, K)}
     _write(path, {"config": setting, **found})
+
+
+def audit(config: Any, method: Vital, params: Mapping[str, Any], feed: Feed, K: int) -> dict[str, Any]:
+    """Whether the latents of a run matter, on `eval.audit` held-out questions: see `audits.audit`. Leaves audit.json and audit.html."""
+    scaffold, folder = params.get("scaffold", {}), Path(config.workdir)
+    numbers = plan.spread(evidence.closed(feed), config.eval.audit)
+    print(f"audit of the latents on {len(numbers)} questions", file=sys.stderr)
+    reader = visual = None
+    if method.decoder is not None:
+        prompter = feed.encoder.chain_prompter or feed.encoder.prompter
+        reader = Reader(method.decoder, scaffold, prompter, method.model.dtype)
+    if "visual_projector" in scaffold:
+        visual = (method.visual, scaffold["visual_projector"])
+    subject = audits.Subject(
+        Engine(method.model, feed.encoder, feed.buckets), params, feed, numbers, K, K, config.method.eval_k, feed.answer,
+        seed=config.seed, reader=reader, visual=visual,
+    )  # fmt: skip
+    settings = {"config": resolved(config), **subject.settings()}
+    found = audits.audit(subject, audits.Store(folder / "audit.json", settings, fresh=True))
+    about = f"{len(numbers)} questions of split {config.eval.evidence!r}."
+    write_text(folder / "audit.html", figure.page(f"Audit of {config.workdir}", about, found))
+    return {name: found[name] for name in ("lines", "sentences", "left_out")}
 
 
 def baselines(config: Any) -> dict[str, Any]:
@@ -148,6 +178,8 @@ def report(untrained: Mapping[str, Any], found: Sequence[tuple[str, int, Mapping
     if with_latents := [one for one in found if one[2]["max_steps"]]:
         name, seed, one = with_latents[-1]
         parts += [f"## What the latents of {name!r} hold (seed {seed})", evidence.show(one)]
+        if "audit" in one:
+            parts += [f"## Whether the latents of {name!r} matter (seed {seed})", audit_table.show(one["audit"])]
     return "\n\n".join([*filter(None, parts), CLOSING])
 
 
