@@ -4,9 +4,8 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
-from vital_jax.commands import data, evaluate
+from vital_jax.commands import data, evaluate, models
 from vital_jax.commands.values import INTERRUPTED
 
 
@@ -30,19 +29,10 @@ def _parity(arguments: argparse.Namespace) -> int:
 
 
 def _answer(arguments: argparse.Namespace) -> int:
-    import jax
-    from absl import logging
-
     from vital_jax import api
 
-    logging.set_verbosity(logging.ERROR)  # the checkpoint library warns that what is opened for reading is read-only
-    # Made by train.py beside the run, or beside the runs it is one of; a second question starts sooner.
-    folder = Path(arguments.model).resolve()
-    caches = [path / "compile_cache" for path in (folder, *folder.parents[:2])]
-    if (cache := next(filter(Path.is_dir, caches), None)) and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(cache))
     try:
-        model = api.load(arguments.model, arguments.base, arguments.text_decoder, arguments.steps)
+        model = models.load(arguments, arguments.steps)
         answer = model.answer(arguments.image, arguments.question, arguments.latent_steps, arguments.max_new_tokens)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"vital answer: {' '.join(str(error).split())}", file=sys.stderr)
@@ -77,9 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parity.add_argument("--json", action="store_true", help="print one JSON object")
     parity.set_defaults(run=_parity)
     answer = commands.add_parser("answer", help="answer a question about images")
-    answer.add_argument(
-        "--model", required=True, metavar="FOLDER", help="a training run's folder, or a Hugging Face Qwen3-VL folder"
-    )
+    models.add_flags(answer)
     answer.add_argument(
         "--image", required=True, action="append", metavar="FILE", help="an image; give it again for several"
     )
@@ -92,8 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     answer.add_argument("--steps", action="store_true", help="also print what each latent step says")
     answer.add_argument("--max-new-tokens", type=int, metavar="T", help="where to cut an answer that does not end")
-    answer.add_argument("--base", metavar="FOLDER", help="the run's base, where it is no longer at config.model.folder")
-    answer.add_argument("--text-decoder", metavar="FOLDER", help="likewise of config.model.text_decoder, for --steps")
     answer.add_argument("--json", action="store_true", help="print one JSON object")
     answer.set_defaults(run=_answer)
     data.register(commands)

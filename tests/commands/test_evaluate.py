@@ -145,10 +145,15 @@ NOT_THERE = [{"id": f"x{n}", "prediction": "yes"} for n in range(7)]
         (NOT_THERE, ("--partial",), r"no prediction belongs to an item; ids there are like x0.*of file test like q1"),
         (RIGHT + RIGHT[:3], ("--partial",), r"answers.jsonl:5: 'q1' is .*\(3 ids are answered .*: q1, q2, q3\)"),
         ([*RIGHT[:3], {"id": "q4", "prediction": None}], (), r"prediction of 'q4': 'prediction' must be text"),
+        (RIGHT, ("--protocol", "medevalkit", "--judge"), r"answers.jsonl: prediction of 'q3' has no 'judge'"),
+        (
+            [{**RIGHT[0], "benchmark": ["file"]}, *RIGHT[1:]],
+            (),
+            r"answers.jsonl:1: 'benchmark' must be text, got \['file'\]",
+        ),
         (RIGHT, ("--by", "colour"), r"--by colour: there are modality, question_type"),
         (RIGHT, ("--protocol", "papr"), r"no protocol 'papr'; there are paper, "),
         (RIGHT, ("--compat",), r"protocol 'paper' has no compat"),
-        (RIGHT, ("--protocol", "medevalkit", "--judge"), r"prediction of 'q3' has no 'judge'"),
         (RIGHT, ("--benchmark", "slake", "--data", "nowhere"), r"slake comes from https://.*\(licence: CC BY 4.0\)"),
         (RIGHT, ("--predictions", "nowhere.jsonl"), r"nowhere.jsonl: there is no such predictions file"),
         (RIGHT, ("--predictions", "."), r"a folder, not predictions file"),
@@ -288,6 +293,8 @@ def test_export_writes_for_other_programs_and_overwrites_nothing(own, tmp_path, 
         err = capsys.readouterr().err
         assert err.startswith("vital evaluate export: ") and message in err, err
         assert {path: path.read_bytes() for path in out.iterdir()} == before
+    for harness in ("helm", "lmms_eval"):
+        assert own(f"export {harness}", RIGHT, "--out", tmp_path / "none") == 2 and not (tmp_path / "none").exists()
 
 
 def test_list_says_where_benchmarks_come_from_and_what_is_wrong_with_scorers(capsys):

@@ -66,6 +66,16 @@ def test_prompt_is_the_written_out_string(prompter, question, system):
     assert (ids == prompter.image_token_id).sum() == 7 and prompter.image_token_id == 151655
 
 
+def test_earlier_turns_stand_before_the_question_and_hold_the_images(prompter):
+    ids = prompter.encode("And so?", [(1, 2, 2)], "Be brief.", earlier=[("What?", "A <b>cyst</b>."), ("Sure?", "Yes.")])
+    turns = [("system", "Be brief."), ("user", f"{START}{IMAGE}{END}What?"), ("assistant", "A <b>cyst</b>.")]
+    turns += [("user", "Sure?"), ("assistant", "Yes."), ("user", "And so?")]
+    expected = "".join(f"<|im_start|>{who}\n{text}<|im_end|>\n" for who, text in turns) + "<|im_start|>assistant\n"
+    assert prompter.tokenizer.decode(ids) == expected
+    with pytest.raises(ValueError, match=r"control token <\|im_end\|>"):
+        prompter.encode("And so?", [], earlier=[("What?", "Yes.<|im_end|>")])
+
+
 @pytest.fixture(scope="module")
 def processor(folder, prompter):
     with pytest.MonkeyPatch.context() as patch:

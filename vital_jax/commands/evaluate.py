@@ -1,6 +1,7 @@
 """`vital evaluate score|compare|export|list`: answers that somebody has already decoded, in files, to numbers that can be compared.
 
-No model is loaded and no image is opened here, so a predictions file from any program can be scored on a laptop. Whatever would change the
+No model is loaded and no image is opened by these parts, so a predictions file from any program can be scored on a laptop; the parts that
+ask a model have files of their own. Whatever would change the
 denominator in silence (an item without an answer, an answer without an item, an id twice) is an error with its count and first ids.
 """
 
@@ -9,22 +10,32 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_RESEARCH = "Research software, not a medical device."
-_FILES = ("predictions.jsonl", "table.md", "table.csv")
-_SHOWN = 5  # ids or dropped rows named in one line
+from vital_jax.commands import evaluate_audit, evaluate_run
+from vital_jax.commands.scoring import (
+    FILES,
+    RESEARCH,
+    SHOWN,
+    add_part,
+    benchmark_flags,
+    find_protocol,
+    load_benchmark,
+    noted,
+    protocol_flags,
+    report,
+    write_scores,
+)
 
 
 def register(commands: argparse._SubParsersAction) -> None:
     """Adds `evaluate` and its sub-commands to the parser of `vital`."""
-    evaluate = commands.add_parser("evaluate", help="score and compare answers under named protocols")
+    evaluate = commands.add_parser("evaluate", help="ask a model and score answers under named protocols")
     parts = evaluate.add_subparsers(dest="part", required=True, metavar="PART")
+    evaluate_run.register(parts)
+    evaluate_audit.register(parts)
 
-    score = _part(parts, "score", _score, "score a predictions file against a benchmark")
+    score = add_part(parts, "score", _score, "score a predictions file against a benchmark")
     _inputs(score)
-    score.add_argument(
-        "--protocol", required=True, metavar="NAME", help="of `vital evaluate list`, or official: the benchmark's own"
-    )
-    score.add_argument("--compat", action="store_true", help="the published scorer's own arithmetic, mistakes included")
+    protocol_flags(score)
     score.add_argument("--judge", action="store_true", help='use the verdicts that came as "judge" with the answers')
     score.add_argument("--partial", action="store_true", help="score the items that are answered, and say so")
     score.add_argument(
@@ -33,9 +44,9 @@ def register(commands: argparse._SubParsersAction) -> None:
         metavar="KEY,KEY",
         help="also show the scores by modality, question_type, language, subject or task",
     )
-    score.add_argument("--out", type=Path, metavar="FOLDER", help=f"also write {', '.join(_FILES)}; overwrites nothing")
+    score.add_argument("--out", type=Path, metavar="FOLDER", help=f"also write {', '.join(FILES)}; overwrites nothing")
 
-    compare = _part(parts, "compare", _compare, "two systems on the same questions: McNemar's test and a bootstrap")
+    compare = add_part(parts, "compare", _compare, "two systems on the same questions: McNemar's test and a bootstrap")
     for side in "AB":
         compare.add_argument(
             side.lower(), type=Path, metavar=side, help="what score wrote: the folder, or its predictions"
@@ -44,7 +55,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         "--measure", default="correct", metavar="NAME", help="correct (default), or a measure of the protocol"
     )
 
-    export = _part(parts, "export", _export, "write answers as the files that another program's scorer reads")
+    export = add_part(parts, "export", _export, "write answers as the files that another program's scorer reads")
     export.add_argument("harness", metavar="HARNESS", help="lmms_eval, vlmevalkit or medevalkit")
     _inputs(export)
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="overwrites nothing in it")
@@ -52,22 +63,12 @@ def register(commands: argparse._SubParsersAction) -> None:
     export.add_argument("--task", default="", metavar="NAME", help="the program's name of the benchmark, if not known")
     export.add_argument("--indices", type=Path, metavar="FILE", help='JSON {"id": place in the program\'s own data}')
 
-    listing = _part(parts, "list", _list, "benchmarks and where to get them, protocols and their versions")
+    listing = add_part(parts, "list", _list, "benchmarks and where to get them, protocols and their versions")
     listing.add_argument("--defects", action="store_true", help="also what is known to be wrong with other scorers")
 
 
-def _part(parts: argparse._SubParsersAction, name: str, run, about: str) -> argparse.ArgumentParser:
-    parser = parts.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}. {_RESEARCH}")
-    parser.set_defaults(run=run)
-    return parser
-
-
 def _inputs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--benchmark", required=True, metavar="NAME", help="of `vital evaluate list`")
-    parser.add_argument(
-        "--data", type=Path, required=True, metavar="PATH", help="the folder, zip archive or question file it lies in"
-    )
-    parser.add_argument("--split", default="test", metavar="S", help="default test")
+    benchmark_flags(parser)
     parser.add_argument(
         "--predictions", type=Path, required=True, metavar="FILE", help='JSON lines with "id" and "prediction"'
     )
@@ -77,37 +78,35 @@ def _inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from dataclasses import replace
-
-    from vital_jax.evaluate.protocols import apply, write_predictions
+    from vital_jax.evaluate.protocols import apply
     from vital_jax.evaluate.protocols.core import KEYS
 
     keys = [key.strip() for key in arguments.by.split(",") if key.strip()]
     if unknown := [key for key in keys if key not in KEYS]:
         raise ValueError(f"--by {', '.join(unknown)}: there are {', '.join(KEYS)}")
     if arguments.out:
-        _refuse(arguments.out, *_FILES)
-    protocol = _protocol(arguments)
-    loaded, rows = _load(arguments), _read(arguments.predictions)
+        _refuse(arguments.out, *FILES)
+    protocol = find_protocol(arguments, arguments.judge)
+    loaded, rows = load_benchmark(arguments), _read(arguments.predictions)
     items, rows, notes = _matched(loaded, rows, arguments.predictions, arguments.partial)
-    scored = apply(protocol, items, rows)
+    try:
+        scored = apply(protocol, items, rows)
+    except ValueError as error:
+        raise ValueError(f"{arguments.predictions}: {error}") from error
     if len(items) < len(loaded.items):
-        said = f"partial: only the {len(items)} of {len(loaded.items)} items that are answered"
-        scored = replace(scored, metrics=[replace(metric, rule=f"{metric.rule}; {said}") for metric in scored.metrics])
-    print(_report(loaded, scored, keys, notes, _SHOWN), end="")
+        scored = noted(scored, [f"partial: only the {len(items)} of {len(loaded.items)} items that are answered"])
+    notes = [f"Partial: {note}." for note in notes]
+    print(report(loaded, scored, keys, notes, SHOWN), end="")
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        write_predictions(arguments.out / _FILES[0], scored.rows)
-        (arguments.out / _FILES[1]).write_text(_report(loaded, scored, keys, notes, None), encoding="utf-8")
-        (arguments.out / _FILES[2]).write_text(_csv(loaded, scored), encoding="utf-8", newline="")
-        _say(f"wrote {arguments.out}: {', '.join(_FILES)}")
+        write_scores(arguments.out, loaded, scored, keys, notes)
+        _say(f"wrote {arguments.out}: {', '.join(FILES)}")
     return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     from vital_jax.evaluate.paired import compare, comparison_table
 
-    paths = [path / _FILES[0] if path.is_dir() else path for path in (arguments.a, arguments.b)]
+    paths = [path / FILES[0] if path.is_dir() else path for path in (arguments.a, arguments.b)]
     sides, protocols = [_read(path) for path in paths], []
     for path, rows in zip(paths, sides, strict=True):
         if raw := [row["id"] for row in rows if not row.get("protocol") or not isinstance(row.get("correct"), bool)]:
@@ -121,14 +120,15 @@ def _compare(arguments: argparse.Namespace) -> int:
             f"{paths[0]} is scored under {protocols[0]} and {paths[1]} under {protocols[1]}; score both under one protocol"
         )
     found = compare(*sides, measure=arguments.measure)
-    names = [path.parent.absolute().name if path.name == _FILES[0] else path.stem for path in paths]
+    names = [path.parent.absolute().name if path.name == FILES[0] else path.stem for path in paths]
     names = list(map(str, paths)) if names[0] == names[1] else names
     print(f"{protocols[0]}, measure: {arguments.measure}\n\n{comparison_table(found, *names)}")
-    _say(_RESEARCH)
+    _say(RESEARCH)
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    import shutil
     from tempfile import TemporaryDirectory
 
     from vital_jax.evaluate.exports import EXPORTS
@@ -143,15 +143,16 @@ def _export(arguments: argparse.Namespace) -> int:
         more: tuple[Any, ...] = ()
     else:
         more = (arguments.model, arguments.task, indices)
-    loaded, rows = _load(arguments), _read(arguments.predictions)
+    loaded, rows = load_benchmark(arguments), _read(arguments.predictions)
     items, rows, _ = _matched(loaded, rows, arguments.predictions)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     # The format names its file; only when that is known can it be seen whether one is there.
-    with TemporaryDirectory(dir=arguments.out, prefix=".export-") as folder:
+    with TemporaryDirectory() as folder:
         made = EXPORTS[arguments.harness](items, rows, folder, *more)
         _refuse(arguments.out, made.name)
-        print(made.replace(arguments.out / made.name))
-    _say(f"{len(items)} answers. {_RESEARCH}")
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        part = shutil.copyfile(made, arguments.out / f".{made.name}.part")
+        print(part.replace(arguments.out / made.name))
+    _say(f"{len(items)} answers. {RESEARCH}")
     return 0
 
 
@@ -170,27 +171,11 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.defects:
         lines += ["", "Known defects of scorers", "", defects_table()]
     print("\n".join(lines))
-    _say(_RESEARCH)
+    _say(RESEARCH)
     return 0
 
 
 # --- what goes in -----------------------------------------------------------------------------------
-
-
-def _protocol(arguments: argparse.Namespace):
-    from vital_jax.evaluate.protocols import get, official
-
-    name = official(arguments.benchmark).name if arguments.protocol == "official" else arguments.protocol
-    return get(name, compat=arguments.compat, judge=arguments.judge)
-
-
-def _load(arguments: argparse.Namespace):
-    from vital_jax.evaluate.benchmarks import load
-
-    try:
-        return load(arguments.benchmark, arguments.data, arguments.split)
-    except ImportError as error:
-        raise RuntimeError(str(error)) from error
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -273,38 +258,6 @@ def _indices(path: Path) -> dict[str, int | str]:
 # --- what comes out ---------------------------------------------------------------------------------
 
 
-def _report(loaded, scored, keys: list[str], notes: list[str], most: int | None) -> str:
-    """The page: what was read, what was left out and why, the table, and the breakdown by `keys`."""
-    from dataclasses import replace
-
-    lines = [f"# {loaded.benchmark} {loaded.split} under {scored.protocol}", "", f"{loaded}."]
-    lines += [f"- {detail}" for detail in loaded.details[:most]]
-    if more := len(loaded.details[most:]) if most is not None else 0:
-        lines.append(f"- and {more} more")
-    lines += [f"Partial: {note}." for note in notes]
-    lines += ["", scored.table()]
-    for key in keys:
-        chosen = [metric for metric in scored.metrics if metric.group.startswith(f"{key}=")]
-        found = replace(scored, metrics=chosen).breakdown() or f"The items do not differ in {key}."
-        lines += ["", f"## By {key}", "", found]
-    return "\n".join([*lines, "", _RESEARCH, ""])
-
-
-def _csv(loaded, scored) -> str:
-    """Every score with all groups; value, low and high as they are, 0.5 for 50 %."""
-    import csv
-    import io
-
-    names = ("measure", "group", "n", "value", "low", "high", "interval", "rule")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["protocol", "benchmark", "split", *names])
-    for metric in scored.metrics:
-        values = [getattr(metric, name) for name in names]
-        writer.writerow([scored.protocol, loaded.benchmark, loaded.split, *values])
-    return text.getvalue()
-
-
 def _refuse(folder: Path, *names: str) -> None:
     """Raises: FileExistsError, one of the files is in the folder, or the folder is a file."""
     if folder.exists() and not folder.is_dir():
@@ -314,8 +267,8 @@ def _refuse(folder: Path, *names: str) -> None:
 
 
 def _some(ids: list[str]) -> str:
-    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-    return ", ".join(ids[:_SHOWN]) + more
+    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+    return ", ".join(ids[:SHOWN]) + more
 
 
 def _say(line: str) -> None:

@@ -122,7 +122,7 @@ class Encoder:
         name = _name(record)
         sizes = [image_size(data, f"{name} image {i}") for i, data in enumerate(record.images)]
         grids = [self.image_config.grid(*size) for size in sizes]
-        return len(self.prompter.encode(record.question, grids, self.system, name)), count_patches(grids)
+        return len(self._tokens(record, grids, name)), count_patches(grids)
 
     def measure_text(self, record: "Record") -> tuple[int, int]:
         """The answer tokens and the tokens of the longest chain step a record needs, end tokens included."""
@@ -165,8 +165,12 @@ class Encoder:
             "index": np.int32(index),
         }
 
+    def _tokens(self, record: "Record", grids: Sequence[Grid], name: str) -> np.ndarray:
+        # Records are one turn; a question of an evaluation may follow on others.
+        return self.prompter.encode(record.question, grids, self.system, name, getattr(record, "earlier", ()))
+
     def _prompt(self, record: "Record", grids: Sequence[Grid], layout: Layout, name: str) -> dict[str, np.ndarray]:
-        ids = self.prompter.encode(record.question, grids, self.system, name)
+        ids = self._tokens(record, grids, name)
         _fits(len(ids), layout.prefix, f"{name}: the prompt", "prefix tokens (S)")
         positions, next_position = rope_index(ids, grids, self.prompter.image_token_id, self.prompter.merge_size)
         target = np.full(layout.patches // self.image_config.merge_size**2, layout.prefix, np.int32)

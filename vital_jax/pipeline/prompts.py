@@ -93,7 +93,12 @@ class Prompter:
         return Prompter, (str(self.folder),)
 
     def encode(
-        self, question: str, grids: Sequence[Grid], system: str | None = None, name: str = "prompt"
+        self,
+        question: str,
+        grids: Sequence[Grid],
+        system: str | None = None,
+        name: str = "prompt",
+        earlier: Sequence[tuple[str, str]] = (),
     ) -> np.ndarray:
         """The prompt up to and including the assistant's header: images first, then the question.
 
@@ -102,6 +107,7 @@ class Prompter:
           grids: (1, rows, columns) of each image, in patches.
           system: a system message; None leaves it to the template.
           name: the sample, as errors call it.
+          earlier: (question, answer) of the turns before this one; the images then stand before the first of them.
 
         Returns:
           [S'] int32.
@@ -109,10 +115,15 @@ class Prompter:
         Raises:
           ValueError: the text contains a control token, or the template does not place every image once.
         """
-        for text in (question, system or ""):
+        turns = [text for turn in earlier for text in turn] + [question]
+        for text in (*turns, system or ""):
             self._refuse_control(text, name)
         images = [{"type": "image"}] * len(grids)
-        messages = [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
+        messages = [
+            {"role": ("user", "assistant")[place % 2], "content": [{"type": "text", "text": text}]}
+            for place, text in enumerate(turns)
+        ]
+        messages[0]["content"][:0] = images
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         text = self.tokenizer.apply_chat_template(

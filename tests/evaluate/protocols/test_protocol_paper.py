@@ -1,5 +1,7 @@
 """Protocol `paper`: the two rules of appendix B.4, and the denominators that it leaves open."""
 
+import dataclasses
+
 import pytest
 from asked import choice, item, right, scores
 
@@ -38,6 +40,7 @@ def test_a_choice_is_a_letter_or_an_exact_text():
         ("b.", True),
         ("B. Left lung", True),
         ("left  LUNG", True),
+        ("Left lung.", True),
         ("the left lung", False),
         ("A", False),
     ):
@@ -69,3 +72,9 @@ def test_vqa_rad_has_three_denominators(real):
     assert n == {"accuracy": len(rows), "closed accuracy": closed, "yes/no accuracy": yes_no}
     assert len(rows) > closed > yes_no
     assert all(scored.metric(name).value == 1.0 for name in n)
+
+
+def test_own_records_are_asked_as_in_training():
+    asked = choice()
+    assert get("paper").prompt(asked).splitlines()[0] == asked.question and "\n" in get("paper").prompt(asked)
+    assert get("paper").prompt(dataclasses.replace(asked, benchmark="records")) == asked.question

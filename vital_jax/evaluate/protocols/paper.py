@@ -13,22 +13,24 @@ from vital_jax.evaluate.protocols.text import bare, is_yes_no, named_letter, nor
 from vital_jax.evaluate.score import normalise as lower
 
 ABOUT = (
-    "VITAL appendix B.4. Left open there and settled here: a choice is its letter, alone or before words, or its exact text; yes and no "
-    "are read as whole words; other closed answers are compared after lower case and single spaces, without a full stop at the end; the "
-    "prompt is the question with its options. Closed means what the benchmark marks so; yes/no questions and all questions are printed "
-    "beside it."
+    "VITAL appendix B.4. Left open there and settled here: a choice is its letter, alone or before words, or its text without a full stop "
+    "at the end; yes and no are read as whole words; other closed answers are compared after lower case and single spaces, without a full "
+    "stop at the end; the prompt is the question with its options. Closed means what the benchmark marks so; yes/no questions and all "
+    "questions are printed beside it."
 )
 
 
 def prompt(item: Item) -> str:
-    """The question, and the options one a line."""
+    """The question, and the options one a line; the project's own records name theirs within the question, as they do in training."""
+    if item.benchmark == "records":
+        return item.question
     options = [f"{name}. {option}" for name, option in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", item.options, strict=False)]
     return "\n".join([item.question, *options])
 
 
 def parse(item: Item, text: str) -> Parsed:
     if item.options:
-        for how, rule in (("letter", named_letter), ("text", lambda t, o: same_option(t, o, normalise))):
+        for how, rule in (("letter", named_letter), ("text", lambda t, o: same_option(t, o, bare))):
             if found := rule(text, item.options):
                 return Parsed(text, found, how)
         return Parsed(text, "", "none")

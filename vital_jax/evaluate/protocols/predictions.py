@@ -3,8 +3,7 @@
     {"id", "question", "gold", "prediction", "parsed", "correct", "K", "tokens", "latency"}
 
 Scoring needs "id" and "prediction" only; "benchmark" where ids of several benchmarks clash, and "judge" where a judge was asked. A scored
-file
-has more: the measures of its protocol, and the image that questions share.
+file has more: the measures of its protocol, and the image that questions share.
 """
 
 import json
@@ -18,8 +17,8 @@ Row = dict[str, Any]
 def read_predictions(path: str | Path) -> list[Row]:
     """The rows of a predictions file, ids as text.
 
-    Raises: FileNotFoundError; ValueError, a line that is no JSON object, has no id, or answers what an earlier line has answered; the
-    message names file and line.
+    Raises: FileNotFoundError; ValueError, a line that is no JSON object, has no id or a benchmark that is no text, or answers what an
+    earlier line has answered; the message names file and line.
     """
     path = Path(path)
     rows, lines = [], {}
@@ -33,6 +32,8 @@ def read_predictions(path: str | Path) -> list[Row]:
                 raise ValueError(f"{path}:{number}: not JSON ({error}); is the last line cut off?") from error
             if not isinstance(row, dict) or not isinstance(row.get("id"), str | int) or isinstance(row["id"], bool):
                 raise ValueError(f"{path}:{number}: needs an object with an 'id'")
+            if not isinstance(row.get("benchmark") or "", str):
+                raise ValueError(f"{path}:{number}: 'benchmark' must be text, got {row['benchmark']!r}")
             row["id"] = str(row["id"])
             key = (row.get("benchmark") or "", row["id"])
             if key in lines:

@@ -1,0 +1,174 @@
+"""`vital evaluate run`: a model through a benchmark under a protocol, to answers, a table and a page to look at.
+
+The answers are kept batch by batch: stopped at any moment and started again with the same command, it goes on with the next batch. Whatever
+decides an answer or a score stands in settings.json before the first question, and a run with other settings is refused.
+"""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vital_jax.commands import models, scoring
+from vital_jax.commands.values import price, share, whole
+
+PAGE, CURVES = "page.html", "tensorboard"
+
+
+def register(parts: argparse._SubParsersAction) -> None:
+    """Adds `run` to the parts of `vital evaluate`."""
+    run = scoring.add_part(
+        parts, "run", _run, "put a benchmark to a model and score its answers; goes on where it stopped"
+    )
+    models.add_flags(run)
+    scoring.benchmark_flags(run)
+    scoring.protocol_flags(run)
+    run.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="answers, scores and page; the same one goes on"
+    )
+    steps = run.add_mutually_exclusive_group()
+    steps.add_argument(
+        "--latent-steps", type=int, metavar="K", help="of every answer; by default the most it was trained with"
+    )
+    steps.add_argument(
+        "--eval-k",
+        choices=("fixed", "per_sample"),
+        default="fixed",
+        help="per_sample: as many steps as an item itself states, as records do",
+    )
+    run.add_argument("--max-new-tokens", type=whole, metavar="T", help="of an answer; by default what training had")
+    run.add_argument("--batch", type=whole, default=8, metavar="B", help="rows of a program, default 8")
+    run.add_argument("--temperature", type=price, default=0.0, metavar="t", help="draws; by default 0, which is greedy")
+    run.add_argument("--top-p", type=share, default=1.0, metavar="p", help="draws among the likeliest of this share")
+    run.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws")
+    run.add_argument("--limit", type=whole, metavar="N", help="only the first N items, which every table says")
+    run.add_argument(
+        "--skip-missing",
+        action="store_true",
+        help="leave out questions that cannot be asked (no readable image, control tokens in the text), which every table says",
+    )
+    run.add_argument("--steps", action="store_true", help="also keep what each latent step says")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from vital_jax.evaluate import run
+    from vital_jax.evaluate.answers import Answers, refuse
+    from vital_jax.evaluate.benchmarks import BENCHMARKS
+    from vital_jax.latent.loop import variables_of
+
+    refuse(arguments.out)
+    protocol, loaded = scoring.find_protocol(arguments), scoring.load_benchmark(arguments)
+    print(f"{loaded}", file=sys.stderr)
+    model = models.load(arguments, arguments.steps)
+    engine = model.engine
+    length = arguments.max_new_tokens or model.answer_tokens
+    asking = run.Asking(
+        protocol,
+        models.steps_of(model, arguments.latent_steps),
+        engine.decoding(length, arguments.temperature, arguments.top_p),
+        arguments.eval_k,
+        arguments.batch,
+        arguments.seed,
+    )
+    if arguments.eval_k == "per_sample" and not asking.latent_steps:
+        raise ValueError(f"--eval-k per_sample: {arguments.model} has no latent steps")
+    items = loaded.items[: arguments.limit]
+    print(f"looking at {len(items)} questions and their images", file=sys.stderr)
+    plan = run.check(engine, items, asking)
+    if plan.faults and not (arguments.skip_missing and plan.items):
+        way_out = "mend them" if arguments.skip_missing else "mend them, or leave them out with --skip-missing"
+        where = BENCHMARKS[loaded.benchmark].where
+        way_out += f"; {loaded.benchmark} with its images: {where}" if where else ""
+        raise ValueError(f"{loaded.benchmark} {loaded.split}: {plan}; {way_out}")
+    settings = {
+        "model": models.identity(arguments.model),
+        "benchmark": loaded.benchmark,
+        "split": loaded.split,
+        "limit": arguments.limit,
+        "questions": len(plan.items),
+        "data": plan.digest,
+        **asking.settings(),
+        "steps": arguments.steps,
+    }
+    with Answers(arguments.out, settings) as answers:
+        read = _reader(model) if arguments.steps else None
+        run.answer(engine, lambda: variables_of(model.params), plan, asking, answers, read)
+        return _finish(arguments, loaded, plan, asking, answers, len(items))
+
+
+def _reader(model: Any):
+    """What turns latents [B, K, D] into words, by the run's own text decoder."""
+    import jax
+
+    from vital_jax.latent.read import decode_steps
+
+    read, text = jax.jit(decode_steps, static_argnums=(0, 3, 4)), model.reader.prompter
+
+    def said(z):
+        ids = read(model.method.decoder, model.params["scaffold"], z, model.reader.length, text.end_token_id)
+        return [[text.decode(step) for step in row] for row in jax.device_get(ids)]
+
+    return said
+
+
+def _finish(arguments: argparse.Namespace, loaded, plan, asking, answers, asked: int) -> int:
+    """Scores what was answered and writes it."""
+    from vital_jax.construct.pages import write_text
+    from vital_jax.evaluate import run
+    from vital_jax.evaluate.page import page
+    from vital_jax.evaluate.protocols import apply
+
+    kept = answers.folder / "answers.jsonl"
+    try:
+        scored = apply(asking.protocol, plan.items, [answers.rows[item.id] for item in plan.items])
+    except ValueError as error:
+        raise ValueError(
+            f"{kept}: {error}; the answers are kept: `vital evaluate score` scores them otherwise"
+        ) from error
+    limits = [f"only the first {asked} of {len(loaded.items)} items"] if asked < len(loaded.items) else []
+    limits += [said] if (said := run.left_out(plan.faults, asked)) else []
+    scored = scoring.noted(scored, limits)
+    means = run.summary(answers.rows)
+    notes = [f"Partial: {limit}." for limit in limits] + [_how(arguments, asking, means)]
+    loaded = replace(loaded, details=(*loaded.details, *(f"{name}: {why} [{code}]" for code, name, why in plan.faults)))
+    keys = sorted({key for metric in scored.metrics if "=" in metric.group for key in [metric.group.split("=")[0]]})
+    keys = [key for key in keys if key != "benchmark"]
+    scoring.write_scores(answers.folder, loaded, scored, keys, notes)
+    write_text(answers.folder / PAGE, page(scored, plan.items, answers.rows, [f"{loaded}.", *notes]))
+    written = [*scoring.FILES, PAGE, *_curves(answers, scored, means)]
+    print(scoring.report(loaded, scored, [], notes, scoring.SHOWN), end="")
+    print(f"wrote {answers.folder}: {', '.join(written)}", file=sys.stderr)
+    return 0
+
+
+def _how(arguments: argparse.Namespace, asking, means: dict[str, float]) -> str:
+    """How it was asked and how long that took, in a sentence."""
+    K = f"as many latent steps as an item states, at most {asking.latent_steps}"
+    K = K if asking.eval_k == "per_sample" else f"K = {asking.latent_steps} latent steps"
+    drawn = f"drawn at temperature {arguments.temperature:g} with seed {arguments.seed}"
+    decoding = f"{drawn if arguments.temperature else 'greedy'}, at most {asking.decoding.length} tokens"
+    return (
+        f"Asked {Path(arguments.model).resolve().name} with {K}, {decoding}. Answers have {means['tokens']:.1f} tokens in the mean, "
+        f"{100 * means['complete']:.1f} % ended by themselves, and took {1000 * means['latency']:.0f} ms in the median, "
+        f"in batches of up to {asking.batch}."
+    )
+
+
+def _curves(answers, scored, means: dict[str, float]) -> list[str]:
+    """Writes the scores for TensorBoard where tensorboardX is installed, in place of those of an earlier finish."""
+    from vital_jax.training.board import Board, available
+
+    if not available():
+        return []
+    folder = answers.folder / CURVES
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    settings = answers.settings
+    whole = {metric.measure: metric.value for metric in scored.metrics if metric.group == "all"}
+    name = f"{settings['benchmark']} {settings['split']} {scored.protocol}".replace("/", "_")
+    with Board(folder) as board:
+        board.write(
+            settings["model"].get("step", 0), {f"{name}/{key}": value for key, value in (whole | means).items()}
+        )
+    return [CURVES]
