@@ -5,8 +5,10 @@ its records, losses and optimizer -> for each step, a batch, an update, and now 
 -> where the recipe asks for it, what the trained model answers and what its latents hold. A recipe that lists `runs` is trained once for
 each of them (campaign.py).
 
-Killed at any moment and started again with the same command, a run goes on from its last checkpoint as if nothing had happened: batches and
-randomness are functions of the step. Research software, not a medical device.
+Started once per host (or GPU), the processes find each other and are one run (training/distributed.py): each reads its own rows and its own
+part of the weights, process 0 prepares and logs. Killed at any moment and started again with the same command, a run goes on from its last
+checkpoint as if nothing had happened, on any number of processes: batches and randomness are functions of the step. SIGTERM, or Ctrl-C
+once, saves after the step at hand and exits with status 75. Research software, not a medical device.
 """
 
 import json
@@ -17,16 +19,17 @@ from pathlib import Path
 import jax
 
 from vital_jax import campaign, plan
-from vital_jax.evaluate.preview import answers
 from vital_jax.hub.load import fingerprint
-from vital_jax.methods import setup, vital
+from vital_jax.methods import flops, setup, vital
 from vital_jax.prepare import prepare
+from vital_jax.training import chips, distributed
 from vital_jax.training import config as configuration
-from vital_jax.training.checkpoint import Checkpoints, abstract, check_compatible, init_from, make_meta
+from vital_jax.training.board import Board
+from vital_jax.training.checkpoint import CLOCK, Checkpoints, abstract, check_compatible, init_from, make_meta
 from vital_jax.training.metrics import Clock, MetricsWriter, ProgressLine, cut_after
 from vital_jax.training.optimizer import make_optimizer
 from vital_jax.training.partition import merge, split
-from vital_jax.training.sharding import make_mesh, place_batch
+from vital_jax.training.sharding import make_mesh, place_batch, row_share
 from vital_jax.training.step import init_state, make_train_step, start_phase
 
 
@@ -35,37 +38,46 @@ def train(config):
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.workdir).resolve() / "compile_cache"))
     plan.resolve(config)
-    prepare(config)
+    plan.agree(config)
+    distributed.check_shared(Path(config.workdir))
+    distributed.first("preparation", lambda: prepare(config))
     feed, preview = plan.open_feed(config, "train"), plan.open_feed(config, config.eval.split)
     phases, tables = config.phases, setup.tables(config)
     for phase in phases:
         if not phase.steps:
             phase.steps = math.ceil(phase.epochs * len(feed.select(phase.max_steps)) / config.batch)
     total = configuration.total_steps(phases)
-    plan.check_data(config, feed, preview)
-
     method = setup.make_method(config, feed.features and feed.features.info["width"])
+    writes = jax.process_index() == 0
     if config.dry_run:
-        return print(plan.describe(config, method, feed, tables))
+        plan.check_data(config, feed, preview)
+        return print(plan.describe(config, method, feed, tables)) if writes else None
 
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    part, parts = row_share(mesh)
+    plan.check_data(config, feed, preview, parts)
+    base = fingerprint(config.model.folder)
+    plan.agree_on_data(base, feed)
     workdir = Path(config.workdir)
-    writes = jax.process_index() == 0
-    logs = {name: workdir / f"{name}.jsonl" if writes else None for name in ("metrics", "answers")}
+    logs = {name: workdir / f"{name}.jsonl" for name in ("metrics", "answers")}
 
     def optimizer_of(phase):
         return make_optimizer(steps=phase.steps, **config.optim)
 
+    def meta(phase, step, clock=None):
+        resolved, switches = configuration.resolved(config), setup.switches(config)
+        return make_meta(resolved, base, config.method.name, switches, phase, step, clock)
+
+    rotation = {name: value for name, value in config.checkpoint.items() if name != "every"}
     with (
         jax.set_mesh(mesh),
-        Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints,
-        MetricsWriter(logs["metrics"]) as metrics,
+        Checkpoints(workdir / "checkpoints", **rotation) as checkpoints,
+        MetricsWriter(logs["metrics"] if writes else None) as metrics,
+        distributed.StopRequests() as stop,
     ):
-        base = fingerprint(config.model.folder)
-        meta = lambda phase, step: make_meta(  # noqa: E731
-            configuration.resolved(config), base, config.method.name, setup.switches(config), phase, step
-        )
-        step = checkpoints.latest_step() or 0
+        step = distributed.first("step", lambda: checkpoints.latest_step() or 0)
+        if writes and config.log.tensorboard:
+            metrics.board = Board(workdir / "tensorboard", after=step)
         index = configuration.phase_at(phases, max(step - 1, 0))[0]  # the phase whose state the checkpoint holds
         if step:
             check_compatible(checkpoints.read_meta(), meta(index, step))
@@ -84,13 +96,16 @@ def train(config):
             state, _ = checkpoints.restore(target)
             held = state.pop("held", {})
             frozen = setup.overlay(frozen, held)
-            print(f"resuming {workdir} after step {step}", file=sys.stderr)
+            if writes:
+                print(f"resuming {workdir} after step {step}", file=sys.stderr)
         params = trainable = None  # a name kept here would keep a dead copy for the whole run
         if writes:
             for log in logs.values():
                 cut_after(log, step)
 
-        clock, line = Clock(), ProgressLine(total)
+        counted = checkpoints.read_meta().get(CLOCK) if step else None
+        clock, line = Clock(counted, peak=chips.peak_of(jax.local_devices())), ProgressLine(total)
+        exact = {}
         while step < total:
             index, start = configuration.phase_at(phases, step)
             phase, optimizer = phases[index], optimizer_of(phases[index])
@@ -108,9 +123,10 @@ def train(config):
             placement = jax.tree.map(lambda x: x.sharding, state)
             train_step = make_train_step(loss, vital.normalizers, optimizer, config.seed, placement)
             diagnose = jax.jit(lambda p, b, k=K, w=weights: vital.diagnose(method, p, b, k, w))
+            arithmetic = flops.Arithmetic(method, tables[index])
             batches = feed.phase(
                 phase.max_steps, K, config.method.train_k, config.batch, phase.steps, config.seed + index, start,
-                jax.process_index(), jax.process_count(),
+                part, parts,
             )  # fmt: skip
             records, shapes = {}, set()
             for _, batch in batches:
@@ -123,41 +139,51 @@ def train(config):
                 placed = place_batch(micro, mesh, micro_batches=True)
                 state, report = train_step(state, frozen, placed)
                 step += 1
-                clock.tick(config.batch)
+                needed = arithmetic(flops.work_of(batch, K, method.model.config.vision.merge), weights)
+                clock.tick(config.batch, needed * parts / jax.process_count())
                 if config.log.diagnose and step % config.log.diagnose == 0 and K:
                     with clock.pause(report):
                         first = {name: x[0] for name, x in placed.items()}
                         report |= diagnose(merge(state["trainable"], frozen), first)
                 metrics.write(step, {"phase": index + 1, **report})
-                plan.stop_if_not_finite(metrics.last, records)
-                if metrics.last and metrics.last["step"] % config.log.every == 0:
+                plan.stop_if_not_finite(metrics.last, records, feed)
+                if writes and metrics.last and metrics.last["step"] % config.log.every == 0:
                     line.update(
                         metrics.last["step"], {k: metrics.last.get(k) for k in plan.SHOWN if k in metrics.last}, clock
                     )
                 ends = step == total or step == configuration.phase_start(phases, index + 1)
                 if config.eval.answers and (ends or step % config.eval.every == 0):
                     with clock.pause(report):
-                        found = answers(
-                            method, merge(state["trainable"], frozen), preview,
-                            plan.spread(preview.select(phase.max_steps), config.eval.answers),
-                            K, config.method.eval_k,
-                        )  # fmt: skip
-                        plan.show_answers(found, step, logs["answers"])
-                if ends or step % config.checkpoint.every == 0:
+                        params = merge(state["trainable"], frozen)
+                        exact = plan.preview_answers(config, method, params, preview, phase, step, logs["answers"])
+                        params = None
+                stops = stop.at(step)
+                if ends or stops or step % config.checkpoint.every == 0:
                     with clock.pause(report):
                         metrics.flush()
-                        plan.stop_if_not_finite(metrics.last, records)
-                        checkpoints.save(step, {**state, "held": held}, meta(index, step))
+                        plan.stop_if_not_finite(metrics.last, records, feed)
+                        saved = meta(index, step, clock.state())
+                        checkpoints.save(step, {**state, "held": held}, saved, metrics.last | exact)
+                        exact = {}
+                if stops and step < total:
+                    checkpoints.wait()
+                    distributed.leave(f"stopped after step {step}, which is saved: the same command goes on from there")
         line.close()
         metrics.flush()
         checkpoints.wait()
-        print(f"done: {total} steps; {json.dumps(metrics.last)}", file=sys.stderr)
+        if writes:
+            print(f"done: {total} steps; {json.dumps({**(metrics.last or {}), **plan.pace(clock)})}", file=sys.stderr)
         if config.eval.evidence:
-            campaign.probe(config, method, merge(state["trainable"], frozen))
+            params = merge(state["trainable"], frozen)
+            plan.on_first(config, "evidence", params, lambda here: campaign.probe(config, method, here))
 
 
 def main(config):
+    distributed.start(config.distributed)
+    if config.runs and jax.process_count() > 1:
+        raise ValueError("config.runs: several processes train one run; start each of the runs by itself")
     campaign.run(config, train) if config.runs else train(config)
+    distributed.finish()
 
 
 if __name__ == "__main__":

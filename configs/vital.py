@@ -104,14 +104,34 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
             phases=(phase("one step", 1, 5), phase("two steps", 2, 5), phase("all steps", 4, 10)),
             mesh=dict(data=-1, fsdp=1, tensor=1, base="replicated"),
             log=dict(
-                every=10, diagnose=200
-            ),  # steps between progress lines, and between gradient and collapse diagnostics
+                every=10,  # steps between progress lines
+                diagnose=200,  # and between diagnostics of gradients and collapse
+                tensorboard=False,  # also write the metrics for TensorBoard (the extra `tensorboard`)
+            ),
             eval=dict(
                 every=1000,
                 answers=16,  # decoded while training, from this split
                 split="val",
                 evidence="",  # a split to answer, and to probe the latents on, after the last step; empty: none
+                audit=0,  # questions of that split asked again with latents, steps and images exchanged; 0: none
             ),
-            checkpoint=dict(every=500, keep=3),
+            checkpoint=dict(
+                every=500,
+                keep=3,  # the newest
+                best="",  # "min NAME" or "max NAME" of a metric ("min task"; "max exact" of the decoded answers): the best by it stay too
+                keep_best=1,
+                keep_every=0,  # steps that are a multiple of it stay too
+            ),
+            # Several processes, one a host or one a GPU. On a TPU slice, under SLURM, Open MPI or Kubernetes jax finds them by itself;
+            # elsewhere say all three, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+            distributed=dict(
+                coordinator="",  # host:port of process 0
+                processes=config_dict.placeholder(int),
+                index=config_dict.placeholder(int),  # of this process
+                cluster="auto",  # none: do not look for one; or jax's name of one
+                heartbeat=60,  # seconds of silence after which a process is dead and the others end
+                connect=300,  # seconds to find each other
+                wait=14400,  # seconds to wait for a process that works alone (records, features, evidence)
+            ),
         )
     )

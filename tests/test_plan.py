@@ -1,10 +1,13 @@
 """What a recipe leaves to be derived: the order of its phases, their K and loss weights, the features' name. Every recipe resolves."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from configs import ablations, fixtures, pretrain, quickstart, vital
 from vital_jax import plan
 from vital_jax.training.config import resolved, total_steps
+from vital_jax.training.metrics import Clock
 
 # Of quickstart's phases (one, two, all steps: 100, 100, 200): what runs, in which order, for how long; Table 3.
 ORDERS = {
@@ -117,3 +120,29 @@ def test_a_recipe_refuses_an_argument_it_does_not_know(module):
         return
     with pytest.raises(ValueError, match="'mine'"):
         module.get_config("mine")
+
+
+def test_a_step_that_is_not_finite_stops_with_the_ids_of_its_records():
+    feed = SimpleNamespace(source=SimpleNamespace(ids=["a/1", "a/2", "b/1", "b/2"]))
+    records = {4: [0, 1], 5: [2, 3]}
+    plan.stop_if_not_finite(None, records, feed)
+    plan.stop_if_not_finite({"step": 4, "finite": 1.0}, records, feed)
+    assert records == {5: [2, 3]}, "finite steps are forgotten"
+    with pytest.raises(FloatingPointError, match=r"step 5: .* its records were b/1, b/2\. Nothing after the last"):
+        plan.stop_if_not_finite({"step": 5, "finite": 0.0}, records, feed)
+
+
+def test_rows_divide_by_micro_batches_and_processes():
+    config = recipe(batch=24, micro_batches=2)
+    nothing = SimpleNamespace(select=lambda steps: [], check=lambda numbers: None)
+    plan.check_data(config, nothing, nothing, 4)
+    with pytest.raises(
+        ValueError, match=r"config\.batch=24 is not a multiple of config\.micro_batches=2 over 5 processes"
+    ):
+        plan.check_data(config, nothing, nothing, 5)
+
+
+def test_the_pace_says_only_what_is_known():
+    assert plan.pace(Clock()) == {"samples": 0}
+    counted = {"seconds": 2.0, "samples": 8, "steps": 1, "seen": 24, "flops": 3.0, "possible_flops": 12.0}
+    assert plan.pace(Clock(counted)) == {"samples": 24, "samples/s": 4.0, "mfu": 0.25}

@@ -73,6 +73,11 @@ def lines(workdir, name="metrics"):
     return (Path(workdir) / f"{name}.jsonl").read_text().splitlines()
 
 
+def saved(workdir):
+    """Steps of the checkpoints there."""
+    return [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
+
+
 def final_state(workdir):
     """Every array of the newest checkpoint, by path."""
     import jax
@@ -143,6 +148,33 @@ def test_killed_and_started_again_it_is_the_same_run(shared, finished, after, tm
     import jax
 
     jax.tree_util.tree_map(np.testing.assert_array_equal, state, whole_state)
+
+
+def test_asked_to_stop_it_saves_the_step_and_says_so_by_its_status(shared, finished, tmp_path):
+    """SIGTERM between two checkpoints; the second run goes on from the very step, with what the clock had counted."""
+    whole, _ = finished
+    workdir = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(shared, workdir, "--config.checkpoint.every=100"),
+        cwd=REPOSITORY,
+        env=environment(shared),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 900
+    while time.monotonic() < deadline and process.poll() is None and len(saved(workdir)) < 1:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=900)[1]
+    assert process.returncode == 75, text[-3000:]
+    step = max(saved(workdir))
+    assert f"stopped after step {step}, which is saved" in text and len(lines(workdir)) == step < 10
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        clock = checkpoints.read_meta()["clock"]
+    assert clock["seen"] == 8 * step and clock["flops"] == 0, "a CPU has no peak in the table"
+    again = run(shared, workdir)
+    assert again.returncode == 0 and '"samples": 80' in again.stderr, again.stderr[-3000:]
+    assert lines(workdir) == lines(whole)
 
 
 def test_a_finished_run_started_again_changes_nothing(shared, finished):

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import sys
 
-from vital_jax.commands import data, evaluate, models
+from vital_jax.commands import bench, data, evaluate, export, models
 from vital_jax.commands.values import INTERRUPTED
 
 
@@ -84,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     answer.set_defaults(run=_answer)
     data.register(commands)
     evaluate.register(commands)
+    export.register(commands)
+    bench.register(commands)
     return parser
 
 

@@ -1,21 +1,32 @@
-"""What `train.py` says: the plan before a run, a few answers during it, and why it stopped; and what a recipe leaves to be derived."""
+"""What `train.py` says: the plan before a run, a few answers during it, and why it stopped; and what a recipe leaves to be derived.
 
+Where one of several processes is enough (answers, evidence), process 0 works alone with a copy of the parameters on its own devices.
+"""
+
+import hashlib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from vital_jax import __version__
+from vital_jax.evaluate.preview import answers
 from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
 from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.prepare import features_name
+from vital_jax.training import distributed
+from vital_jax.training.config import resolved
+from vital_jax.training.metrics import Clock
 from vital_jax.training.partition import flatten, parameter_table
+from vital_jax.training.sharding import own_mesh, shardings
 
 SHOWN = ("loss", "task", "text", "visual", "answer_accuracy", "grad_norm")
 
@@ -92,14 +103,17 @@ def describe(config: Any, method: Vital, feed: Feed, tables: Sequence[Sequence[t
     return "\n".join(lines)
 
 
-def check_data(config: Any, feed: Feed, preview: Feed) -> None:
+def check_data(config: Any, feed: Feed, preview: Feed, parts: int = 1) -> None:
     """Everything that would otherwise stop a run hours in: records over a budget, a phase or its preview without records, uneven rows.
 
+    Args:
+      parts: how many processes make rows of their own.
     Raises: ValueError naming the record or key.
     """
-    if config.batch % config.micro_batches:
+    if config.batch % (config.micro_batches * parts):
+        over = f" over {parts} processes" if parts > 1 else ""
         raise ValueError(
-            f"config.batch={config.batch} is not a multiple of config.micro_batches={config.micro_batches}"
+            f"config.batch={config.batch} is not a multiple of config.micro_batches={config.micro_batches}{over}"
         )
     for phase in config.phases:
         feed.check(feed.select(phase.max_steps))
@@ -130,20 +144,51 @@ def check_resume(saved: Mapping[str, Any], config: Any, index: int) -> None:
             )
 
 
-def stop_if_not_finite(last: Mapping[str, Any] | None, records: dict[int, list[int]]) -> None:
-    """Raises FloatingPointError naming the step and its records when the last written step was not finite.
+def agree(config: Any) -> None:
+    """Refuses, before any work, processes with different configurations or versions. Raises: ValueError naming the key."""
 
-    `records` maps steps to record numbers; steps behind the last written one are forgotten.
+    def leaves(value: Any, path: str) -> dict[str, Any]:
+        if isinstance(value, dict):
+            items = [(f"{path}.{key}", inner) for key, inner in value.items()]
+        elif isinstance(value, list) and value:
+            items = [(f"{path}[{i}]", inner) for i, inner in enumerate(value)]
+        else:
+            return {path: value}
+        return {key: leaf for name, inner in items for key, leaf in leaves(inner, name).items()}
+
+    found = leaves(resolved(config), "config") | {"jax": jax.__version__, "vital_jax": __version__}
+    own = ("config.distributed.index", "config.distributed.coordinator")
+    distributed.agree("configuration", {key: value for key, value in found.items() if key not in own})
+
+
+def agree_on_data(base: str, feed: Feed) -> None:
+    """Refuses processes that see other weights or records under the same names. base: fingerprint of the weights. Raises: ValueError."""
+    digest = hashlib.sha256("\n".join(feed.source.ids).encode() + feed.sizes.tobytes())
+    distributed.agree("data", {"model.folder": base, "data.records": digest.hexdigest()[:16]})
+
+
+def stop_if_not_finite(last: Mapping[str, Any] | None, records: dict[int, list[int]], feed: Feed) -> None:
+    """Raises FloatingPointError naming the step and its records, of all processes, when the last written step was not finite.
+
+    `records` maps steps to the record numbers of this process; steps behind the last written one are forgotten.
     """
     if last is None:
         return
     if not last["finite"]:
+        mine = [feed.source.ids[number] for number in records.get(last["step"], ())]
+        names = [name for part in distributed.gather("records of a step that is not finite", mine) for name in part]
         raise FloatingPointError(
-            f"step {last['step']}: the loss or its gradient is not finite; its records were {records.get(last['step'])}. "
+            f"step {last['step']}: the loss or its gradient is not finite; its records were {', '.join(names)}. "
             "Nothing after the last checkpoint was saved; look at these records, or lower optim.learning_rate"
         )
     for step in [step for step in records if step <= last["step"]]:
         del records[step]
+
+
+def pace(clock: Clock) -> dict[str, float]:
+    """How fast the run went, over all its restarts: samples seen and per second, and MFU where the chips are known."""
+    found = {"samples": clock.state()["seen"], "samples/s": clock.samples_per_second, "mfu": clock.mfu}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def spread(numbers: Sequence[int], count: int) -> list[int]:
@@ -152,12 +197,41 @@ def spread(numbers: Sequence[int], count: int) -> list[int]:
     return [int(numbers[i * len(numbers) // count]) for i in range(count)]
 
 
-def show_answers(found: Sequence[Mapping[str, Any]], step: int, log: Path | None, shown: int = 4) -> None:
+def on_first(config: Any, name: str, params: Mapping[str, Any], work: Callable[[Any], Any]) -> Any:
+    """`work(params)` on process 0, with the parameters on its own devices; its result (plain JSON) on all. Every process must call it.
+
+    Decoding and probing fetch what they make, and an array that lies on several hosts cannot be fetched by one. Replicated parameters are
+    there already; split ones are gathered leaf by leaf, which needs room for a second copy on the devices of process 0.
+    """
+    if jax.process_count() == 1:
+        return work(params)
+    mesh = own_mesh(config.mesh.base)
+    place = shardings(params, mesh, setup.sharding_rows(config.mesh.base), allow_unused=True)
+    here = distributed.to_first(params, place)
+    with jax.set_mesh(mesh):
+        return distributed.first(name, lambda: work(here))
+
+
+def preview_answers(
+    config: Any, method: Vital, params: Mapping[str, Any], preview: Feed, phase: Any, step: int, log: Path
+) -> dict[str, float]:
+    """Asks some records of the preview at the phase's K, shows the answers and logs them. Returns: {"exact": share of exact ones}."""
+    numbers = spread(preview.select(phase.max_steps), config.eval.answers)
+
+    def work(here: Mapping[str, Any]) -> float:
+        found = answers(method, here, preview, numbers, phase.latent_steps, config.method.eval_k)
+        show_answers(found, step, log)
+        return sum(row["exact"] for row in found) / len(found)
+
+    asked = {name: part for name, part in params.items() if name in ("base", "lora")}
+    return {"exact": on_first(config, "preview", asked, work)}
+
+
+def show_answers(found: Sequence[Mapping[str, Any]], step: int, log: Path, shown: int = 4) -> None:
     """Prints some decoded answers and appends all of them to the log."""
     exact = sum(row["exact"] for row in found)
     print(f"\nstep {step}: {exact} of {len(found)} decoded answers exact", file=sys.stderr)
     for row in found[:shown]:
         print(f"  {row['question']}\n    gold   {row['gold']}\n    answer {row['answer']}", file=sys.stderr)
-    if log is not None:
-        with log.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"step": step, **row}) + "\n" for row in found)
+    with log.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"step": step, **row}) + "\n" for row in found)

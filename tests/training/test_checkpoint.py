@@ -105,6 +105,80 @@ def test_only_the_newest_are_kept(tmp_path):
         assert_same_bits(checkpoints.restore(state_of(), 10)[0], state_of(10))
 
 
+@pytest.mark.parametrize(
+    "rotation, kept",
+    [
+        ({"keep": 2, "best": "min task"}, [2, 5, 6]),
+        ({"keep": 1, "best": "max task", "keep_best": 2}, [1, 4, 6]),
+        ({"keep": 1, "keep_every": 2}, [2, 4, 6]),
+        ({"keep": 1, "keep_every": 3, "best": "min task"}, [2, 3, 6]),
+    ],
+)
+def test_the_best_and_every_mth_stay_beside_the_newest(tmp_path, rotation, kept):
+    with Checkpoints(tmp_path, **rotation) as checkpoints:
+        for step, task in enumerate((9.0, 1.0, None, 8.0, 7.0, 6.0), 1):  # step 3 was not measured
+            checkpoints.save(step, state_of(), meta_of(step), {"loss": 0.0, "task": task})
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == kept
+    with Checkpoints(tmp_path, **rotation) as checkpoints:  # a restart knows which were the best
+        checkpoints.save(7, state_of(), meta_of(7), {"task": 5.0})
+    left = sorted(int(path.name) for path in tmp_path.iterdir())
+    best = [step for step in kept if step in (1, 2, 4)] if "best" in rotation else []
+    assert set(best) <= set(left) and 7 in left and len(left) <= len(kept) + 1
+
+
+def test_another_word_for_best_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"checkpoint\.best='lowest task': write"):
+        Checkpoints(tmp_path, best="lowest task")
+
+
+FULL = """
+import resource, signal, sys
+import jax.numpy as jnp
+from vital_jax.training.checkpoint import Checkpoints, make_meta
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing past the limit then fails as it does on a full disk
+with Checkpoints(sys.argv[1], keep=1) as checkpoints:
+    for step in (1, 2):
+        state = {"trainable": {"a": jnp.arange(step, step + 200_000, dtype=jnp.float32) ** 1.5}}
+        checkpoints.save(step, state, make_meta({}, "base", "vital", {}, 0, step))
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+"""
+
+
+def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_the_step_before(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert f"OSError: saving to {tmp_path} failed" in done.stderr and "complete there: [1]" in done.stderr
+    target = {"trainable": {"a": jnp.zeros(200_000, jnp.float32)}}
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 1
+        restored, _ = checkpoints.restore(target)
+        np.testing.assert_array_equal(restored["trainable"]["a"], jnp.arange(1, 200_001, dtype=jnp.float32) ** 1.5)
+        checkpoints.save(2, target, meta_of(2))  # with room again, the same step is saved
+
+
+def test_a_writer_that_fails_behind_our_back_is_named_at_the_next_save(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state_of(), meta_of(1))
+        checkpoints.wait()
+
+        def broken():
+            raise RuntimeError("Stale file handle")
+
+        monkeypatch.setattr(checkpoints._manager, "check_for_errors", broken)
+        with pytest.raises(OSError, match=r"saving to .* failed \(Stale file handle\); complete there: \[1\]"):
+            checkpoints.save(2, state_of(), meta_of(2))
+
+
+def test_the_clock_is_part_of_the_record_and_may_be_absent(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state_of(), meta_of(1))
+        checkpoints.save(2, state_of(), {**meta_of(2), "clock": {"seen": 64, "seconds": 1.5}})
+        assert "clock" not in checkpoints.read_meta(1)
+        assert checkpoints.read_meta(2)["clock"] == {"seen": 64, "seconds": 1.5}
+
+
 def test_an_empty_or_absent_folder_says_so(tmp_path):
     with Checkpoints(tmp_path / "new") as checkpoints:
         assert checkpoints.latest_step() is None

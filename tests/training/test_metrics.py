@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +78,9 @@ def test_no_file_is_nothing_to_cut_and_a_broken_line_is_named(tmp_path):
     assert path.read_text() == broken
 
 
+KEPT = ("seconds", "samples", "steps")
+
+
 class Time:
     def __init__(self):
         self.now = 100.0
@@ -96,8 +100,9 @@ def test_the_clock_leaves_out_compilation_and_pauses():
         time.now += 1000.0
     time.now += 4.0
     clock.tick(samples=16)
-    assert clock.state() == {"seconds": 8.0, "samples": 32, "steps": 3}
-    assert clock.samples_per_second == 4.0
+    assert {name: clock.state()[name] for name in KEPT} == {"seconds": 8.0, "samples": 32, "steps": 3}
+    assert clock.state()["seen"] == 48, "every sample was seen, whether its step was counted or not"
+    assert clock.samples_per_second == 4.0 and clock.mfu is None
     assert clock.seconds_left(30) == 80.0
 
 
@@ -110,7 +115,27 @@ def test_the_clock_goes_on_after_a_restart():
     clock.tick(8)
     time.now += 2.0
     clock.tick(8)
-    assert clock.state() == {"seconds": 10.0, "samples": 40, "steps": 4}
+    assert {name: clock.state()[name] for name in KEPT} == {"seconds": 10.0, "samples": 40, "steps": 4}
+
+
+def test_mfu_is_what_was_done_of_what_could_have_been_and_survives_another_chip():
+    time = Time()
+    clock = Clock(skip=1, now=time, peak=100.0)
+    for seconds, flops in ((50.0, 1e9), (2.0, 80.0), (2.0, 20.0)):  # the first compiles
+        time.now += seconds
+        clock.tick(8, flops)
+    assert clock.mfu == 100 / 400
+    later = Clock(json.loads(json.dumps(clock.state())), skip=0, now=time, peak=50.0)
+    time.now += 4.0
+    later.tick(8, 140.0)
+    assert later.mfu == 240 / 600
+    unknown = Clock(later.state(), skip=0, now=time)
+    time.now += 100.0
+    unknown.tick(8, 1.0)
+    assert unknown.mfu == 240 / 600, "steps on a chip of unknown speed leave it alone"
+    out = io.StringIO()
+    ProgressLine(10, out).update(1, {"loss": 2.0}, later)
+    assert out.getvalue().endswith("  40.0 % MFU\n")
 
 
 def test_an_interrupted_pause_still_ends():
@@ -155,3 +180,13 @@ def test_no_rate_before_it_is_known():
     out = io.StringIO()
     ProgressLine(10, out).update(1, {"loss": 2.0}, Clock())
     assert out.getvalue() == "step 1/10  loss 2\n"
+
+
+def test_the_board_gets_the_lines_of_the_file_and_is_closed(tmp_path):
+    shown = []
+    board = SimpleNamespace(write=lambda step, line: shown.append((step, line)), close=lambda: shown.append("closed"))
+    with MetricsWriter(tmp_path / "metrics.jsonl") as metrics:
+        metrics.board = board
+        metrics.write(1, {"loss": 2.0})
+        metrics.write(2, {"loss": 1.0})
+    assert shown == [(1, {"step": 1, "loss": 2.0}), (2, {"step": 2, "loss": 1.0}), "closed"]

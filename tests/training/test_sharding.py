@@ -1,5 +1,7 @@
 """The mesh and the sharding table, on eight host devices."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +9,16 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from vital_jax.training.partition import flatten
-from vital_jax.training.sharding import base_rows, batch_sharding, make_mesh, place_batch, shard, shardings
+from vital_jax.training.sharding import (
+    base_rows,
+    batch_sharding,
+    make_mesh,
+    own_mesh,
+    place_batch,
+    row_share,
+    shard,
+    shardings,
+)
 
 TREE = {
     "base": {
@@ -89,3 +100,36 @@ def test_batches_are_split_by_rows_over_data_and_fsdp(micro_batches):
 def test_rows_that_do_not_divide_are_named():
     with pytest.raises(ValueError, match=r"'tokens' has 6 rows.*data\*fsdp = 8"):
         place_batch({"tokens": np.zeros((6, 2))}, make_mesh())
+
+
+def grid(data, fsdp, tensor, per_process):
+    """A mesh of the three axes over made-up devices, `per_process` of them in a row belonging to one process."""
+    places = [SimpleNamespace(process_index=number // per_process) for number in range(data * fsdp * tensor)]
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    return SimpleNamespace(devices=np.array(places).reshape(data, fsdp, tensor), shape=sizes)
+
+
+@pytest.mark.parametrize(
+    "sizes, per_process, parts",
+    [
+        ((4, 1, 1), 1, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((2, 4, 1), 4, [(0, 2), (1, 2)]),
+        ((1, 4, 2), 4, [(0, 2), (1, 2)]),
+        ((2, 1, 4), 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),  # two processes hold the same rows: both make them
+        ((1, 1, 4), 2, [(0, 1), (0, 1)]),
+    ],
+)
+def test_every_process_makes_the_rows_of_its_devices(monkeypatch, sizes, per_process, parts):
+    for index, part in enumerate(parts):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        assert row_share(grid(*sizes, per_process)) == part
+
+
+def test_processes_that_share_some_rows_only_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="some share a part of their rows"):
+        row_share(grid(2, 1, 3, 2))
+
+
+def test_a_mesh_of_ones_own():
+    assert dict(own_mesh("replicated").shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(own_mesh("fsdp").shape) == {"data": 1, "fsdp": 8, "tensor": 1}

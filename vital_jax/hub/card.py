@@ -42,7 +42,6 @@ class About:
     licence: str = ""
     licence_basis: str = ""
     encoder: str = ""
-    min_pixels: int = 0
     data: Sequence[Data] = ()
     metrics: Sequence[Metric] = ()
 

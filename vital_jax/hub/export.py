@@ -1,8 +1,9 @@
 """A training run as a folder that transformers loads: merged weights, a PEFT adapter, or both, with the loop's code beside them.
 
 What came from the base stays the base's: its configuration, tokenizer, processor and template are copied byte by byte, since a rewritten
-configuration is what makes a folder load in one version of transformers only. Tensors are read, merged and written one after the other, so
-that memory holds one of them and not the model. Everything is written beside the target and renamed at the end.
+configuration is what makes a folder load in one version of transformers only (`_completed` names the exceptions). Tensors are read, merged
+and written one after the other, so that memory holds one of them and not the model. Everything is written beside the target and renamed at
+the end.
 
     OUT/                        merged weights, or the adapter (`peft`)
     OUT/adapter/                the adapter, where both are asked for
@@ -14,6 +15,7 @@ that memory holds one of them and not the model. Everything is written beside th
 import contextlib
 import dataclasses
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,13 +43,16 @@ from vital_jax.hub.writing import (
     size_of,
     write_files,
 )
-from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config
+from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config, read_json
 from vital_jax.models.lora import merge_lora
+from vital_jax.pipeline.images import ImageConfig
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.training.checkpoint import Checkpoints, check_compatible
+from vital_jax.training.partition import flatten
 
 FORMS = ("merged", "peft", "both")
 FACTS = "vital.json"  # also the mark of a folder that may be overwritten
+_GROUP = 1 << 28  # bytes of a checkpoint read at a time: a read has a price of its own
 _COPIED = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|vocab|special_tokens_map|added_tokens|chat_template|preprocessor_config"
     r"|video_preprocessor_config|processor_config)\.json|merges\.txt|chat_template\.jinja|LICENSE.*|NOTICE.*"
@@ -56,11 +61,17 @@ _GENERATE = Path(__file__).parent / "custom_generate" / "generate.py"
 
 
 class _Leaves(Mapping):
-    """The parameters that a run trained, by path; each is read from the checkpoint when asked for, and few are kept."""
+    """The parameters that a run trained, by path. They are read from the checkpoint in groups, and the two newest groups are kept."""
 
-    def __init__(self, checkpoints: Checkpoints, step: int, keep: int = 3):
-        self._checkpoints, self._step, self._keep = checkpoints, step, keep
+    def __init__(self, checkpoints: Checkpoints, step: int, group: int = _GROUP):
+        self._checkpoints, self._step = checkpoints, step
         self._saved, self._held = checkpoints.parameters(step), {}
+        self._group_of, size, number = {}, 0, 0
+        for path, leaf in self._saved.items():
+            size += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+            if size > group and self._group_of:
+                size, number = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize, number + 1
+            self._group_of[path] = number
         try:
             device = jax.local_devices(backend="cpu")[0]
         except RuntimeError:  # JAX was started without a CPU backend
@@ -74,16 +85,14 @@ class _Leaves(Mapping):
         return len(self._saved)
 
     def __getitem__(self, path: str) -> np.ndarray:
-        if path not in self._saved:
-            raise KeyError(path)
-        if path not in self._held:
-            while len(self._held) >= self._keep:
+        number = self._group_of[path]
+        if number not in self._held:
+            while len(self._held) > 1:
                 del self._held[next(iter(self._held))]
-            read: Any = self._checkpoints.read_parameters([path], self._sharding, self._step)
-            for key in path.split("/"):
-                read = read[key]
-            self._held[path] = np.asarray(read)
-        return self._held[path]
+            wanted = [other for other, own in self._group_of.items() if own == number]
+            read = flatten(self._checkpoints.read_parameters(wanted, self._sharding, self._step))
+            self._held[number] = {other: np.asarray(read[other]) for other in wanted}
+        return self._held[number][path]
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Without reading it."""
@@ -109,6 +118,10 @@ class _Run:
         return LoraConfig(**self.config.lora)
 
     @property
+    def images(self) -> ImageConfig:
+        return ImageConfig.from_folder(self.base, self.config.data.max_pixels)
+
+    @property
     def latent_steps(self) -> int:
         """The largest K of the phases trained so far."""
         return max(phase["latent_steps"] for phase in self.config.phases[: self.meta["phase"] + 1])
@@ -125,7 +138,8 @@ class _Run:
             "base": {"name": base_name, "fingerprint": self.meta["base_fingerprint"]},
             "model": {"dtype": model.dtype, "param_dtype": model.param_dtype},
             "data": {
-                "max_pixels": data.max_pixels,
+                "min_pixels": self.images.min_pixels,
+                "max_pixels": self.images.max_pixels,
                 "system": data.system,
                 "buckets": [list(bucket) for bucket in data.buckets],
                 "answer": data.answer,
@@ -211,18 +225,39 @@ def _merged(run: _Run, dtype: Any, largest: int) -> dict[str, Content]:
     config = qwen3_vl_config(run.base)
     lora = run.lora if run.config.lora.rank else None
     pending = _weights(qwen3_vl_entries(config), run.base, run.leaves, "base", dtype, lora)
-    files = _copies(run.base) | shards(pending, largest)
-    if "generation_config.json" not in files and "tokenizer_config.json" in files:
-        # Without one, transformers would not know where an answer ends.
-        text = Prompter(run.base)
-        pad = text.tokenizer.pad_token_id
-        files["generation_config.json"] = as_json(
-            {
-                "eos_token_id": list(text.end_token_ids),
-                "pad_token_id": text.end_token_id if pad is None else pad,
-                "do_sample": False,
-            }
-        )
+    return _copies(run.base) | _completed(run.base) | shards(pending, largest)
+
+
+def mended_config(base: Path) -> dict[str, Any] | None:
+    """The base's configuration where it says in one of its two places only that the head is tied; None where both agree.
+
+    transformers 4.57 reads the inner place, 5.x the outer one; where the one it reads is silent, a tied head is drawn at random.
+    """
+    table, tied = read_json(base), qwen3_vl_config(base).decoder.tied
+    if all(bool(place.get("tie_word_embeddings")) == tied for place in (table, table["text_config"])):
+        return None
+    text = {**table["text_config"], "tie_word_embeddings": tied}
+    return {**table, "tie_word_embeddings": tied, "text_config": text}
+
+
+def _completed(base: Path) -> dict[str, Content]:
+    """What a base may lack and transformers cannot do without; nothing for a published checkpoint."""
+    mended = mended_config(base)
+    files: dict[str, Content] = {} if mended is None else {"config.json": as_json(mended)}
+    if not (base / "tokenizer_config.json").is_file():
+        return files
+    prompter = Prompter(base)
+    if not any((base / f"chat_template.{kind}").is_file() for kind in ("json", "jinja")):
+        # Processors do not look into the tokenizer's own configuration.
+        files["chat_template.jinja"] = prompter.template.encode()
+    if not (base / "generation_config.json").is_file():
+        # Without one an answer would not end.
+        pad = prompter.tokenizer.pad_token_id
+        ends = {
+            "eos_token_id": list(prompter.end_token_ids),
+            "pad_token_id": prompter.end_token_id if pad is None else pad,
+        }
+        files["generation_config.json"] = as_json({**ends, "do_sample": False})
     return files
 
 
@@ -340,6 +375,11 @@ def export(
         if explain and not scaffold:
             say(f"{run}: the checkpoint holds no scaffold (text decoder, projectors), so there is no explain/")
         files = _files(found, form, base_name or found.base.resolve().name, dtype, shard) | scaffold
+        if form != "merged" and mended_config(found.base):
+            say(
+                f"{found.base}/config.json says in one place only that the head is tied: under the adapter, transformers 4.57 or 5.x would "
+                "draw a head at random; set tie_word_embeddings both outside and inside text_config"
+            )
         parts = sorted({name.split("/")[1] for name in scaffold})
         files["README.md"] = card.render(json.loads(files[FACTS]), form, parts, about or card.About()).encode()
         sources = {path.resolve() for path in (run, found.base)}

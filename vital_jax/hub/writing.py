@@ -75,13 +75,23 @@ def write_files(folder: Path | None, files: Mapping[str, Content], say: Callable
             continue
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, Path):
-            shutil.copyfile(content, path)
-        elif isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
+        if isinstance(content, Mapping):
             say(f"{name}: {len(content)} tensors, {amount(size_of(content))}")
-            write_file(path, content)
+        try:
+            _write(path, content)
+        except OSError as error:
+            if error.filename is None:  # a full disk is reported without the file that filled it
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
+
+
+def _write(path: Path, content: Content) -> None:
+    if isinstance(content, Path):
+        shutil.copyfile(content, path)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        write_file(path, content)
 
 
 def amount(size: int) -> str:

@@ -20,27 +20,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
+from vital_jax.training import distributed
 from vital_jax.training.partition import flatten, unflatten
 
 FORMAT_VERSION = 1
 META_KEYS = ("format_version", "config", "base_fingerprint", "method", "switches", "phase", "step")
+CLOCK = "clock"  # in the record of a training run: what its clock has counted, so that a restart goes on counting
 
 # Every file that Orbax needs before it can read one array; data files are checked when they are read.
 _PARTS = ("_CHECKPOINT_METADATA", "meta/metadata", "state/_METADATA", "state/manifest.ocdbt")
 
 
 def make_meta(
-    config: Mapping[str, Any], base_fingerprint: str, method: str, switches: Mapping[str, Any], phase: int, step: int
+    config: Mapping[str, Any],
+    base_fingerprint: str,
+    method: str,
+    switches: Mapping[str, Any],
+    phase: int,
+    step: int,
+    clock: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The record saved beside a state, plain JSON.
 
     Args:
       config: resolved. base_fingerprint: of the frozen weights. method: its name.
       switches: those that change what is computed, by name.
-      phase, step: index of the phase, and optimizer steps done in the run.
+      phase, step: index of the phase, and optimizer steps done in the run. clock: of `Clock.state`, if there is one.
     """
     return {
+        **({CLOCK: dict(clock)} if clock is not None else {}),
         "format_version": FORMAT_VERSION,
         "config": dict(config),
         "base_fingerprint": base_fingerprint,
@@ -126,16 +136,46 @@ def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
     return registry
 
 
+def _policy(keep: int | None, keep_every: int, best: tuple[str, str] | None, keep_best: int) -> Any:
+    policies = [checkpoint_managers.LatestN(keep)]
+    if keep_every:
+        policies.append(checkpoint_managers.EveryNSteps(keep_every))
+    if best is not None:
+        policies.append(
+            checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics[best[1]],
+                reverse=best[0] == "min",
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return checkpoint_managers.AnyPreservationPolicy(policies)
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the save in flight when left.
 
     Args:
       folder: one sub-folder per step. keep: how many of the newest steps stay; None keeps all.
       read_only: for evaluation and export; creates, moves and removes nothing.
-    Raises: FileNotFoundError for a folder that is not there, when read-only.
+      best: "min NAME" or "max NAME" of a metric given to `save`; the `keep_best` best steps by it stay too. Empty: none.
+      keep_every: steps that are a multiple of it stay too; 0: none.
+    Raises: FileNotFoundError for a folder that is not there, when read-only; ValueError for another `best`.
     """
 
-    def __init__(self, folder: str | Path, keep: int | None = 3, read_only: bool = False):
+    def __init__(
+        self,
+        folder: str | Path,
+        keep: int | None = 3,
+        read_only: bool = False,
+        best: str = "",
+        keep_best: int = 1,
+        keep_every: int = 0,
+    ):
+        mode, _, name = best.partition(" ")
+        if best and (mode not in ("min", "max") or not name):
+            raise ValueError(f'checkpoint.best={best!r}: write "min NAME" or "max NAME", for instance "min task"')
+        self._best = (mode, name) if best else None
         self.folder = Path(folder).resolve()
         if read_only and not self.folder.is_dir():
             raise FileNotFoundError(f"no checkpoint folder at {self.folder}")
@@ -145,7 +185,12 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only
+                preservation_policy=None if read_only else _policy(keep, keep_every, self._best, keep_best),
+                best_fn=(lambda metrics: metrics[name]) if best else None,
+                best_mode=mode if best else "max",
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
             ),
             handler_registry=_registry(),
         )
@@ -153,8 +198,14 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._manager.close()
+    def __exit__(self, kind, *_):
+        try:
+            with self._naming_the_folder():
+                self._manager.close()
+        except Exception as error:
+            if kind is None:
+                raise
+            _say(str(error))  # what ended the run comes first
 
     def _set_aside(self) -> None:
         for path in _step_folders(self.folder).values():
@@ -172,16 +223,41 @@ class Checkpoints:
             _say(f"checkpoint {self.folder / str(step)} lacks {part}: passed over")
         return None
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    def _check_for_errors(self) -> None:
+        with self._naming_the_folder():
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _naming_the_folder(self) -> Iterator[None]:
+        """A full disk, a quota or a lost mount arrives from a writer's thread, in many shapes and without a path."""
+        try:
+            yield
+        except Exception as error:
+            if distributed.lost_a_peer(
+                error
+            ):  # processes meet to save: that one of them died is no fault of the folder
+                raise
+            kept = sorted(_step_folders(self.folder)) if self.folder.is_dir() else []
+            raise OSError(
+                f"saving to {self.folder} failed ({str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__}); "
+                f"complete there: {kept or 'nothing'}. Make room, or repair the folder, and start again"
+            ) from error
+
+    def save(
+        self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float | None] | None = None
+    ) -> None:
         """Starts saving; returns when the arrays have left the devices, so the state may be donated next.
 
+        Args:
+          metrics: of this step, where the best are kept; a step whose metric is missing or None is not among the best.
         Raises: ValueError for a record that lacks a key, names another step or is not JSON; for a step not behind the
-          newest one saved; for a folder opened read-only; the error of the save before, if that one failed.
+          newest one saved; for a folder opened read-only; OSError for this save or the one before, if it failed. What was complete before
+          stays: a step counts, and older ones go, only when it is whole.
         """
-        self._manager.check_for_errors()
+        self._check_for_errors()
         if self._read_only:
             raise ValueError(f"{self.folder} was opened read-only: nothing can be saved there")
-        if set(meta) != set(META_KEYS) or meta["step"] != step:
+        if set(meta) - {CLOCK} != set(META_KEYS) or meta["step"] != step:
             raise ValueError(
                 f"the record of step {step} must hold exactly {', '.join(META_KEYS)}, and that step; "
                 f"it holds {dict(meta)}"
@@ -190,9 +266,12 @@ class Checkpoints:
             json.dumps(meta)
         except TypeError as error:
             raise ValueError(f"the record of step {step} is not plain JSON: {error}") from None
-        written = self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(dict(meta)))
-        )
+        found = None
+        if self._best and (value := (metrics or {}).get(self._best[1])) is not None:
+            found = {self._best[1]: float(value)}
+        arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(dict(meta)))
+        with self._naming_the_folder():
+            written = self._manager.save(step, args=arguments, metrics=found)
         if not written:
             raise ValueError(
                 f"step {step} was not saved: {self.folder} already holds step {self._manager.latest_step()}. "
@@ -200,13 +279,10 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Returns when the save in flight is committed. Raises: its error, if it failed."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
-
-    def reached_preemption(self, step: int) -> bool:
-        """True, at the same step on every process, once the platform has said that it will stop the job."""
-        return self._manager.reached_preemption(step)
+        """Returns when the save in flight is committed. Raises: OSError, if it failed."""
+        with self._naming_the_folder():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def _resolve(self, step: int | None) -> int:
         self.wait()

@@ -9,6 +9,7 @@ import difflib
 import numbers
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FieldReference, config_flags
 
+from vital_jax.training import distributed
+
 USAGE = "--config=FILE[:ARG], for instance --config=configs/quickstart.py"
+_MENDABLE = (OSError, ValueError, ArithmeticError, RuntimeError)
 
 
 def _items(node: Any) -> list[tuple[str, Any]]:
@@ -104,7 +108,7 @@ def run(main: Callable[[ConfigDict], None]) -> None:
     """Runs `main(config)` on the command line's configuration.
 
     A command line that does not fit ends in one line and status 2; what a user can mend while it runs (a file, a record, a switch) in one
-    line and status 1. With VITAL_TRACEBACK=1 in the environment the latter keeps its traceback.
+    line and status 1. With VITAL_TRACEBACK=1 in the environment the latter keeps its traceback. The other processes of the run end too.
     """
     config = config_flags.DEFINE_config_file("config", None, f"The recipe: {USAGE}.")
     logging.set_verbosity(logging.WARNING)  # libraries report every save and read through absl
@@ -112,10 +116,12 @@ def run(main: Callable[[ConfigDict], None]) -> None:
     def guarded(_: Any) -> None:
         try:
             main(config.value)
-        except (OSError, ValueError, ArithmeticError, RuntimeError) as error:
-            if os.environ.get("VITAL_TRACEBACK"):
-                raise
-            print(f"error: {error}\n(VITAL_TRACEBACK=1 shows where it was raised)", file=sys.stderr)
+        except Exception as error:
+            if os.environ.get("VITAL_TRACEBACK") or not isinstance(error, _MENDABLE):
+                traceback.print_exc()
+            else:
+                print(f"error: {error}\n(VITAL_TRACEBACK=1 shows where it was raised)", file=sys.stderr, flush=True)
+            distributed.abandon(error)
             sys.exit(1)
 
     app.run(guarded, flags_parser=_parse)

@@ -17,6 +17,8 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from vital_jax.training.board import Board
+
 
 def _plain(value: Any) -> Any:
     """A scalar as JSON holds it. NaN and infinity become null, which every reader takes for missing."""
@@ -31,9 +33,13 @@ class MetricsWriter:
 
     Args:
       path: the file; None on processes that do not write.
+
+    Attributes:
+      board: shows the same lines to TensorBoard, where the run asks for it.
     """
 
     def __init__(self, path: str | Path | None):
+        self.board: Board | None = None
         self._path = None if path is None else Path(path)
         self._pending: tuple[int, dict[str, Any]] | None = None
         self.last: dict[str, Any] | None = None
@@ -58,6 +64,8 @@ class MetricsWriter:
 
     def __exit__(self, *_):
         self.flush()
+        if self.board is not None:
+            self.board.close()
 
     def _emit(self, held: tuple[int, dict[str, Any]] | None) -> None:
         """`last` is the newest line written, as plain numbers: what a progress line shows without waiting."""
@@ -68,6 +76,8 @@ class MetricsWriter:
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.last) + "\n")
+        if self.board is not None:
+            self.board.write(step, self.last)
 
 
 def cut_after(path: str | Path, step: int) -> int:
@@ -102,32 +112,43 @@ def cut_after(path: str | Path, step: int) -> int:
 
 
 class Clock:
-    """Seconds of training and the samples seen in them: no compilation, no evaluation, no checkpoint.
+    """Seconds of training, the samples and the arithmetic done in them: no compilation, no evaluation, no checkpoint.
 
     The first `skip` steps after construction are left out (they compile), also after a restart, which takes up the
     counts of `state()`.
 
     Args:
       state: of an earlier clock, plain JSON. skip: steps left out. now: the time source, in seconds.
+      peak: FLOP/s that the devices at hand could do (see chips.py); None where that is unknown.
     """
 
     def __init__(
-        self, state: Mapping[str, float] | None = None, skip: int = 2, now: Callable[[], float] = time.monotonic
+        self,
+        state: Mapping[str, float] | None = None,
+        skip: int = 2,
+        now: Callable[[], float] = time.monotonic,
+        peak: float | None = None,
     ):
-        self._counts = {"seconds": 0.0, "samples": 0, "steps": 0, **(state or {})}
+        fresh = {"seconds": 0.0, "samples": 0, "steps": 0, "seen": 0, "flops": 0.0, "possible_flops": 0.0}
+        self._counts = fresh | dict(state or {})
         self._skip = skip
         self._now = now
+        self._peak = peak
         self._since = now()
 
-    def tick(self, samples: int) -> None:
-        """Call after each step with the samples (rows) it consumed."""
+    def tick(self, samples: int, flops: float = 0.0) -> None:
+        """Call after each step with the samples (rows) it consumed and the FLOPs it needed, on the devices that `peak` is of."""
         now = self._now()
+        self._counts["seen"] += samples
         if self._skip:
             self._skip -= 1
         else:
             self._counts["seconds"] += now - self._since
             self._counts["samples"] += samples
             self._counts["steps"] += 1
+            if self._peak:
+                self._counts["flops"] += flops
+                self._counts["possible_flops"] += (now - self._since) * self._peak
         self._since = now
 
     def skip(self, steps: int = 2) -> None:
@@ -145,8 +166,14 @@ class Clock:
             self._since += self._now() - start
 
     def state(self) -> dict[str, float]:
-        """{"seconds", "samples", "steps"}, plain JSON."""
+        """Plain JSON: `seconds`, `samples` and `steps` counted; `seen`, samples of all steps; `flops` done of `possible_flops`."""
         return dict(self._counts)
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation: what the steps needed over what the devices could have done; None for unknown devices."""
+        possible = self._counts["possible_flops"]
+        return self._counts["flops"] / possible if possible else None
 
     @property
     def samples_per_second(self) -> float | None:
@@ -187,6 +214,8 @@ class ProgressLine:
         ]
         if (rate := clock.samples_per_second) is not None:
             parts += [f"{rate:.3g} samples/s", f"{_duration(clock.seconds_left(self._total - step))} left"]
+        if clock.mfu is not None:
+            parts.append(f"{100 * clock.mfu:.1f} % MFU")
         line = "  ".join(parts)
         self._out.write(f"\r{line.ljust(self._width)}" if self._in_place else line + "\n")
         self._out.flush()

@@ -122,6 +122,34 @@ def batch_sharding(mesh: Mesh, micro_batches: bool = False) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, ROWS) if micro_batches else PartitionSpec(ROWS))
 
 
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which part of every batch's rows this process makes, and how many parts there are.
+
+    Processes whose devices hold the same rows (they differ along `tensor` only) make the same part. The parts are in the order of the rows,
+    so a batch is the same whatever the number of processes.
+
+    Raises: ValueError where devices of two processes share some rows and not others.
+    """
+    groups: dict[int, set[int]] = {}
+    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    for number, devices in enumerate(rows):
+        for device in devices:
+            groups.setdefault(device.process_index, set()).add(number)
+    parts = sorted({tuple(sorted(held)) for held in groups.values()})
+    if sum(map(len, parts)) != len(rows):
+        raise ValueError(
+            f"mesh {dict(mesh.shape)} over {len(groups)} processes: some share a part of their rows; let tensor divide, or be a "
+            "multiple of, the devices of a process"
+        )
+    return parts.index(tuple(sorted(groups[jax.process_index()]))), len(parts)
+
+
+def own_mesh(base: str) -> Mesh:
+    """A mesh of this process's devices alone, for work that one process does: the base copied to each, or split over them (`base`)."""
+    devices = jax.local_devices()
+    return make_mesh(fsdp=len(devices) if base == "fsdp" else 1, devices=devices)
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro_batches: bool = False) -> dict[str, jax.Array]:
     """This process's rows of a batch (a dict of [B, ...], or [A, B, ...] arrays) as global arrays split by rows.
 
@@ -129,8 +157,9 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, micro_batches: bool
     """
     sharding = batch_sharding(mesh, micro_batches)
     groups = math.prod(mesh.shape[axis] for axis in ROWS)
+    parts = row_share(mesh)[1]
     for name, value in batch.items():
-        rows = value.shape[int(micro_batches)] * jax.process_count()
+        rows = value.shape[int(micro_batches)] * parts
         if rows % groups:
             raise ValueError(
                 f"batch array {name!r} has {rows} rows, which do not divide by data*fsdp = {groups}: "

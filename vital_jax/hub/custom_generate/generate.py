@@ -19,13 +19,22 @@ LATENT_STEPS = None
 LATENT_STATE = "post_norm"
 
 
-def generate(model, latent_steps=None, return_latents=False, streamer=None, assistant_model=None, **kwargs):
-    """Arguments of `model.generate`, and three more.
+def generate(
+    model,
+    latent_steps=None,
+    return_latents=False,
+    streamer=None,
+    assistant_model=None,
+    custom_generate=None,
+    trust_remote_code=None,
+    **kwargs,
+):
+    """Arguments of `model.generate`, and two more.
 
     Args:
       latent_steps: K, the same for every row; by default as many as the model was trained with.
       return_latents: return an output object (as `return_dict_in_generate=True` does) with the field `latents`, [rows, K, width].
-      streamer: gets the prompt, then every token.
+      custom_generate, trust_remote_code: name this function where it has replaced `model.generate` already, and change nothing then.
     Raises: ValueError for what the loop cannot do: beam search and other search modes, an assistant, a cache of fixed size.
     """
     steps = LATENT_STEPS if latent_steps is None else latent_steps
@@ -94,13 +103,8 @@ class _Loop:
             found = self._run(model.model, input_ids=input_ids, **inputs)
         finally:
             hook.remove()
-        self.cache, positions = found.past_key_values, seen.get("position_ids")
-        real = torch.ones_like(input_ids) if self.mask is None else self.mask
-        if positions is None:
-            self.position = real.sum(1)
-        else:
-            positions = positions[-3:] if positions.ndim == 3 else positions[None]
-            self.position = torch.where(real.bool(), positions, 0).amax((0, 2)) + 1
+        self.cache, positions = found.past_key_values, seen["position_ids"]
+        self.position = (positions[-3:] if positions.ndim == 3 else positions[None]).amax((0, 2)) + 1
 
     def _run(self, module, **inputs):
         """Runs the model or its decoder and keeps the last column's states."""

@@ -1,0 +1,205 @@
+"""`vital export`: a training run as a folder for transformers and PEFT, with a model card; and, when told, to a hub."""
+
+import argparse
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_RESEARCH = "Research only, not a medical device."
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    """Adds `export` to the parser of `vital`."""
+    export = commands.add_parser(
+        "export",
+        help="write a run as a Hugging Face folder that runs the latent loop without JAX",
+        description=f"Writes a training run's newest checkpoint as a Hugging Face folder. {_RESEARCH}",
+    )
+    export.add_argument("--checkpoint", type=Path, metavar="RUN", help="a training run's folder; not for pushing alone")
+    export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the folder to make")
+    export.add_argument(
+        "--format",
+        default="merged",
+        metavar="FORM",
+        help="merged (default: the base with the adapters in it), peft (the adapter alone) or both",
+    )
+    export.add_argument(
+        "--base", type=Path, metavar="FOLDER", help="the run's base, where it is no longer where it was"
+    )
+    export.add_argument("--text-decoder", type=Path, metavar="FOLDER", help="likewise of config.model.text_decoder")
+    export.add_argument("--base-name", default="", metavar="NAME", help="the base's name on a hub, as others know it")
+    export.add_argument("--dtype", metavar="TYPE", help="of merged weights: bfloat16 or float32; by default the base's")
+    export.add_argument("--no-explain", action="store_true", help="leave out text decoder and projectors")
+    export.add_argument(
+        "--scores",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="what `vital evaluate score --out` wrote, for the card; give it again for several",
+    )
+    export.add_argument(
+        "--licence", default="", metavar="SPDX", help="of the folder; by default as the base's card says"
+    )
+    export.add_argument("--overwrite", action="store_true", help="replace a folder that an export made before")
+    export.add_argument(
+        "--push", default="", metavar="OWNER/NAME", help="show what would be sent to this hub repository (private)"
+    )
+    export.add_argument("--yes", action="store_true", help="send it")
+    export.set_defaults(run=_export)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from absl import logging
+
+    from vital_jax.hub import push
+    from vital_jax.hub.export import export
+
+    logging.set_verbosity(logging.ERROR)  # the checkpoint library warns that what is opened for reading is read-only
+    if arguments.dtype not in (None, "bfloat16", "float32"):
+        raise ValueError(f"--dtype {arguments.dtype}: bfloat16 or float32, or leave it out")
+    if arguments.yes and not arguments.push:
+        raise ValueError("--yes is for --push")
+    if arguments.checkpoint is None and not arguments.push:
+        raise ValueError("--checkpoint RUN is missing; only --push goes without, for a folder that is there")
+    if arguments.checkpoint is not None:
+        export(
+            arguments.checkpoint,
+            arguments.out,
+            arguments.format,
+            arguments.base,
+            arguments.text_decoder,
+            not arguments.no_explain,
+            arguments.dtype,
+            arguments.base_name,
+            _about(arguments),
+            arguments.overwrite,
+            say=_say,
+        )
+        print(arguments.out)
+    if arguments.push:
+        planned = push.plan(arguments.out, arguments.push)
+        _say(planned.describe())
+        if arguments.yes:
+            print(planned.send())
+        else:
+            _say("nothing was sent; say --yes to send it")
+    _say(_RESEARCH)
+    return 0
+
+
+# --- what the card says -----------------------------------------------------------------------------
+
+
+def _about(arguments: argparse.Namespace):
+    from vital_jax.hub.card import About, licence_of
+    from vital_jax.training.checkpoint import Checkpoints
+
+    run = arguments.checkpoint
+    if not (run / "checkpoints").is_dir():
+        return None  # the export says so
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        meta = checkpoints.read_meta()
+    config = meta["config"]
+    licence, basis = arguments.licence, "given by who exported it"
+    if not licence:
+        licence, basis = licence_of(arguments.base or config["model"]["folder"]), "the base's card states"
+    visual = any(phase["visual"] for phase in config["phases"])
+    return About(
+        licence=licence,
+        licence_basis=basis,
+        encoder=Path(config["data"]["encoder"]).name if visual else "",
+        data=_data(Path(config["data"]["records"])),
+        metrics=[*_evidence(run, meta), *(row for folder in arguments.scores for row in _scores(folder))],
+    )
+
+
+def _data(records: Path) -> list:
+    """The data sets of the training records with their licences; none where the records are not at hand."""
+    from vital_jax.construct.licences import UNKNOWN, dataset_of
+    from vital_jax.hub.card import Data
+    from vital_jax.pipeline.records import RecordSource
+
+    try:
+        index = RecordSource(records, "train").index
+    except (FileNotFoundError, ValueError) as error:
+        _say(f"the card names no data sets: {error}")
+        return []
+    counts = Counter((row["metadata"].get("source", ""), row["metadata"].get("licence", "")) for row in index)
+    rows: dict[tuple[str, str], Data] = {}
+    for (source, stated), count in counts.items():
+        known = dataset_of(source)
+        name = known.name if known else source or "not named by its records"
+        licence = stated or (known.licence if known else UNKNOWN)
+        basis = "its records" if stated else known.basis if known else UNKNOWN
+        before = rows[name, licence].records if (name, licence) in rows else 0
+        rows[name, licence] = Data(
+            name, before + count, licence, basis, known.note if known else "", known.url if known else ""
+        )
+    return sorted(rows.values(), key=lambda row: (-row.records, row.name))
+
+
+def _evidence(run: Path, meta: Mapping[str, Any]) -> list:
+    """What the run measured after its last step, where this checkpoint is of that step."""
+    from vital_jax.evaluate.score import Score, percent
+    from vital_jax.hub.card import Metric
+
+    path, steps = run / "evidence.json", sum(phase["steps"] for phase in meta["config"]["phases"])
+    if not path.is_file():
+        return []
+    if meta["step"] != steps:
+        _say(f"{path} is of step {steps}, the checkpoint of step {meta['step']}: the card leaves it out")
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    split = found.get("config", {}).get("eval", {}).get("evidence", meta["config"]["eval"]["evidence"])
+    asked = f"closed-ended held-out questions of split {split}, greedy, K = {found['max_steps']} ({found['eval_k']})"
+    how = "exact match after lower-casing and single spaces"
+    rows = []
+    for name, key in (("exact answers, %", "answers"), ("the same with images exchanged, %", "blind")):
+        score = Score.of(name, found[key])
+        interval = " to ".join(map(percent, score.interval))
+        rows.append(Metric(name, score.n, percent(score.correct / score.n), interval, f"{how}; {asked}"))
+    if retrieval := found.get("retrieval"):
+        chance, gallery = percent(retrieval["chance"]["hit@1"]), retrieval["gallery"]
+        held = f"among {gallery} held-out regions (chance {chance}), last latent, projector {retrieval['projector']}"
+        for name, key in (
+            ("own region found first, %", "own"),
+            ("the same with latents exchanged within a class, %", "same_class"),
+        ):
+            hit = retrieval["last"][key]["hit@1"]
+            interval = " to ".join(map(percent, (hit["low"], hit["high"])))
+            rows.append(Metric(name, retrieval["last"][key]["n"], percent(hit["share"]), interval, held))
+    return rows
+
+
+def _scores(folder: Path) -> list:
+    """Whole-benchmark scores of a table.csv that `vital evaluate score` wrote."""
+    from vital_jax.evaluate.score import percent
+    from vital_jax.hub.card import Metric
+
+    path = folder / "table.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"--scores {folder}: no table.csv in it; give what `vital evaluate score --out` wrote")
+    rows = []
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if row.get("group") != "all":
+                continue
+            try:
+                low, high = (percent(float(row[key])) if row[key] else "" for key in ("low", "high"))
+                name = f"{row['benchmark']} {row['split']}: {row['measure']}, %"
+                shown = percent(float(row["value"])), f"{low} to {high}" if low else ""
+                rows.append(Metric(name, int(row["n"]), *shown, f"{row['protocol']}: {row['rule']}"))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: not a table of `vital evaluate score` ({error!r})") from error
+    if not rows:
+        raise ValueError(f"{path} holds no score of a whole benchmark")
+    return rows

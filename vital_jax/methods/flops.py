@@ -1,0 +1,136 @@
+"""How many floating-point operations a step of VITAL needs, by arithmetic. What MFU divides by the chips' peak.
+
+A weight that multiplies a token costs 2 forward, 2 for the gradient of its input where one is needed, and 2 for its own gradient where it
+trains. A frozen base under LoRA so costs 4 a token, not the usual 6, and a frozen vision tower 2. Attention costs 4 N H for each query and
+key that meet, and twice that again backward. Only what the batch holds counts: padding is waste, and so is what remat computes twice.
+Norms, embedding lookups, the optimizer and the projector's few tokens beyond their weights are left out (under 1 % at the 8B shapes).
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vital_jax.methods import setup
+from vital_jax.methods.vital import Vital
+from vital_jax.training.partition import TRAINABLE, flatten, match
+
+# The tokens that each weight meets; the rest (norms, biases, tables that are looked up) multiplies nothing.
+_MEETS = (
+    (r"(base|lora)/language_model/layers/.*/(kernel|a|b)", "context"),
+    (r"base/visual/(blocks|patch_embed)/.*kernel", "patches"),
+    (r"base/visual/(deepstack_mergers|merger)/.*kernel", "merged"),
+    (r"scaffold/text_decoder/layers/.*/kernel", "chains"),
+    (r"scaffold/(pj_in|visual_projector)/.*kernel", "latents"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a batch asks of the model: tokens, and pairs of query and key, rows together."""
+
+    context: int  # prompt, latents and answers
+    context_pairs: int
+    answers: int
+    patches: int
+    merged: int
+    patch_pairs: int
+    latents: int
+    chains: int
+    chain_pairs: int
+
+
+def work_of(batch: Mapping[str, np.ndarray], max_steps: int, merge: int = 2) -> Work:
+    """The work in a batch as the loader makes it (see pipeline/batch.py), of any leading axes.
+
+    Args:
+      max_steps: K. merge: side of the square of patches that become one token.
+    """
+    lengths = np.asarray(batch["lengths"], np.int64)
+    answers = np.sum(batch["answer_mask"], axis=-1, dtype=np.int64)
+    latents = np.asarray(batch["latent_steps"], np.int64) if max_steps else np.zeros_like(lengths)
+    suffix = latents + answers
+    segments = np.asarray(batch["patch_segment"])
+    images = [np.sum(segments == number, axis=-1, dtype=np.int64) for number in range(1, segments.max(initial=0) + 1)]
+    patches = sum(int(size.sum()) for size in images)
+    words = np.sum(batch["chain_mask"], axis=-1, dtype=np.int64) if max_steps else np.zeros(1, np.int64)
+    return Work(
+        context=int(np.sum(lengths + suffix)),
+        context_pairs=int(np.sum(lengths**2 / 2 + suffix * lengths + suffix**2 / 2)),
+        answers=int(np.sum(answers)),
+        patches=patches,
+        merged=patches // merge**2,
+        patch_pairs=sum(int(np.sum(size**2)) for size in images),
+        latents=int(np.sum(latents)),
+        chains=int(np.sum(words)),
+        chain_pairs=int(np.sum(words**2) / 2),
+    )
+
+
+class Arithmetic:
+    """FLOPs of a step, forward and backward.
+
+    Args:
+      method: models without parameters. table: what trains, as for `training.partition.match`.
+    """
+
+    def __init__(self, method: Vital, table: Sequence[tuple[str, str]]):
+        leaves = flatten(setup.abstract_params(method))
+        marks = match(table, leaves)
+        self._config, self._text = method.model.config, method.decoder and method.decoder.config
+        self.weights, self.trained = dict.fromkeys(self._kinds(), 0), dict.fromkeys(self._kinds(), 0)
+        for path, leaf in leaves.items():
+            kind = next((kind for pattern, kind in _MEETS if re.fullmatch(pattern, path)), None)
+            if kind:
+                self.weights[kind] += math.prod(leaf.shape)
+                self.trained[kind] += math.prod(leaf.shape) * (marks[path] == TRAINABLE)
+        for kind, part, config in (
+            ("answers", "base/language_model", self._config.decoder),
+            ("words", "scaffold/text_decoder", self._text),
+        ):
+            if config is not None:
+                head = f"{part}/embed_tokens/embedding" if config.tied else f"{part}/lm_head"
+                self.weights[kind] = config.vocab * config.width
+                self.trained[kind] = self.weights[kind] * (marks[head] == TRAINABLE)
+        trains = {path for path in leaves if marks[path] == TRAINABLE}
+        self._tower = any(path.startswith("base/visual/") for path in trains)
+        # A gradient passes through the language model if anything before its end trains.
+        self._base = any(path.startswith(("base/", "lora/")) for path in trains)
+
+    @staticmethod
+    def _kinds() -> tuple[str, ...]:
+        return (*dict.fromkeys(kind for _, kind in _MEETS), "answers", "words")
+
+    def __call__(self, work: Work, weights: Mapping[str, float], remat: bool = False) -> float:
+        """FLOPs of this work.
+
+        Args:
+          weights: of the losses `text` and `visual`; where one is zero, its part of the scaffold does not run.
+          remat: count also what is computed twice; the hardware's work, not the model's.
+        """
+        text = bool(weights["text"]) and self._text is not None
+        tokens = dict(
+            context=work.context,
+            answers=work.answers,
+            patches=work.patches,
+            merged=work.merged,
+            latents=work.latents if weights["visual"] or text else 0,
+            chains=work.chains if text else 0,
+            words=work.chains if text else 0,
+        )
+        flows = dict.fromkeys(("patches", "merged"), self._tower) | dict.fromkeys(("context", "answers"), self._base)
+        twice = ("context", "chains") if remat else ()
+        total = 0.0
+        for kind, count in tokens.items():
+            passes = 1 + flows.get(kind, True) + (kind in twice)
+            total += 2.0 * count * (passes * self.weights[kind] + self.trained[kind])
+        decoder, vision = self._config.decoder, self._config.vision
+        for kind, width, pairs in (
+            ("context", decoder.layers * decoder.heads * decoder.head_width, work.context_pairs),
+            ("patches", vision.layers * vision.width, work.patch_pairs),
+            ("chains", self._text.layers * self._text.heads * self._text.head_width if text else 0, work.chain_pairs),
+        ):
+            total += 4.0 * width * pairs * (1 + 2 * flows.get(kind, True) + (kind in twice))
+        return total
