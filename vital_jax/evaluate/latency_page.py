@@ -234,7 +234,7 @@ def _legend(timed: Sequence[Timed]) -> list[str]:
     for colour, name in shown:
         parts.append(f'<rect x="{x}" y="34" width="10" height="10" fill="{colour}"/>')
         parts.append(f'<text x="{x + 14}" y="43" font-size="10">{_escape(name)}</text>')
-        x += 30 + round(5.4 * len(name))
+        x += 24 + round(5.4 * len(name))
     return parts
 
 
