@@ -107,7 +107,7 @@ def start(settings: Mapping[str, Any]) -> None:
             initialization_timeout=int(settings["connect"]),
             # Our own heartbeat names the dead; jax's is for a process whose Python stands still.
             heartbeat_timeout_seconds=2 * int(settings["heartbeat"]),
-            shutdown_timeout_seconds=int(settings["heartbeat"]),
+            shutdown_timeout_seconds=int(settings["connect"]),
         )
     except jax.errors.JaxRuntimeError as error:
         raise RuntimeError(
