@@ -8,7 +8,7 @@ Everything lies on the first device. Research output, not a medical device.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vital_jax.evaluate.engine import Engine
+from vital_jax.evaluate.engine import Engine, Question
 from vital_jax.hub.load import fingerprint, load_qwen3_vl
 from vital_jax.latent.loop import variables_of
 from vital_jax.latent.read import decode_steps
@@ -59,17 +59,6 @@ class Answer:
     log_prob: float
     steps: list[str] | None
     complete: bool
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A question as the encoder reads a record: nothing is known but the images and the text."""
-
-    id: str
-    images: tuple[bytes, ...]
-    question: str
-    chain: tuple[str, ...] = ()
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -183,7 +172,7 @@ class Model:
             raise RequestError(f"latent_steps={asked}: this model {trained}; use {allowed}")
         return asked
 
-    def _asked(self, images: Sequence[ImagesOfOne], questions: Sequence[str]) -> list[_Asked]:
+    def _asked(self, images: Sequence[ImagesOfOne], questions: Sequence[str]) -> list[Question]:
         """The questions, checked one by one before anything large is read."""
         if not isinstance(images, (list, tuple)) or len(images) != len(questions):
             raise RequestError(
@@ -201,7 +190,7 @@ class Model:
             files = tuple(_file(image, f"{name}, image {j + 1}") for j, image in enumerate(_one_or_many(own)))
             if not files:
                 raise RequestError(f"{name} has no image: give at least one")
-            asked.append(_Asked(name, files, question))
+            asked.append(Question(name, files, question))
         return asked
 
     @property
@@ -209,17 +198,17 @@ class Model:
         """What asks the model."""
         return Engine(self.method.model, self.encoder, self.buckets)
 
-    def _replies(self, asked: Sequence[_Asked], K: int, length: int, batch: int) -> Iterator[tuple[int, Answer]]:
+    def _replies(self, asked: Sequence[Question], K: int, length: int, batch: int) -> Iterator[tuple[int, Answer]]:
         """(place in `asked`, its answer)."""
         variables = variables_of(self.params)
         for places, groups in self.engine.ask(variables, asked, K, self.engine.decoding(length), batch=batch):
             replies = [group[0] for group in groups]
-            said = self._read(np.stack([reply.z for reply in replies])) if self.reader else [None] * len(replies)
+            said = self.read(np.stack([reply.z for reply in replies])) if self.reader else [None] * len(replies)
             for place, reply, steps in zip(places, replies, said, strict=True):
                 yield place, Answer(reply.text, reply.tokens, K, reply.log_prob, steps, reply.complete)
 
-    def _read(self, z: np.ndarray) -> list[list[str]]:
-        """What each latent of z [B, K, D] says."""
+    def read(self, z: np.ndarray) -> list[list[str]]:
+        """What the run's text decoder reads from each latent of z [B, K, D]; needs `load(steps=True)` (paper section 3.5)."""
         if not z.shape[1]:
             return [[] for _ in range(len(z))]
         text = self.reader.prompter

@@ -194,6 +194,9 @@ def test_a_broken_generation_config_is_named(copy):
     (copy / "generation_config.json").write_text('{"eos_token_id": ')
     with pytest.raises(ValueError, match=r"generation_config\.json is not valid JSON"):
         Prompter(copy)
+    (copy / "generation_config.json").write_text("[151645]")
+    with pytest.raises(ValueError, match=r"generation_config\.json holds a list, not a JSON object"):
+        Prompter(copy)
 
 
 def test_missing_folder_is_no_hub_name():

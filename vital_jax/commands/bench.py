@@ -8,9 +8,8 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +91,6 @@ def _length(text: str) -> int | None:
     return None if text == "free" else whole(text)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A question as the engine reads it."""
-
-    id: str
-    images: tuple[bytes, ...]
-    question: str
-    chain: tuple[str, ...] = ()
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
 def _latency(arguments: argparse.Namespace) -> int:
     if arguments.against:
         # Two processes share the accelerator: jax must not take most of its memory at its start.
@@ -165,7 +153,9 @@ def _requests(arguments: argparse.Namespace) -> Sequence[Any]:
             raise ValueError("--image needs a --question about it")
         if not arguments.image.is_file():
             raise FileNotFoundError(f"image {arguments.image}: no such file")
-        return [_Asked(arguments.image.name, (arguments.image.read_bytes(),), arguments.question)]
+        from vital_jax.evaluate.engine import Question
+
+        return [Question(arguments.image.name, (arguments.image.read_bytes(),), arguments.question)]
     if arguments.question:
         raise ValueError("--question is of --image; records hold their own")
     from vital_jax.pipeline.records import RecordSource

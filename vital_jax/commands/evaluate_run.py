@@ -8,7 +8,6 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vital_jax.commands import models, scoring
 from vital_jax.commands.values import price, share, whole
@@ -92,24 +91,9 @@ def _run(arguments: argparse.Namespace) -> int:
         "steps": arguments.steps,
     }
     with Answers(arguments.out, settings) as answers:
-        read = _reader(model) if arguments.steps else None
+        read = model.read if arguments.steps else None
         run.answer(engine, lambda: variables_of(model.params), plan, asking, answers, read)
         return _finish(arguments, loaded, plan, asking, answers, len(items))
-
-
-def _reader(model: Any):
-    """What turns latents [B, K, D] into words, by the run's own text decoder."""
-    import jax
-
-    from vital_jax.latent.read import decode_steps
-
-    read, text = jax.jit(decode_steps, static_argnums=(0, 3, 4)), model.reader.prompter
-
-    def said(z):
-        ids = read(model.method.decoder, model.params["scaffold"], z, model.reader.length, text.end_token_id)
-        return [[text.decode(step) for step in row] for row in jax.device_get(ids)]
-
-    return said
 
 
 def _finish(arguments: argparse.Namespace, loaded, plan, asking, answers, asked: int) -> int:

@@ -8,7 +8,7 @@ an eighth, and rows in powers of two.
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
@@ -31,6 +31,17 @@ class Request(Protocol):
     question: str
     chain: Sequence[str]
     metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A `Request` of which nothing is known but its images, encoded, and its text."""
+
+    id: str
+    images: tuple[bytes, ...]
+    question: str
+    chain: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,9 +66,12 @@ class Prompter:
         if not path.is_file():
             raise FileNotFoundError(f"{path} not found: expected a Hugging Face model folder")
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} holds a {type(found).__name__}, not a JSON object; copy it from the checkpoint")
+        return found
 
     def _ends(self) -> tuple[int, ...]:
         if not (self.folder / "generation_config.json").is_file():
