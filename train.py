@@ -20,17 +20,16 @@ import jax
 
 from vital_jax import campaign, plan
 from vital_jax.hub.load import fingerprint
-from vital_jax.methods import flops, setup, vital
+from vital_jax.methods import flops, program, setup, vital
 from vital_jax.prepare import prepare
 from vital_jax.training import chips, distributed
 from vital_jax.training import config as configuration
 from vital_jax.training.board import Board
 from vital_jax.training.checkpoint import CLOCK, Checkpoints, abstract, check_compatible, init_from, make_meta
 from vital_jax.training.metrics import Clock, MetricsWriter, ProgressLine, cut_after
-from vital_jax.training.optimizer import make_optimizer
 from vital_jax.training.partition import merge, split
 from vital_jax.training.sharding import make_mesh, place_batch, row_share
-from vital_jax.training.step import init_state, make_train_step, start_phase
+from vital_jax.training.step import init_state, start_phase
 
 
 def train(config):
@@ -61,9 +60,6 @@ def train(config):
     workdir = Path(config.workdir)
     logs = {name: workdir / f"{name}.jsonl" for name in ("metrics", "answers")}
 
-    def optimizer_of(phase):
-        return make_optimizer(steps=phase.steps, **config.optim)
-
     def meta(phase, step, clock=None):
         resolved, switches = configuration.resolved(config), setup.switches(config)
         return make_meta(resolved, base, config.method.name, switches, phase, step, clock)
@@ -88,7 +84,7 @@ def train(config):
         if config.init_from and not step:
             trainable, other = init_from(config.init_from, trainable)
             check_compatible(other, meta(0, 0))
-        state, held = init_state(trainable, optimizer_of(phases[index])), setup.held(frozen, ever)
+        state, held = init_state(trainable, program.optimizer_of(config, phases[index])), setup.held(frozen, ever)
         if step:
             # The drawn start goes before the saved state comes: never two of them.
             target = abstract({**state, "held": held})
@@ -108,8 +104,8 @@ def train(config):
         exact = {}
         while step < total:
             index, start = configuration.phase_at(phases, step)
-            phase, optimizer = phases[index], optimizer_of(phases[index])
-            weights, K = {"text": phase.text, "visual": phase.visual}, phase.latent_steps
+            phase, optimizer = phases[index], program.optimizer_of(config, phases[index])
+            weights, K = program.weights_of(phase), phase.latent_steps
             if start == 0 and index:
                 trainable, frozen = split(merge(state["trainable"], frozen), tables[index])
                 same = jax.tree.structure(trainable) == jax.tree.structure(state["trainable"])
@@ -119,9 +115,7 @@ def train(config):
                     if same
                     else init_state(trainable, optimizer, step)
                 )
-            loss = vital.make_loss(method, K, weights)
-            placement = jax.tree.map(lambda x: x.sharding, state)
-            train_step = make_train_step(loss, vital.normalizers, optimizer, config.seed, placement)
+            train_step = program.train_step(config, method, phase, state)
             diagnose = jax.jit(lambda p, b, k=K, w=weights: vital.diagnose(method, p, b, k, w))
             arithmetic = flops.Arithmetic(method, tables[index])
             batches = feed.phase(

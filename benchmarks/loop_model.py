@@ -4,7 +4,7 @@ import argparse
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +18,23 @@ from vital_jax.models.lora import init_lora
 from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 
 
-def arguments(description: str, **defaults: int) -> argparse.Namespace:
-    """The sizes and the number of repeats, from the command line."""
+def arguments(
+    description: str,
+    words: Mapping[str, Sequence[str] | None] | None = None,
+    flags: Sequence[str] = (),
+    **defaults: int,
+) -> argparse.Namespace:
+    """The sizes and the number of repeats, from the command line.
+
+    Args:
+      words: further options by name, with what they may be (the first is the default), or None for any word.
+      flags: options without a value.
+    """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    for name, choices in (words or {}).items():
+        parser.add_argument(f"--{name}", choices=choices, default=choices[0] if choices else None)
+    for name in flags:
+        parser.add_argument(f"--{name}", action="store_true")
     sizes = {"width": 512, "layers": 8, "prefix": 512, "rows": 2, "answer": 16, "head": 64, "vocab": 4096, **defaults}
     for name, size in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=size)

@@ -37,8 +37,8 @@ def get_config(arg: str = "") -> ConfigDict:
         encoder=f"{WEIGHTS}/siglip",
         max_pixels=128 * 128,
         buckets=((80, 64),),
-        answer=12,
-        chain=40,
+        answer=10,
+        chain=34,  # the longest sentence has 31 tokens
         workers=0,
     )
     config.data.build = ConfigDict(
@@ -51,6 +51,6 @@ def get_config(arg: str = "") -> ConfigDict:
         vital.phase("all steps", 4, 0, steps=120),
     )
     config.log.update(every=10, diagnose=0)
-    config.eval.update(answers=0, evidence="test", audit=64)
+    config.eval.update(answers=0, evidence="test", audit=48)
     config.checkpoint.every = 100
     return config

@@ -2,8 +2,9 @@
 
     python train.py --config=configs/vital.py:qwen3_vl_8b --config.data.records=... --config.model.folder=...
 
-The argument only names the backbone's default folder; sizes are read from the checkpoints. Every value can be overridden on the command
-line, phases too (`--config.phases[0].steps=100`). Every row of the paper's ablation tables is one override:
+The argument is the backbone: qwen3_vl_2b, qwen3_vl_4b, qwen3_vl_8b (the paper's) or qwen3_vl_32b. It names the default folder under models/
+and how the base lies; everything else is the paper's for all of them, and sizes are read from the checkpoints. Every value can be
+overridden on the command line, phases too (`--config.phases[0].steps=100`). Every row of the paper's ablation tables is one override:
 
     Table 2    --config.method.scaffold=False | --config.method.visual=0 | --config.method.text=0
     Table 3    --config.method.max_steps=0..4; --config.curriculum=full_mix | two_phase | reverse
@@ -16,6 +17,15 @@ line, phases too (`--config.phases[0].steps=100`). Every row of the paper's abla
 """
 
 from ml_collections import ConfigDict, config_dict
+
+# Where the frozen base lies. A copy on every device needs no gathers and fits wherever the weights do (4, 9 and 18 GB; a v5e takes `fsdp`
+# from the 8B on); the 67 GB of the 32B leave room for the rest on very few chips.
+BASES = {
+    "qwen3_vl_2b": "replicated",
+    "qwen3_vl_4b": "replicated",
+    "qwen3_vl_8b": "replicated",
+    "qwen3_vl_32b": "fsdp",
+}
 
 
 def phase(name: str, max_steps: int, epochs: float, **changes) -> ConfigDict:
@@ -37,7 +47,10 @@ def phase(name: str, max_steps: int, epochs: float, **changes) -> ConfigDict:
 
 
 def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
-    """The recipe. `arg` is the folder name under models/ that holds the backbone."""
+    """The recipe for a backbone of `BASES`. Raises: ValueError for another."""
+    if arg not in BASES:
+        raise ValueError(f"unknown backbone {arg!r}: use {', '.join(BASES)}")
+    base = BASES[arg]
     return ConfigDict(
         dict(
             seed=0,
@@ -51,6 +64,7 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
                 text_decoder="models/qwen3_1_7b",
                 dtype="bfloat16",  # of the computation
                 param_dtype="bfloat16",  # of frozen parameters; trained ones are float32
+                quantize="",  # int8: keep the frozen base's decoder so, for small cards; see configs/one_gpu.py
                 remat="full",
                 attention="auto",
                 tiny=config_dict.placeholder(ConfigDict),  # settings of small random models to write there instead
@@ -99,10 +113,14 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
                 system=config_dict.placeholder(str),
                 workers=4,
             ),
-            batch=128,  # rows per optimizer step, over all devices; the paper does not give it
+            # Rows per optimizer step, over all devices; the paper does not give it. 128 is Coconut's, whose curriculum this is. It makes
+            # 6,400 steps of the paper's 817,000 passes (the first phase warms up for 38 of its 766) and divides over 1 to 128 chips.
+            batch=128,
             micro_batches=1,
             phases=(phase("one step", 1, 5), phase("two steps", 2, 5), phase("all steps", 4, 10)),
-            mesh=dict(data=-1, fsdp=1, tensor=1, base="replicated"),
+            mesh=dict(
+                data=-1 if base == "replicated" else 1, fsdp=1 if base == "replicated" else -1, tensor=1, base=base
+            ),
             log=dict(
                 every=10,  # steps between progress lines
                 diagnose=200,  # and between diagnostics of gradients and collapse

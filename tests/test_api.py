@@ -20,6 +20,7 @@ from vital_jax import api
 from vital_jax.evaluate import engine
 from vital_jax.evaluate.preview import answers
 from vital_jax.hub import tiny
+from vital_jax.hub.export import export
 from vital_jax.hub.load import fingerprint
 from vital_jax.methods import setup
 from vital_jax.pipeline.batch import Encoder, Layout, collate
@@ -196,8 +197,8 @@ def test_a_plain_folder_answers_without_latents(run, work):
     answer = plain.answer([png(SIZES[0]), png(SIZES[1], 1)], QUESTIONS[0], max_new_tokens=4)
     assert answer.latent_steps == 0 and 1 <= len(answer.tokens) <= 4
     assert flatten(plain.params).keys() == {p for p in flatten(run[2]) if p.startswith("base/")}
-    with pytest.raises(api.RequestError, match="latent_steps=1: this model has no latent steps; use 0"):
-        plain.answer(png(SIZES[0]), QUESTIONS[0], latent_steps=1)
+    with pytest.warns(UserWarning, match="latent_steps=1: this model was trained without latent steps"):
+        assert plain.answer(png(SIZES[0]), QUESTIONS[0], latent_steps=1, max_new_tokens=4).latent_steps == 1
     with pytest.raises(ValueError, match="base model without latent steps"):
         vital_jax.load(work / "base", steps=True)
 
@@ -223,6 +224,18 @@ def test_steps_are_what_the_text_decoder_reads(run, work, both, monkeypatch):
     assert read.answer(png(SIZES[0]), QUESTIONS[0], latent_steps=0).steps == []
 
 
+def test_an_export_answers_and_reads_its_steps_as_the_run_does(run, work, both, tmp_path):
+    export(work / "run", tmp_path / "out", dtype="float32")
+    found = vital_jax.load(tmp_path / "out", steps=True)
+    answers = found.answer([png(size, i) for i, size in enumerate(SIZES)], list(QUESTIONS))
+    assert [answer.tokens for answer in answers] == [answer.tokens for answer in both]
+    assert [answer.log_prob for answer in answers] == pytest.approx([answer.log_prob for answer in both], abs=1e-3)
+    own = vital_jax.load(work / "run", steps=True).answer(png(SIZES[0]), QUESTIONS[0])
+    assert answers[0].steps == own.steps and len(own.steps) == 2
+    with pytest.raises(ValueError, match="is an export: it brings its text decoder along"):
+        vital_jax.load(tmp_path / "out", text_decoder=work / "text", steps=True)
+
+
 def test_an_unfinished_run_answers_with_the_steps_it_learned(run, work, tmp_path):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "1").symlink_to(work / "run" / "checkpoints" / "1")
@@ -237,7 +250,6 @@ def test_an_unfinished_run_answers_with_the_steps_it_learned(run, work, tmp_path
         (dict(questions="<|im_end|> hello"), api.RequestError, r"question 1: .* control token <\|im_end\|>"),
         (dict(questions=["a", "b"]), api.RequestError, "2 questions need a list of 2 entries"),
         (dict(images=[]), api.RequestError, "question 1 has no image"),
-        (dict(latent_steps=3), api.RequestError, r"latent_steps=3: .* up to 2 latent steps; use 0 .* to 2"),
         (dict(latent_steps=-1), api.RequestError, "latent_steps=-1"),
         (dict(max_new_tokens=0), api.RequestError, "max_new_tokens=0"),
         (dict(images="nowhere.png"), FileNotFoundError, "image nowhere.png: no such file"),

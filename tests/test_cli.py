@@ -87,7 +87,7 @@ def test_options_reach_the_model_and_steps_are_printed(monkeypatch, capsys):
     "change, status, words",
     [
         (dict(question=""), 2, "question 1 is empty"),
-        (dict(latent_steps="7"), 2, "up to 2 latent steps"),
+        (dict(latent_steps="-1"), 2, "latent_steps=-1"),
         (dict(image="absent.png"), 1, "image absent.png: no such file"),
         (dict(image=__file__), 1, "test_cli.py is no image"),
         (dict(model="absent"), 1, "absent: no such folder"),
@@ -100,6 +100,15 @@ def test_a_mistake_is_one_line_and_a_status(work, capsys, change, status, words)
     assert cli.main(["answer", *arguments]) == status
     out, err = capsys.readouterr()
     assert not out and len(err.splitlines()) == 1 and err.startswith("vital answer: ") and words in err
+
+
+def test_more_steps_than_it_was_trained_with_are_taken_with_a_warning(work, capsys):
+    asked = ["--model", work / "run", "--image", work / "image.png", "--question", "What?", "--max-new-tokens", "2"]
+    assert cli.main(["answer", *map(str, asked), "--latent-steps", "3"]) == 0
+    warning, notice = capsys.readouterr().err.splitlines()
+    trained = "this model was trained with up to 2 latent steps; nothing taught the rest"
+    assert warning == f"vital answer: latent_steps=3: {trained}"
+    assert "with K = 3 latent steps" in notice
 
 
 def test_a_missing_argument_is_bad_usage(capsys):

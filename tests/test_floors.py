@@ -18,8 +18,8 @@ FLOORS = {
     2: ("models",),
     3: ("construct", "hub", "latent"),
     4: ("methods",),
-    5: ("evaluate", "rl", "explain", "pretrain"),
-    6: ("serve",),
+    5: ("evaluate", "rl", "pretrain"),
+    6: ("serve", "explain"),
     7: ("cli", "commands", "api", "prepare", "plan", "campaign"),
 }
 FLOOR_OF = {"": 0} | {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs import ablations, fixtures, pretrain, quickstart, vital
+from configs import ablations, fixtures, one_gpu, pretrain, quickstart, vital
 from vital_jax import plan
 from vital_jax.training.config import resolved, total_steps
 from vital_jax.training.metrics import Clock
@@ -94,7 +94,8 @@ def test_features_are_named_by_what_makes_them():
 @pytest.mark.parametrize(
     "module, argument, latent_steps",
     [
-        (vital, "qwen3_vl_8b", [1, 2, 4]),
+        *((vital, name, [1, 2, 4]) for name in vital.BASES),
+        *((one_gpu, card, [1, 2, 4]) for card in ("24gb", "48gb", "cost")),
         (quickstart, "", [1, 2, 4]),
         (fixtures, "", [1, 2, 4]),
         (fixtures, "overfit", [4]),
@@ -113,11 +114,8 @@ def test_every_recipe_resolves_once_and_for_all(module, argument, latent_steps):
     assert resolved(config) == once
 
 
-@pytest.mark.parametrize("module", [vital, quickstart, fixtures, pretrain, ablations])
+@pytest.mark.parametrize("module", [vital, one_gpu, quickstart, fixtures, pretrain, ablations])
 def test_a_recipe_refuses_an_argument_it_does_not_know(module):
-    if module is vital:
-        assert module.get_config("mine").model.folder == "models/mine"
-        return
     with pytest.raises(ValueError, match="'mine'"):
         module.get_config("mine")
 

@@ -7,6 +7,7 @@ Everything lies on the first device. Research output, not a medical device.
 """
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,16 +19,21 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vital_jax.evaluate.engine import Engine, Question
+from vital_jax.evaluate.engine import Engine, Question, Request, in_order
+from vital_jax.explain import windows
+from vital_jax.explain.case import Case
+from vital_jax.hub.exported import is_exported, open_exported
 from vital_jax.hub.load import fingerprint, load_qwen3_vl
 from vital_jax.latent.loop import variables_of
 from vital_jax.latent.read import decode_steps
+from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
-from vital_jax.models.config import qwen3_vl_config
+from vital_jax.models.config import qwen3_config, qwen3_vl_config, read_json
+from vital_jax.models.decoder import Decoder
 from vital_jax.models.qwen3_vl import Qwen3VL
 from vital_jax.pipeline.batch import Encoder
-from vital_jax.pipeline.images import decode
+from vital_jax.pipeline.images import MAX_PIXELS, decode
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.training.checkpoint import Checkpoints, check_compatible
 
@@ -39,6 +45,10 @@ _PLAIN_ANSWER = 256  # tokens; a base model that was not taught short answers
 
 class RequestError(ValueError):
     """What was asked cannot be answered by any model, or not by this one: no question, or a number of steps out of range."""
+
+
+class NoScaffoldError(ValueError):
+    """A model has no text decoder and no visual projector, so its latent steps can be neither read nor shown."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class Model:
       method: models without parameters. encoder: questions to rows. read_params: reads {base, lora?, scaffold?}, called once.
       max_steps: the largest K it was trained with, and K where none is asked.
       buckets: (S, P) budgets that training used. answer_tokens: T where none is asked.
-      reader: see `load(steps=True)`.
+      reader: see `load(steps=True)`. viewer: the visual window, see `load(explain=True)`.
     """
 
     method: Vital
@@ -123,6 +133,7 @@ class Model:
     buckets: tuple[tuple[int, int], ...] = ()
     answer_tokens: int = _PLAIN_ANSWER
     reader: _Reader | None = None
+    viewer: windows.Viewer | None = None
 
     @functools.cached_property
     def params(self) -> dict[str, Any]:
@@ -143,16 +154,17 @@ class Model:
           images: of one question: a path, the bytes of an image file or a Pillow image, or several of them in a list. For a list of
             questions: a list with these for each.
           questions: one, or a list; a list is answered in groups of `batch` rows.
-          latent_steps: K for all of them. None takes the largest it was trained with; 0 answers without latents, from the prompt alone.
+          latent_steps: K for all of them. None takes the largest it was trained with; 0 answers without latents, from the prompt alone; more
+            than it was trained with is allowed with a warning.
           max_new_tokens: T, the end token included; None takes the room training had for an answer.
         Returns: an `Answer`, or a list of them in order.
-        Raises: RequestError for an empty question, one with control tokens, numbers of images and questions that differ, or a K this model
-          was not trained with; FileNotFoundError or ValueError naming an image that is absent, damaged or no image; as `load` where
+        Raises: RequestError for an empty question, one with control tokens, numbers of images and questions that differ, or a K below 0;
+          FileNotFoundError or ValueError naming an image that is absent, damaged or no image; as `load` where
           weights cannot be read.
         """
         several = not isinstance(questions, str)
         length = self.answer_tokens if max_new_tokens is None else max_new_tokens
-        K = self._steps(latent_steps)
+        K = self.steps(latent_steps)
         for name, value in (("max_new_tokens", length), ("batch", batch)):
             if value < 1:
                 raise RequestError(f"{name}={value}: give at least 1")
@@ -161,15 +173,17 @@ class Model:
         answers = [found[place] for place in range(len(asked))]
         return answers if several else answers[0]
 
-    def _steps(self, asked: int | None) -> int:
+    def steps(self, asked: int | None) -> int:
+        """K as asked; None takes the largest it was trained with. Above that it warns. Raises: RequestError below 0."""
         if asked is None:
             return self.max_steps
-        if asked not in range(self.max_steps + 1):
-            trained = (
-                f"was trained with up to {self.max_steps} latent steps" if self.max_steps else "has no latent steps"
+        if asked < 0:
+            raise RequestError(f"latent_steps={asked}: give 0 (no latents) or more")
+        if asked > self.max_steps:
+            trained = f"with up to {self.max_steps} latent steps" if self.max_steps else "without latent steps"
+            warnings.warn(
+                f"latent_steps={asked}: this model was trained {trained}; nothing taught the rest", stacklevel=3
             )
-            allowed = f"0 (no latents) to {self.max_steps}" if self.max_steps else "0"
-            raise RequestError(f"latent_steps={asked}: this model {trained}; use {allowed}")
         return asked
 
     def _asked(self, images: Sequence[ImagesOfOne], questions: Sequence[str]) -> list[Question]:
@@ -215,6 +229,59 @@ class Model:
         ids = _read_steps(self.method.decoder, self.params["scaffold"], z, self.reader.length, text.end_token_id)
         return [[text.decode(step) for step in row] for row in jax.device_get(ids)]
 
+    def explain(
+        self,
+        images: ImagesOfOne | Sequence[ImagesOfOne],
+        questions: str | Sequence[str],
+        latent_steps: int | None = None,
+        max_new_tokens: int | None = None,
+        batch: int = 8,
+        bank: str | Path | None = None,
+        similar: int = windows.SIMILAR,
+    ) -> Case | list[Case]:
+        """Greedy answers with what every latent step says, where it looks and which training regions it is like (paper section 3.3).
+
+        Args:
+          images, questions, latent_steps, max_new_tokens, batch: as `answer`, at least one latent step.
+          bank: a record folder with region features of the run's encoder, whose training split is searched. similar: regions of each step.
+        Returns: a `Case`, or a list of them in order.
+        Raises: as `answer`; RequestError for a model not loaded with `explain`, or no latent steps; as `Viewer.bank`.
+        """
+        several = not isinstance(questions, str)
+        asked = self._asked(images if several else [images], list(questions) if several else [questions])
+        found = self.explain_requests(
+            asked, latent_steps, "fixed", max_new_tokens, batch, bank=bank, similar=similar
+        ).cases
+        return found if several else found[0]
+
+    def explain_requests(
+        self,
+        requests: Sequence[Request],
+        latent_steps: int | None = None,
+        eval_k: str = "fixed",
+        max_new_tokens: int | None = None,
+        batch: int = 8,
+        bank: str | Path | None = None,
+        **options: Any,
+    ) -> windows.Explained:
+        """`explain` for records, whose gold, masks and chains stand beside; options: similar, seed and targets of `windows.explain`.
+
+        Args: eval_k: `fixed`, or `per_sample`, where each takes its own number of steps, at most `latent_steps`.
+        """
+        if self.reader is None and self.viewer is None:
+            raise RequestError("this model was loaded without its scaffold: load it with explain=True")
+        if not (K := self.steps(latent_steps)):
+            raise RequestError("latent_steps=0: an answer without latents has no steps to explain; give at least 1")
+        if bank is not None:
+            if self.viewer is None:
+                raise RequestError(f"bank {bank}: this run has no visual projector to search it with; leave bank out")
+            bank = self.viewer.bank(bank)
+        decoding = self.engine.decoding(self.answer_tokens if max_new_tokens is None else max_new_tokens)
+        replies = in_order(self.engine.ask(variables_of(self.params), requests, K, decoding, eval_k, batch))
+        projector = self.params["scaffold"].get("visual_projector")
+        read = self.read if self.reader else None
+        return windows.explain(requests, replies, read, self.viewer, projector, bank, batch=batch, **options)
+
 
 # --- loading ------------------------------------------------------------------------------------------------------
 
@@ -224,17 +291,21 @@ def load(
     base: str | Path | None = None,
     text_decoder: str | Path | None = None,
     steps: bool = False,
+    explain: bool = False,
+    encoder: str | Path | None = None,
 ) -> Model:
     """Opens a model for answering. Checks everything; weights are read with the first answer.
 
     Args:
-      folder: a training run's folder (it holds `checkpoints`; the newest complete one is taken), or a Hugging Face Qwen3-VL folder, which
-        answers without latents.
-      base: the Hugging Face folder of the run's base, where it no longer is at `config.model.folder` as seen from here.
+      folder: a training run's folder (it holds `checkpoints`; the newest complete one is taken), what `vital export` wrote, an adapter that
+        PEFT trained elsewhere, or a Hugging Face Qwen3-VL folder, which answers without latents.
+      base: the Hugging Face folder of the run's or the adapter's base, where it no longer is where that says.
       text_decoder: likewise of `config.model.text_decoder`; only its configuration and tokenizer are read.
-      steps: also read the text decoder from the checkpoint, so that answers carry what each latent step says.
+      steps: also read the text decoder of the run or the export, so that answers carry what each latent step says.
+      explain: also read whatever the run has of its scaffold, text decoder and visual projector, for `Model.explain`.
+      encoder: the folder of the encoder that made the run's region features, where it no longer is at `config.data.encoder`.
     Raises: FileNotFoundError for an absent folder or checkpoint; ValueError for a folder of neither kind, a base other than the one trained
-      on, or `steps` where the checkpoint holds no text decoder. Each names the folder and the way out.
+      on, `steps` where there is no text decoder, or `explain` where there is no scaffold. Each names the folder and the way out.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -242,10 +313,17 @@ def load(
             f"{folder}: no such folder; give a training run's folder or a Hugging Face Qwen3-VL one"
         )
     if (folder / "checkpoints").is_dir():
-        return _load_run(folder, base, text_decoder, steps)
+        return _load_run(folder, base, text_decoder, steps, explain, encoder)
+    if explain or encoder:
+        raise NoScaffoldError(
+            f"{folder} is no training run's folder: the scaffold that explains is in the run's checkpoints"
+        )
+    if is_exported(folder):
+        return _load_exported(folder, base, text_decoder, steps)
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"{folder} holds neither checkpoints (a training run's folder) nor config.json (a Hugging Face Qwen3-VL folder)"
+            f"{folder} holds neither checkpoints (a training run's folder), nor config.json (a Hugging Face Qwen3-VL folder), nor "
+            "adapter_config.json (an adapter)"
         )
     if steps or base or text_decoder:
         raise ValueError(
@@ -255,13 +333,48 @@ def load(
     return Model(method, Encoder.from_folder(folder), lambda: {"base": load_qwen3_vl(folder)[1]})
 
 
-def _load_run(folder: Path, base: str | Path | None, text_decoder: str | Path | None, steps: bool) -> Model:
+def _load_exported(folder: Path, base: str | Path | None, text_decoder: str | Path | None, steps: bool) -> Model:
+    if text_decoder:
+        raise ValueError(
+            f"{folder} is an export: it brings its text decoder along, or has none; leave text_decoder out"
+        )
+    found = open_exported(folder, base)
+    if steps and not found.text_decoder:
+        raise ValueError(
+            f"{folder} holds no explain/text_decoder, so its latent steps cannot be read; ask without steps"
+        )
+    model = Qwen3VL(qwen3_vl_config(found.base), found.lora, dtype=found.dtype, latent_state=found.latent_state)
+    decoder = Decoder(qwen3_config(found.text_decoder)) if steps else None
+    reader = _Reader(Prompter(found.text_decoder), found.chain) if steps else None
+    return Model(
+        Vital(model, decoder),
+        Encoder.from_folder(found.base, found.max_pixels or MAX_PIXELS, system=found.system),
+        functools.partial(found.read_params, steps),
+        found.latent_steps,
+        found.buckets,
+        found.answer or _PLAIN_ANSWER,
+        reader,
+    )
+
+
+def _load_run(
+    folder: Path, base: str | Path | None, text_decoder: str | Path | None, steps: bool, explain: bool, encoder: str | Path | None
+) -> Model:  # fmt: skip
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         meta = checkpoints.read_meta()
         saved = checkpoints.parameters(meta["step"])
     check_compatible(meta, meta)  # a record that lacks something, or of a newer format
-    config = ConfigDict(meta["config"])
-    if steps and not any(path.startswith("scaffold/text_decoder/") for path in saved):
+    config, width = ConfigDict(meta["config"]), None
+    reads = any(path.startswith("scaffold/text_decoder/") for path in saved)
+    if explain:
+        steps, projector = reads, saved.get("scaffold/visual_projector/w2/kernel")
+        width = None if projector is None else int(projector.shape[0])
+        if not (steps or width):
+            raise NoScaffoldError(
+                f"{folder}: its checkpoint holds no scaffold, neither text decoder nor visual projector (it was trained without latent "
+                "steps, or without their losses), so there is nothing to explain; explain a run with method.text or method.visual"
+            )
+    if steps and not reads:
         raise ValueError(
             f"{folder}: the checkpoint holds no text decoder, so its latent steps cannot be read; ask without steps"
         )
@@ -275,18 +388,36 @@ def _load_run(folder: Path, base: str | Path | None, text_decoder: str | Path | 
         where = _there(folder, config, "text_decoder", text_decoder, "text_decoder", "--text-decoder")
         config.model.text_decoder = str(where)
     try:
-        return _build(folder, config, meta, steps)
+        viewer = _viewer(folder, config, width, encoder) if width else None
+        return _build(folder, config, meta, steps, viewer)
     except (AttributeError, KeyError) as error:  # a key that this package reads and that one did not write
         raise ValueError(
             f"{folder}: another version of vital_jax wrote its checkpoint ({error}); use that one"
         ) from error
 
 
-def _build(folder: Path, config: ConfigDict, meta: Mapping[str, Any], steps: bool) -> Model:
+def _viewer(folder: Path, config: ConfigDict, width: int, encoder: str | Path | None) -> windows.Viewer:
+    """The visual window; its encoder is compared with the run's region features, where those are still to be seen."""
+    data, method = config.data, config.method
+    path = _there(folder, config, "encoder", encoder, "encoder", "--encoder", "data")
+    visual = VisualProjector(width, method.projector, method.output_norm, method.projector_dropout)
+    viewer = windows.Viewer(visual, path, data.hook, data.max_pixels)
+    for info in sorted((Path(data.records) / data.features).glob("*/info.json")) if data.features else ():
+        if (held := read_json(info.parent, info.name)["fingerprint"]) != viewer.fingerprint:
+            raise ValueError(
+                f"{folder} was trained on region features of encoder {held}, {path} is {viewer.fingerprint}; name the folder of that "
+                "encoder as encoder (--encoder)"
+            )
+    return viewer
+
+
+def _build(
+    folder: Path, config: ConfigDict, meta: Mapping[str, Any], steps: bool, viewer: windows.Viewer | None
+) -> Model:
     # Only the phases trained so far: a run stopped in its first phase has not learned the steps of its last.
     phases = [ConfigDict(phase) for phase in config.phases][: meta["phase"] + 1]
     for phase in phases:
-        # A part of the scaffold whose loss has no weight is not built.
+        # A part of the scaffold whose loss has no weight is not built; the projector is applied by `explain.windows`.
         phase.update(text=float(steps), visual=0.0)
     config.phases = phases
     # How training computes is not how one device answers.
@@ -295,30 +426,44 @@ def _build(folder: Path, config: ConfigDict, meta: Mapping[str, Any], steps: boo
     return Model(
         setup.make_method(config, None),
         Encoder.from_folder(config.model.folder, data.max_pixels, system=data.system),
-        functools.partial(_read_run, folder, config, meta["step"], steps),
+        functools.partial(_read_run, folder, config, meta["step"], _parts(steps, viewer is not None)),
         max(phase.latent_steps for phase in phases),
         tuple(map(tuple, data.buckets)),
         data.answer,
         _Reader(Prompter(config.model.text_decoder), data.chain) if steps else None,
+        viewer,
     )
 
 
-def _there(folder: Path, config: ConfigDict, key: str, given: str | Path | None, argument: str, option: str) -> Path:
+def _parts(steps: bool, viewer: bool) -> tuple[str, ...]:
+    """Which trained leaves are read: the model's, and of the scaffold what is asked for."""
+    text = ("scaffold/pj_in/", "scaffold/text_decoder/") if steps else ()
+    return ("base/", "lora/", *text, *(("scaffold/visual_projector/",) if viewer else ()))
+
+
+def _there(
+    folder: Path,
+    config: ConfigDict,
+    key: str,
+    given: str | Path | None,
+    argument: str,
+    option: str,
+    part: str = "model",
+) -> Path:
     """A folder the run names, or the one given in its place."""
-    path = Path(given or config.model[key])
+    path = Path(given or config[part][key])
     if path.is_dir():
         return path
     if given:
         raise FileNotFoundError(f"{argument}: no folder {path}")
     raise FileNotFoundError(
-        f"{folder} needs config.model.{key}={str(path)!r}, which is not there from {Path.cwd()}: "
+        f"{folder} needs config.{part}.{key}={str(path)!r}, which is not there from {Path.cwd()}: "
         f"go where the run was started, or name the folder as {argument} ({option} FOLDER)"
     )
 
 
-def _read_run(folder: Path, config: ConfigDict, step: int, steps: bool) -> dict[str, Any]:
+def _read_run(folder: Path, config: ConfigDict, step: int, wanted: tuple[str, ...]) -> dict[str, Any]:
     """{base, lora?, scaffold?}: the base as frozen, with what the run trained put in, in the precision it was trained in."""
-    wanted = ("base/", "lora/", *(("scaffold/pj_in/", "scaffold/text_decoder/") if steps else ()))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         trained = checkpoints.read_parameters(wanted, device, step)

@@ -4,8 +4,9 @@ import argparse
 import dataclasses
 import json
 import sys
+import warnings
 
-from vital_jax.commands import bench, data, evaluate, export, models
+from vital_jax.commands import bench, data, evaluate, explain, export, figure, fit, models
 from vital_jax.commands.values import INTERRUPTED
 
 
@@ -84,16 +85,25 @@ def _parser() -> argparse.ArgumentParser:
     answer.set_defaults(run=_answer)
     data.register(commands)
     evaluate.register(commands)
+    explain.register(commands)
+    figure.register(commands)
     export.register(commands)
     bench.register(commands)
+    fit.register(commands)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a sub-command. What a user can mend is one line on standard error and exit status 2."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, arguments.overrides = parser.parse_known_args(argv)
+    if arguments.overrides and not getattr(arguments, "overridable", False):
+        parser.error(f"unrecognized arguments: {' '.join(arguments.overrides)}")
     try:
-        return arguments.run(arguments)
+        with warnings.catch_warnings():
+            # Ours are sentences to the one who typed the command, not places in the code.
+            warnings.showwarning = lambda message, *_, **__: print(f"{_name(arguments)}: {message}", file=sys.stderr)
+            return arguments.run(arguments)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"{_name(arguments)}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

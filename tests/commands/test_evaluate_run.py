@@ -207,10 +207,9 @@ def test_what_cannot_be_asked_is_named_or_left_out_and_said(work, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--latent-steps", "9"], r"--latent-steps 9: this model was trained with up to 2; use 0 to that"),
+        (["--latent-steps", "-1"], r"latent_steps=-1: give 0 \(no latents\) or more"),
         (["--eval-k", "per_sample"], r"no item states its own latent steps"),
         (["--model", "nowhere"], r"nowhere: no such folder; give a training run's folder"),
-        (["--model", "BASE", "--latent-steps", "1"], r"--latent-steps 1: this model has no latent steps; use 0"),
         (["--model", "BASE", "--eval-k", "per_sample"], r"--eval-k per_sample: .* has no latent steps"),
         (["--model", "BASE", "--steps"], r"is a base model without latent steps"),
         (["--protocol", "pmc_vqa"], r"pmc_vqa scores only items with options: 7 of 7 are not so, the first 'q0'"),

@@ -4,10 +4,13 @@ import argparse
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import trained
 from huggingface_hub import HfApi
+from PIL import Image
 
+from vital_jax import cli
 from vital_jax.commands import export as command
 from vital_jax.evaluate.score import judge
 from vital_jax.hub import tiny
@@ -77,6 +80,22 @@ def test_what_transformers_needs_and_the_base_lacks_is_added(work, out):
     template = json.loads((out / "tokenizer_config.json").read_text())["chat_template"]
     assert (out / "chat_template.jinja").read_text() == template
     assert (out / "tokenizer.json").read_bytes() == (work / "base" / "tokenizer.json").read_bytes()
+
+
+def test_what_was_written_answers_as_the_run_does(work, out, capsys):
+    """The run, the merged folder and the adapter on its base, through the door a user takes."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)).save(work / "image.png")
+    ask = ["answer", "--image", work / "image.png", "--question", "what is it", "--json", "--model"]
+    said = []
+    for model in ([work / "run"], [out], [out / "adapter", "--base", work / "base"]):
+        assert cli.main([str(word) for word in (*ask, *model)]) == 0
+        said.append(json.loads(capsys.readouterr().out))
+    assert said[0]["latent_steps"] == 4 and len(said[0]["tokens"]) > 2
+    for other in said[1:]:
+        assert other["tokens"] == said[0]["tokens"]
+        assert other["log_prob"] == pytest.approx(said[0]["log_prob"], abs=1e-3)
+    assert cli.main([str(word) for word in (*ask, out / "adapter", "--base", out)]) == 1
+    assert "was trained on another base" in capsys.readouterr().err
 
 
 def test_the_card_counts_data_by_licence_and_answers_with_their_n(out):

@@ -14,6 +14,8 @@ from safetensors.numpy import load_file, save_file
 from vital_jax.hub.load import check_coverage, fingerprint, load_params, load_qwen3, load_qwen3_vl, to_tensors
 from vital_jax.hub.names import Entry, qwen3_vl_entries
 from vital_jax.hub.safetensors import INDEX, read_folder, read_header, write_file
+from vital_jax.models.quantize import SCALE, quantize, scale_of
+from vital_jax.models.qwen3_vl import abstract_qwen3_vl
 from vital_jax.training.partition import flatten
 
 NAME = "gqa4_untied"
@@ -119,6 +121,43 @@ def test_eight_devices_hold_the_same_values(folder, loaded, first):
     equal(params, loaded[1])
 
 
+def test_on_a_cpu_what_was_read_is_what_jax_holds(folder):
+    """No second copy, of files in the type that is kept."""
+    from vital_jax.hub.load import _reader
+
+    names = tuple(f"model.language_model.layers.{i}.mlp.up_proj.weight" for i in range(5))
+    read = _reader(Entry("e", names, True), (5, 96, 64), np.float32, read_folder(folder))
+    made, here = [], jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    array = jax.make_array_from_callback((5, 96, 64), here, lambda index: made.append(read(index)) or made[-1])
+    assert array.unsafe_buffer_pointer() == made[0].ctypes.data
+
+
+PLACES = {"rows": (None, ("fsdp", "tensor")), "columns": (None, None, "fsdp"), "layers": (None, "data", "tensor")}
+
+
+@pytest.mark.parametrize("place", [None, *PLACES])
+def test_int8_is_what_quantising_whole_rows_gives(folder, loaded, place):
+    """Wherever the devices cut; scales are split as their own length allows."""
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    spec = lambda path, shape: (
+        PLACES[place][: len(shape)] if path.endswith(("kernel", SCALE)) and "layers" in path else ()
+    )  # noqa: E731
+    sharding = (lambda path, shape: NamedSharding(mesh, PartitionSpec(*spec(path, shape)))) if place else None
+    model, params = load_qwen3_vl(folder, sharding, jnp.bfloat16, quantize="int8")
+    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, abstract_qwen3_vl(model))
+    leaves, exact = flatten(params), flatten(loaded[1])
+    ours = {path: leaf for path, leaf in leaves.items() if leaf.dtype == jnp.int8}
+    assert len(ours) == 7 and all(path.startswith("language_model/layers/") for path in ours)
+    for path, leaf in ours.items():
+        for layer in range(5):
+            kernel, scale = quantize(np.asarray(exact[path])[layer], jnp.bfloat16)
+            np.testing.assert_array_equal(leaf[layer], kernel)
+            np.testing.assert_array_equal(leaves[scale_of(path)][layer], scale)
+    assert {leaf.dtype for path, leaf in leaves.items() if path not in ours} == {np.dtype(jnp.bfloat16)}
+
+
 def test_only_the_rows_a_device_holds_are_read(folder, monkeypatch):
     """A process that holds the second half of the rows asks the file for nothing else."""
     from vital_jax.hub.load import _reader
@@ -129,11 +168,12 @@ def test_only_the_rows_a_device_holds_are_read(folder, monkeypatch):
     rows = type(tensors[name]).rows
     monkeypatch.setattr(type(tensors[name]), "rows", lambda self, *at: (asked.append(at), rows(self, *at))[1])
     half = _reader(Entry("e", (name,), False), (300, 64), np.float32, tensors)((slice(150, 300), slice(None)))
-    assert asked == [(150, 300)]
+    assert [at[:2] for at in asked] == [(150, 300)]
     np.testing.assert_array_equal(half, load_file(folder / "model.safetensors")[name][150:])
     columns = _reader(Entry("e", (name,), False), (300, 64), np.float32, tensors)((slice(None), slice(8, 16)))
     np.testing.assert_array_equal(columns, load_file(folder / "model.safetensors")[name][:, 8:16])
-    assert columns.base is None or columns.base.nbytes == columns.nbytes  # no view that holds the whole tensor
+    assert columns.base.nbytes <= columns.nbytes + 64  # no view that holds the whole tensor
+    assert half.ctypes.data % 64 == columns.ctypes.data % 64 == 0  # or JAX on the CPU makes a copy
 
 
 def test_one_error_lists_missing_extra_and_misshapen(copy):

@@ -93,7 +93,9 @@ def _subject(arguments: argparse.Namespace):
     config, eval_k = ConfigDict(meta["config"]), arguments.eval_k or meta["config"]["method"]["eval_k"]
     if reads:
         model = models.load(arguments, steps=True)
-    K = models.steps_of(model, arguments.latent_steps)
+    K = model.max_steps if arguments.latent_steps is None else arguments.latent_steps
+    if not 0 <= K <= model.max_steps:
+        raise ValueError(f"--latent-steps {K}: this model was trained with up to {model.max_steps}; use 0 to that")
 
     source = RecordSource(_records(arguments, config), arguments.split or config.eval.evidence or "test")
     feed = Feed(source, model.encoder, _features(source, config), model.buckets, model.answer_tokens, config.data.chain)

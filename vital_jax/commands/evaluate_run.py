@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
     length = arguments.max_new_tokens or model.answer_tokens
     asking = run.Asking(
         protocol,
-        models.steps_of(model, arguments.latent_steps),
+        model.steps(arguments.latent_steps),
         engine.decoding(length, arguments.temperature, arguments.top_p),
         arguments.eval_k,
         arguments.batch,

@@ -218,9 +218,9 @@ def _words(value: Any) -> str:
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def _templates(folder: Path) -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -228,21 +228,24 @@ def _templates() -> jinja2.Environment:
     )
 
 
-def render(template: str, **values: Any) -> str:
-    """Fills a template of `templates/`; every value is escaped."""
-    return _templates().get_template(template).render(**values)
+def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
+    """Fills a template of `folder`; every value is escaped."""
+    return _templates(folder).get_template(template).render(**values)
 
 
-def page(name: str, **values: Any) -> str:
-    """A whole HTML page from `NAME.html`, with `page.css` and `NAME.js` inside and a policy that lets nothing else run or load."""
-    style, script = ((TEMPLATES / file).read_text(encoding="utf-8") for file in ("page.css", f"{name}.js"))
+def page(name: str, folder: Path = TEMPLATES, **values: Any) -> str:
+    """A whole HTML page from `NAME.html` of `folder`, with `page.css` (after ours, another folder's own) and `NAME.js` inside and a policy
+    that lets nothing else run or load. `notice` among the values takes the place of ours.
+    """
+    style = "\n".join((each / "page.css").read_text(encoding="utf-8") for each in dict.fromkeys((TEMPLATES, folder)))
+    script = (folder / f"{name}.js").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_source_hash(style)}'; script-src '{_source_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     # Both files are ours and are inserted as they are: their hashes in the policy are of exactly these bytes.
     inside = {"style": style, "script": script, "policy": policy, "notice": NOTICE}
-    return render(f"{name}.html", **inside, **values)
+    return render(f"{name}.html", folder, **inside | values)
 
 
 def _source_hash(text: str) -> str:

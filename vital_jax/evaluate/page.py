@@ -5,14 +5,9 @@ security policy lets nothing else load or run, and what comes from data is only 
 to `SIDE` pixels and each is held once; after `BYTES` of them, or `ITEMS` questions, the rest is left out, which the page says.
 """
 
-import hashlib
-from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from vital_jax.construct import pages
 from vital_jax.evaluate.items import Item, letter, read_picture
@@ -51,17 +46,11 @@ def page(
         notes.append(
             f"Only the first {album.shown} questions with images show them, which keeps this page below {bound / 1e6:.0f} MB of images."
         )
-    style = "\n".join(
-        path.read_text(encoding="utf-8") for path in (pages.TEMPLATES / "page.css", TEMPLATES / "page.css")
-    )
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     benchmark, split = items[0].benchmark, items[0].split
     filters = {name: sorted({value for card in cards for value in card[name]}) for name in FILTERS}
-    return _template().render(
+    return pages.page(
+        "page",
+        TEMPLATES,
         title=f"{benchmark} {split} under {scored.protocol}",
         notice=NOTICE,
         notes=notes,
@@ -70,22 +59,7 @@ def page(
         count=len(items),
         side=SIDE,
         data={"cards": cards, "pictures": album.pictures},
-        # Both are ours and are inserted as they are: their hashes in the policy are of exactly these bytes.
-        policy=policy, style=style, script=script,
-    )  # fmt: skip
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}"
-
-
-@cache
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    made = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return made.get_template("page.html")
 
 
 def _score(metric: Any) -> list[str]:

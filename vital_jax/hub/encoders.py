@@ -23,7 +23,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vital_jax.hub.load import fingerprint, load_clip, load_params, load_siglip
 from vital_jax.hub.names import qwen3_vl_entries
-from vital_jax.models.config import OPEN_CLIP, VisionConfig, config_file, qwen3_vl_config, read_json
+from vital_jax.models.config import (
+    OPEN_CLIP,
+    VisionConfig,
+    clip_config,
+    config_file,
+    qwen3_vl_config,
+    read_json,
+    siglip_config,
+)
 from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 from vital_jax.models.siglip import SiglipVision
 from vital_jax.models.vision import VisionTower
@@ -120,6 +128,14 @@ def _kind(folder: str | Path) -> str:
             f"{folder}/config.json: model_type={kind!r} is not read as an image encoder; use one of {', '.join(known)}"
         )
     return kind
+
+
+def width(folder: str | Path) -> int:
+    """E of the features that an encoder's folder makes, from its configuration alone. Raises: as `load_encoder`."""
+    kind = _kind(folder)
+    if kind == _TOWER:
+        return qwen3_vl_config(folder).vision.width
+    return (clip_config if kind in (*_CLIP, OPEN_CLIP) else siglip_config)(folder).width
 
 
 def _check_scale(folder: str | Path, found: dict) -> None:

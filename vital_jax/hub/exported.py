@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from vital_jax.hub import peft
@@ -118,7 +119,7 @@ def _base_of(folder: Path, given: str | Path | None, facts: dict[str, Any]) -> P
 
 
 def _read(folder: Path, home: Path, tree: dict[str, Any], dtype: Any, steps: bool = False) -> dict[str, Any]:
-    found = {"base": load_qwen3_vl(home, None, dtype)[1], **tree}
+    found = {"base": load_qwen3_vl(home, None, dtype)[1], **jax.tree.map(jnp.asarray, tree)}
     if steps:
         tensors = read_header(folder / "explain" / "projector.safetensors")
         pj_in = {"kernel": tensors["pj_in.linear.weight"].rows(), "bias": tensors["pj_in.linear.bias"].rows()}

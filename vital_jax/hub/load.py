@@ -1,7 +1,9 @@
 """Weights from a Hugging Face folder into sharded arrays, one leaf at a time, biggest first.
 
 Each process reads only the byte ranges of its own devices, directly into the stacked buffer that becomes the device array. Peak host memory
-is therefore one copy of the model (on a CPU, where host and device are one) plus one leaf.
+is therefore one leaf, and where host and device are one (a CPU) the model and nothing beside it.
+
+A leaf that the model wants as int8 (models/quantize.py) is read and quantised row by row; its scales become the leaf beside it.
 """
 
 import hashlib
@@ -30,6 +32,7 @@ from vital_jax.models.config import (
     siglip_config,
 )
 from vital_jax.models.decoder import Decoder, abstract_decoder
+from vital_jax.models.quantize import is_scale, quantize, scale_of
 from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 from vital_jax.models.siglip import SiglipVision, abstract_siglip
 from vital_jax.training.partition import flatten, unflatten
@@ -97,29 +100,71 @@ def check_coverage(
     _refuse(where, _coverage(list(entries), leaves, tensors, unused))
 
 
+def _empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An empty array at a multiple of 64 bytes: JAX on the CPU takes such a buffer for its own, where it would copy another."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _lengths(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(len(range(*part.indices(size))) for part, size in zip(index, shape, strict=True))
+
+
 def _reader(entry: Entry, shape: tuple[int, ...], dtype: Any, tensors: Mapping[str, Tensor]) -> Callable:
     """A callback for `jax.make_array_from_callback`: the slice of a leaf that one device holds."""
 
-    def one(name: str, index: tuple[slice, ...], inner: tuple[int, ...]) -> np.ndarray:
+    def fill(out: np.ndarray, tensor: Tensor, index: tuple[slice, ...], inner: tuple[int, ...]) -> None:
         if not inner:
-            return tensors[name].rows()
+            out[...] = tensor.rows()
+            return
         start, stop, _ = index[0].indices(inner[0])
-        rows = tensors[name].rows(start, stop)
-        return rows.reshape(stop - start, *inner[1:])[(slice(None), *index[1:])]
+        if tensor.dtype == out.dtype and out.shape[1:] == inner[1:]:
+            tensor.rows(start, stop, out)
+        else:
+            out[...] = tensor.rows(start, stop).reshape(stop - start, *inner[1:])[(slice(None), *index[1:])]
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
+        out = _empty(_lengths(index, shape), dtype)
         if not entry.stacked:
-            # A view of some columns would keep the whole tensor alive, once per device.
-            part = one(entry.names[0], index, shape)
-            return np.ascontiguousarray(part, dtype).reshape(part.shape)
-        layers = range(*index[0].indices(shape[0]))
-        inner = [len(range(*part.indices(size))) for part, size in zip(index[1:], shape[1:], strict=True)]
-        out = np.empty((len(layers), *inner), dtype)
-        for slot, layer in enumerate(layers):
-            out[slot] = one(entry.names[layer], index[1:], shape[1:])
+            fill(out, tensors[entry.names[0]], index, shape)
+            return out
+        for slot, layer in enumerate(range(*index[0].indices(shape[0]))):
+            fill(out[slot], tensors[entry.names[layer]], index[1:], shape[1:])
         return out
 
     return read
+
+
+def _quantizing_readers(
+    entry: Entry, shape: tuple[int, ...], dtype: Any, tensors: Mapping[str, Tensor]
+) -> tuple[Callable, Callable]:
+    """Callbacks as `_reader`'s for a stack of kernels [L, out, in] as int8, and for its scales [L, out] in `dtype`, to be called after.
+
+    A row's scale is that of the whole row, on however many devices its columns lie.
+    """
+    scales = np.full(shape[:2], np.nan, dtype)
+
+    def rows(layer: int, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(shape[1])
+        kernel, scales[layer, part] = quantize(tensors[entry.names[layer]].rows(start, stop), dtype)
+        return kernel
+
+    def kernels(index: tuple[slice, ...]) -> np.ndarray:
+        out = _empty(_lengths(index, shape), np.int8)
+        for slot, layer in enumerate(range(*index[0].indices(shape[0]))):
+            out[slot] = rows(layer, index[1])[:, index[2]]
+        return out
+
+    def known(index: tuple[slice, ...]) -> np.ndarray:
+        for layer in range(*index[0].indices(shape[0])):
+            if np.isnan(scales[layer, index[1]]).any():
+                rows(layer, index[1])
+        return scales[index]
+
+    return kernels, known
 
 
 def load_params(
@@ -135,23 +180,27 @@ def load_params(
     Args:
       folder: holds model.safetensors, or shards with an index.
       entries: the name table of the model.
-      abstract: the tree of shapes (`jax.eval_shape` of the model's init).
-      dtype: of the arrays made.
+      abstract: the tree of shapes (`jax.eval_shape` of the model's init); int8 kernels are quantised, into the scales beside them.
+      dtype: of the arrays made, int8 ones excepted.
       sharding: path and shape to sharding; the first device by default.
       unused: a regex of tensors to leave alone.
     Raises: ValueError that lists missing, extra or misshapen tensors; FileNotFoundError.
     """
     entries, leaves, tensors = list(entries), flatten(abstract), read_folder(folder)
-    problems = _coverage(entries, leaves, tensors, unused)
+    stored = {path: leaf for path, leaf in leaves.items() if not is_scale(path)}  # what files hold
+    problems = _coverage(entries, stored, tensors, unused)
     _refuse(str(folder), {**problems, "misshapen tensors": _misshapen(entries, leaves, tensors)})
     sharding = sharding or (lambda path, shape: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     dtype = np.dtype(dtype)
     loaded = {}
     for entry in sorted(entries, key=lambda entry: -int(np.prod(leaves[entry.path].shape))):
         shape = tuple(leaves[entry.path].shape)
-        read = _reader(entry, shape, dtype, tensors)
-        loaded[entry.path] = jax.make_array_from_callback(shape, sharding(entry.path, shape), read)
-        loaded[entry.path].block_until_ready()
+        parts = {entry.path: (shape, _reader(entry, shape, dtype, tensors))}
+        if leaves[entry.path].dtype == np.int8:
+            kernel, scale = _quantizing_readers(entry, shape, dtype, tensors)
+            parts = {entry.path: (shape, kernel), scale_of(entry.path): (shape[:2], scale)}
+        for path, (size, read) in parts.items():
+            loaded[path] = jax.make_array_from_callback(size, sharding(path, size), read).block_until_ready()
     return unflatten({path: loaded[path] for path in leaves})
 
 
@@ -187,7 +236,10 @@ def fingerprint(folder: str | Path) -> str:
 def load_qwen3_vl(
     folder: str | Path, sharding: Callable | None = None, param_dtype: Any = jnp.bfloat16, **options: Any
 ):
-    """A Qwen3-VL folder as (model, parameters). `options` go to `Qwen3VL`; `param_dtype` is what the frozen base is kept in."""
+    """A Qwen3-VL folder as (model, parameters).
+
+    `options` go to `Qwen3VL` (with `quantize="int8"` the decoder's kernels become int8); `param_dtype` is what the base is kept in.
+    """
     model = Qwen3VL(qwen3_vl_config(folder), **options)
     entries = names.qwen3_vl_entries(model.config)
     return model, load_params(folder, entries, abstract_qwen3_vl(model), param_dtype, sharding)

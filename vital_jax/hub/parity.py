@@ -106,12 +106,24 @@ def run_ours(model: Qwen3VL, params: dict[str, Any], case: Case) -> dict[str, np
     return out
 
 
-def run_reference(folder: str | Path, case: Case, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """The same from transformers, in a process of its own. Raises RuntimeError with its last line where it fails."""
+def run_reference(folder: str | Path, case: Case, dtype: str = "float32", device: str = "cpu") -> dict[str, np.ndarray]:
+    """The same from transformers on `device` (as torch names it), in a process of its own.
+
+    Raises: RuntimeError with its last line where it fails.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         paths = Path(scratch) / "case.npz", Path(scratch) / "reference.npz"
         np.savez(paths[0], **case)
-        command = [sys.executable, "-m", "vital_jax.hub.reference", str(paths[0]), str(folder), str(paths[1]), dtype]
+        command = [
+            sys.executable,
+            "-m",
+            "vital_jax.hub.reference",
+            str(paths[0]),
+            str(folder),
+            str(paths[1]),
+            dtype,
+            device,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
@@ -158,17 +170,18 @@ def memory_plan(folder: str | Path, dtype: str) -> str:
     )
 
 
-def check(folder: str | Path, dtype: str = "float32", seed: int = 0) -> dict[str, Any]:
+def check(folder: str | Path, dtype: str = "float32", seed: int = 0, device: str = "cpu") -> dict[str, Any]:
     """The whole comparison on a local folder.
 
     Args:
       folder: a Qwen3-VL folder. dtype: float32 | bfloat16, what both sides keep and compute in. seed: of the prompts.
+      device: of the reference; ours computes where jax does.
     Returns: {"logits": {...}, "vision": {...}, "deepstack": [{...}], "rope": {"equal": b}, "dtype", "passed"}.
     Raises: FileNotFoundError or ValueError naming what is wrong with the folder; RuntimeError where the reference fails.
     """
     if dtype not in _RELATIVE:
         raise ValueError(f"dtype {dtype!r}: use one of {', '.join(_RELATIVE)}")
     case = make_case(qwen3_vl_config(folder), seed)
-    reference = run_reference(folder, case, dtype)
+    reference = run_reference(folder, case, dtype, device)
     model, params = load_qwen3_vl(folder, param_dtype=jnp.dtype(dtype), dtype=jnp.dtype(dtype), attention="xla")
     return compare(run_ours(model, params, case), reference, dtype)

@@ -37,14 +37,14 @@ class Tensor:
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype):
         self.path, self.offset, self.shape, self.dtype = path, offset, shape, dtype
 
-    def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Rows [start, stop) along the first axis, in the file's dtype; the whole of a scalar."""
+    def rows(self, start: int = 0, stop: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows [start, stop) along the first axis, in the file's dtype; the whole of a scalar. `out` takes them, where it is given."""
         if not self.shape:
             start, stop, inner = 0, 1, ()
         else:
             stop, inner = self.shape[0] if stop is None else stop, self.shape[1:]
         row = math.prod(inner) * self.dtype.itemsize
-        out = np.empty((stop - start, *inner), self.dtype)
+        out = np.empty((stop - start, *inner), self.dtype) if out is None else out
         with self.path.open("rb") as file:
             file.seek(self.offset + start * row)
             if file.readinto(out.reshape(-1).view(np.uint8)) != out.nbytes:

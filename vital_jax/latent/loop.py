@@ -26,6 +26,8 @@ from vital_jax.models.qwen3_vl import Prefix, Qwen3VL
 
 Variables = dict[str, Any]  # {"params": base, "lora": adapters, if any}
 
+LOOP = "latent_loop"  # the scope of its operations in a compiled program, backward pass included
+
 
 class Prompt(NamedTuple):
     """A prompt after the prefix pass: what every later pass reads and none writes."""
@@ -149,7 +151,8 @@ def think(
         z = h[:, :, 0] if probe is None else h[:, :, 0] + jax.lax.dynamic_index_in_dim(probe, k, 2, keepdims=False)
         return (z, suffix), z
 
-    (_, suffix), z = jax.lax.scan(step, (z0, empty_suffix(prompt, G, steps)), jnp.arange(steps))
+    with jax.named_scope(LOOP):
+        (_, suffix), z = jax.lax.scan(step, (z0, empty_suffix(prompt, G, steps)), jnp.arange(steps))
     return jnp.moveaxis(z, 0, 2), suffix
 
 

@@ -15,12 +15,13 @@ from vital_jax.methods.vital import Vital
 from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.lora import init_lora
+from vital_jax.models.quantize import is_scale
 from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 from vital_jax.training.partition import TRAINABLE, flatten, match, unflatten
-from vital_jax.training.sharding import base_rows, fsdp_rows, shardings
+from vital_jax.training.sharding import ROWS, base_rows, fsdp_rows, shardings
 
 # Adapters are small and used everywhere: a copy each. The text decoder and its moments are the largest thing that trains: always sharded.
-_ROWS = (("lora/.*", PartitionSpec()), *fsdp_rows("scaffold"))
+_ROWS = (("lora/.*", PartitionSpec()), *fsdp_rows("scaffold", (ROWS, "fsdp", "data")))
 
 
 def uses(config: Any, loss: str) -> bool:
@@ -43,6 +44,8 @@ def make_method(config: Any, roi_width: int | None) -> Vital:
         attention=m.attention,
         dtype=jnp.dtype(m.dtype),
         latent_state=config.method.latent_state,
+        quantize=m.get("quantize", ""),
+        stationary=config.mesh.base == "fsdp",
     )
     decoder = None
     if uses(config, "text"):
@@ -68,6 +71,27 @@ def abstract_params(method: Vital) -> dict[str, Any]:
     return {name: part for name, part in tree.items() if part}
 
 
+def kept_params(config: Any, method: Vital) -> dict[str, Any]:
+    """The whole tree's shapes in the types in which this run keeps it: float32 what any phase trains, int8 a quantised base with its
+    scales in `param_dtype`, and so the rest.
+
+    Raises: ValueError as `match`, for an unknown `quantize`, or naming a quantised leaf that a phase would train.
+    """
+    shapes = abstract_params(method)
+    wide = trained(tables(config), shapes)
+    if lost := sorted(path for path in wide if flatten(shapes)[path].dtype == jnp.int8 or is_scale(path)):
+        raise ValueError(
+            f"config.model.quantize={config.model.quantize!r} freezes the base's decoder, and {len(lost)} of its leaves are to train "
+            f"({lost[0]}): leave them to the adapters, or leave quantize empty"
+        )
+
+    def kept(path: str, leaf: Any) -> Any:
+        frozen = jnp.int8 if leaf.dtype == jnp.int8 else jnp.dtype(config.model.param_dtype)
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32 if path in wide else frozen)
+
+    return unflatten({path: kept(path, leaf) for path, leaf in flatten(shapes).items()})
+
+
 def trained(tables: Sequence[Sequence[tuple[str, str]]], tree: Mapping[str, Any]) -> set[str]:
     """Paths of the leaves that any of these tables trains. Raises: ValueError as `match`."""
     marks = [match(table, flatten(tree)) for table in tables]
@@ -91,30 +115,28 @@ def sharding_rows(base: str) -> list[tuple[str, Any]]:
 def load_params(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
     """Reads the base and the text decoder onto the mesh and draws the rest from the seed.
 
-    Returns: the tree, trained leaves in float32.
-    Raises: as `load_qwen3_vl`; ValueError where a leaf has no row in the table of what trains or of what is sharded.
+    Returns: the tree, in the types of `kept_params`.
+    Raises: as `load_qwen3_vl` and `kept_params`; ValueError where a leaf has no row in the table of what trains or of what is sharded.
     """
-    shapes = abstract_params(method)
+    shapes = kept_params(config, method)
     placed = flatten(shardings(shapes, mesh, sharding_rows(config.mesh.base), allow_unused=True))
-    wide = trained(tables(config), shapes)
     # Far from the keys of the steps, which are the seed folded with small numbers.
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1))
     at = lambda prefix: lambda path, shape: placed[f"{prefix}/{path}"]  # noqa: E731
-    _, base = load_qwen3_vl(config.model.folder, at("base"), config.model.param_dtype)
+    m = config.model
+    _, base = load_qwen3_vl(m.folder, at("base"), m.param_dtype, quantize=method.model.quantize)
     tree: dict[str, Any] = {"base": base}
     if "lora" in shapes:
         tree["lora"] = init_lora(method.model.config.decoder, method.model.lora, keys[0])
     if "scaffold" in shapes:
         text = None
         if method.decoder is not None:
-            _, text = load_qwen3(config.model.text_decoder, at("scaffold/text_decoder"))
+            _, text = load_qwen3(m.text_decoder, at("scaffold/text_decoder"))
         tree["scaffold"] = method.init_scaffold(keys[1], text)
-    frozen_type = jnp.dtype(config.model.param_dtype)
-    cast = {
-        path: jax.device_put(leaf.astype(jnp.float32 if path in wide else frozen_type), placed[path])
-        for path, leaf in flatten(tree).items()
-    }
-    return unflatten(cast)
+    kept = flatten(shapes)
+    return unflatten(
+        {path: jax.device_put(leaf.astype(kept[path].dtype), placed[path]) for path, leaf in flatten(tree).items()}
+    )
 
 
 def held(frozen: Mapping[str, Any], ever: set[str]) -> dict[str, Any]:

@@ -55,6 +55,11 @@ def dense_mask(mask: Mask, queries: int) -> jax.Array:
     return seen[:, None]
 
 
+def implementation_for(platform: str) -> str:
+    """What `auto` means on a platform, as jax calls it."""
+    return {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(platform, "xla")
+
+
 def attend(
     q: jax.Array, prefix_kv: KeyValues | None, suffix_kv: KeyValues, mask: Mask, implementation: str = "xla"
 ) -> jax.Array:
@@ -72,7 +77,7 @@ def attend(
     if isinstance(mask, Causal | Segments) and prefix_kv is not None:
         raise ValueError("a structured mask describes the suffix block alone; give a boolean mask beside a prefix")
     if implementation == "auto":
-        implementation = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend(), "xla")
+        implementation = implementation_for(jax.default_backend())
     if implementation not in ("xla", "splash", "cudnn"):
         raise ValueError(f"unknown attention implementation {implementation!r}: use xla, splash, cudnn or auto")
     if implementation != "xla" and q.shape[1] == 1 and q.shape[2] > 1 and isinstance(mask, Causal | Segments):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vital_jax.models import layout
 from vital_jax.models.attention import KeyValues, Mask, attend
 from vital_jax.models.config import DecoderConfig, LoraConfig
 from vital_jax.models.layers import Embedding, Linear, RMSNorm, kernel_init
@@ -24,6 +25,7 @@ class SelfAttention(nn.Module):
     lora: LoraConfig | None
     attention: str
     deterministic: bool
+    stationary: bool
 
     def setup(self):
         c = self.config
@@ -36,15 +38,21 @@ class SelfAttention(nn.Module):
 
     def __call__(self, x, angles, mask: Mask, prefix_kv, suffix_kv, slot):
         c = self.config
-        heads = lambda y, n: y.reshape(*y.shape[:-1], n, c.head_width)  # noqa: E731
-        q = rotate(self.q_norm(heads(self.q_proj(x), c.heads)), angles)
-        k = rotate(self.k_norm(heads(self.k_proj(x), c.kv_heads)), angles)
-        v = heads(self.v_proj(x), c.kv_heads)
+        # Attention is by rows in either layout: the keys and values of a row's prefix stay where its prefix pass left them.
+        own = lambda y: layout.rows(layout.columns(y)) if self.stationary else y  # noqa: E731
+        heads = lambda y, n: own(y).reshape(*y.shape[:-1], n, c.head_width)  # noqa: E731
+        whole = layout.gathered(x) if self.stationary else None
+        q = rotate(self.q_norm(heads(self.q_proj(x, whole), c.heads)), angles)
+        k = rotate(self.k_norm(heads(self.k_proj(x, whole), c.kv_heads)), angles)
+        v = heads(self.v_proj(x, whole), c.kv_heads)
         if suffix_kv is not None:
             write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)  # noqa: E731
             k, v = write(suffix_kv[0], k), write(suffix_kv[1], v)
         mixed = attend(q, prefix_kv, (k, v), mask, self.attention)
-        return self.o_proj(mixed.reshape(*mixed.shape[:-2], -1)), (k, v)
+        mixed = mixed.reshape(*mixed.shape[:-2], -1)
+        if self.stationary:
+            mixed = layout.columns(layout.rows(mixed))
+        return self.o_proj(mixed, layout.gathered(mixed) if self.stationary else None), (k, v)
 
 
 class GatedMLP(nn.Module):
@@ -53,6 +61,7 @@ class GatedMLP(nn.Module):
     config: DecoderConfig
     lora: LoraConfig | None
     deterministic: bool
+    stationary: bool
 
     def setup(self):
         linear = lambda features: Linear(features, False, self.lora, self.deterministic)  # noqa: E731
@@ -60,7 +69,11 @@ class GatedMLP(nn.Module):
         self.down_proj = linear(self.config.width)
 
     def __call__(self, x):
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        if not self.stationary:
+            return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        whole = layout.gathered(x)
+        h = nn.silu(layout.columns(self.gate_proj(x, whole))) * layout.columns(self.up_proj(x, whole))
+        return self.down_proj(h, layout.gathered(h))
 
 
 class Block(nn.Module):
@@ -70,17 +83,20 @@ class Block(nn.Module):
     lora: LoraConfig | None
     attention: str
     deterministic: bool
+    stationary: bool
 
     def setup(self):
         c = self.config
         self.input_layernorm, self.post_attention_layernorm = RMSNorm(c.eps), RMSNorm(c.eps)
-        self.self_attn = SelfAttention(c, self.lora, self.attention, self.deterministic)
-        self.mlp = GatedMLP(c, self.lora, self.deterministic)
+        self.self_attn = SelfAttention(c, self.lora, self.attention, self.deterministic, self.stationary)
+        self.mlp = GatedMLP(c, self.lora, self.deterministic, self.stationary)
 
     def __call__(self, x, layer, prefix_kv, suffix_kv, angles, mask, slot, deepstack):
+        border = layout.columns if self.stationary else layout.rows
+        x = border(x)
         mixed, kv = self.self_attn(self.input_layernorm(x), angles, mask, prefix_kv, suffix_kv, slot)
-        x = x + mixed
-        x = x + self.mlp(self.post_attention_layernorm(x))
+        x = border(x + mixed)
+        x = border(x + self.mlp(self.post_attention_layernorm(x)))
         if deepstack is not None:
             x = x + deepstack[jnp.minimum(layer, deepstack.shape[0] - 1)][:, None]
         return x, kv
@@ -89,13 +105,15 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embeddings, scanned blocks, final norm and head.
 
-    `remat` keeps only block inputs for the backward pass (`full`) or everything (`none`).
+    `remat` keeps only block inputs for the backward pass (`full`) or everything (`none`). `stationary` is for a base that is split over
+    chips: single columns over a prefix (latent steps, tokens written) leave the weights where they are (models/layout.py).
     """
 
     config: DecoderConfig
     lora: LoraConfig | None = None
     remat: str = "none"
     attention: str = "auto"
+    stationary: bool = False
 
     def setup(self):
         c = self.config
@@ -137,6 +155,7 @@ class Decoder(nn.Module):
         if self.remat not in ("none", "full"):
             raise ValueError(f"unknown remat {self.remat!r}: use none or full")
         c = self.config
+        stationary = self.stationary and prefix_kv is not None and x.shape[2] == 1
         angles = multimodal_angles(positions, c.head_width, c.rope_theta, c.mrope_section)
         if deepstack is not None:
             deepstack = jnp.concatenate([deepstack, jnp.zeros_like(deepstack[:1])]).astype(x.dtype)
@@ -147,8 +166,9 @@ class Decoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, 0, *[nn.broadcast] * 4),
             length=c.layers,
-        )(c, self.lora, self.attention, deterministic, name="layers")
-        return layers(x, jnp.arange(c.layers), prefix_kv, suffix_kv, angles, mask, slot, deepstack)
+        )(c, self.lora, self.attention, deterministic, stationary, name="layers")
+        x, kv = layers(x, jnp.arange(c.layers), prefix_kv, suffix_kv, angles, mask, slot, deepstack)
+        return layout.rows(x), kv
 
     def final_norm(self, h: jax.Array) -> jax.Array:
         """The norm between the last layer and the head, [..., D] -> [..., D]."""

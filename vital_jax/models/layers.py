@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vital_jax.models.config import LoraConfig
+from vital_jax.models.quantize import SCALE, scaled_product
 
 
 def kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
@@ -15,7 +16,8 @@ def kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax
 class Linear(nn.Module):
     """y = x W^T + b, plus the low-rank update s (drop(x) A^T) B^T wherever the `lora` collection holds this layer's `a` and `b`.
 
-    LoRA is on exactly if its parameters are given: the base model is the same call without them. s = alpha / rank.
+    LoRA is on exactly if its parameters are given: the base model is the same call without them. s = alpha / rank. So is quantisation: a
+    kernel with scales beside it is int8 (models/quantize.py).
     """
 
     features: int
@@ -24,10 +26,14 @@ class Linear(nn.Module):
     deterministic: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., in] -> [..., features], in the dtype of x."""
+    def __call__(self, x: jax.Array, gathered: jax.Array | None = None) -> jax.Array:
+        """[..., in] -> [..., features], in the dtype of x. `gathered` is x again, as the kernel meets it where chips hold parts of x."""
         kernel = self.param("kernel", kernel_init, (self.features, x.shape[-1]), jnp.float32)
-        y = jnp.einsum("...i,oi->...o", x, kernel.astype(x.dtype))
+        met = x if gathered is None else gathered
+        if self.has_variable("params", SCALE):
+            y = scaled_product(met, kernel, self.get_variable("params", SCALE))
+        else:
+            y = jnp.einsum("...i,oi->...o", met, kernel.astype(x.dtype))
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
         if self.has_variable("lora", "a"):

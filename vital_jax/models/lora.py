@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vital_jax.models.config import DecoderConfig, LoraConfig
+from vital_jax.models.quantize import SCALE
 
 
 def _shapes(config: DecoderConfig) -> dict[tuple[str, str], tuple[int, int]]:
@@ -45,9 +46,13 @@ def init_lora(config: DecoderConfig, lora: LoraConfig, key: jax.Array) -> dict[s
 def merge_lora(base: dict[str, Any], lora: dict[str, Any], config: LoraConfig) -> dict[str, Any]:
     """The base with every adapter added into its kernel (in float32, kept in the kernel's dtype). For inference and export.
 
-    Raises: KeyError naming an adapter that has no kernel in the base.
+    Raises: KeyError naming an adapter that has no kernel in the base; ValueError for a base that is quantised.
     """
     if set(lora) == {"a", "b"}:
+        if SCALE in base:
+            raise ValueError(
+                "adapters cannot be merged into a quantised base: load it without quantize, or use vital export"
+            )
         update = jnp.einsum("lor,lri->loi", lora["b"].astype(jnp.float32), lora["a"].astype(jnp.float32))
         kernel = base["kernel"].astype(jnp.float32) + update * (config.alpha / config.rank)
         return {**base, "kernel": kernel.astype(base["kernel"].dtype)}

@@ -14,6 +14,7 @@ from flax import linen as nn
 from vital_jax.models.attention import Causal, KeyValues, Mask
 from vital_jax.models.config import LoraConfig, Qwen3VLConfig
 from vital_jax.models.decoder import Decoder
+from vital_jax.models.quantize import quantized_shapes
 from vital_jax.models.vision import VisionTower
 
 LATENT_STATES = ("post_norm", "pre_norm")
@@ -31,9 +32,10 @@ class Prefix(NamedTuple):
 class Qwen3VL(nn.Module):
     """The multimodal backbone.
 
-    Attributes: config; lora (None where no adapter will be given); remat and attention as in `Decoder`; dtype to compute in; and
-    `latent_state`, which of the decoder's last states is handed out and may be fed back: `post_norm` (the head's input) or `pre_norm`.
-    Feeding one to a model trained on the other changes its meaning without an error, so checkpoints record it.
+    Attributes: config; lora (None where no adapter will be given); remat, attention and stationary as in `Decoder`; dtype to compute in; `quantize`:
+    how the shapes say that a frozen base is kept (see `quantize.py`); and `latent_state`, which of the decoder's last states is handed out
+    and may be fed back: `post_norm` (the head's input) or `pre_norm`. Feeding one to a model trained on the other changes its meaning
+    without an error, so checkpoints record it.
     """
 
     config: Qwen3VLConfig
@@ -42,12 +44,14 @@ class Qwen3VL(nn.Module):
     attention: str = "auto"
     dtype: jnp.dtype = jnp.bfloat16
     latent_state: str = "post_norm"
+    quantize: str = ""
+    stationary: bool = False
 
     def setup(self):
         if self.latent_state not in LATENT_STATES:
             raise ValueError(f"unknown latent_state {self.latent_state!r}: use one of {LATENT_STATES}")
         self.visual = VisionTower(self.config.vision, self.attention)
-        self.language_model = Decoder(self.config.decoder, self.lora, self.remat, self.attention)
+        self.language_model = Decoder(self.config.decoder, self.lora, self.remat, self.attention, self.stationary)
 
     def encode_images(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Image tokens [B, P / 4, D] and deepstack features [n, B, P / 4, D] of a batch (see pipeline/batch.py)."""
@@ -142,5 +146,5 @@ def init_qwen3_vl(model: Qwen3VL, key: jax.Array) -> dict:
 
 
 def abstract_qwen3_vl(model: Qwen3VL) -> dict:
-    """The shapes of the model's parameters; nothing is allocated."""
-    return jax.eval_shape(lambda key: init_qwen3_vl(model, key), jax.random.key(0))
+    """The shapes of the model's parameters, int8 where the model is quantised; nothing is allocated. Raises: as `quantized_shapes`."""
+    return quantized_shapes(jax.eval_shape(lambda key: init_qwen3_vl(model, key), jax.random.key(0)), model.quantize)

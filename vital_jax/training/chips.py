@@ -1,6 +1,6 @@
-"""What an accelerator could do at most: dense bfloat16 products, from the makers' data sheets. The ground that MFU stands on.
+"""What an accelerator could do at most: dense bfloat16 products, from the makers' data sheets, and the memory that programs can have.
 
-A chip that is not in the table has no MFU: a guess would look like a measurement.
+A chip that is not in a table has no MFU, and no limit: a guess would look like a measurement.
 """
 
 import re
@@ -32,6 +32,21 @@ PEAKS = (
     (r".*\bRTX 4090\b", 165.2e12),
     (r".*\bRTX 3090\b", 71e12),
 )
+
+# GiB of one jax device that a program may take: of a TPU as its compiler states them, of a GPU as its driver does.
+MEMORY = (
+    (r"TPU v5 ?(lite|e).*", 15.75),
+    (r"TPU v5p?", 95.74),
+    (r"TPU v6 ?(lite|e).*", 31.25),
+    (r"TPU ?7x", 94.75),
+    (r".*\bH200\b.*", 140.4),
+    (r".*\bH100( SXM5| 80GB HBM3| SXM5 80GB)?", 79.6),
+)
+
+
+def memory(device_kind: str) -> float | None:
+    """GiB of one device of this kind; None for a kind that is not in the table."""
+    return next((value for pattern, value in MEMORY if re.fullmatch(pattern, device_kind)), None)
 
 
 def peak(device_kind: str) -> float | None:

@@ -77,11 +77,11 @@ def _without_overrides(argv: Sequence[str]) -> ConfigDict:
     return holder.value
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """absl's flag parser, with every complaint in one line."""
     try:
-        rest = flags.FLAGS(argv)
-        given = flags.FLAGS.config is not None and bool(flags.FLAGS.config.keys())
+        rest = values(argv)
+        given = values.config is not None and bool(values.config.keys())
     except flags.Error as error:
         # What a recipe raises arrives as a traceback inside the message; its last line is what the recipe said.
         first, *more = str(error).strip().splitlines()
@@ -102,6 +102,17 @@ def _parse(argv: Sequence[str]) -> list[str]:
     if len(rest) > 1:
         _refuse(f"unexpected argument {rest[1]!r}: overrides are --config.KEY=VALUE, the recipe is {USAGE}")
     return rest
+
+
+def read(arguments: Sequence[str]) -> ConfigDict:
+    """The configuration of `--config=FILE[:ARG] --config.KEY=VALUE ...`, for a command that has other arguments too.
+
+    A mistake in them ends the process as in `run`.
+    """
+    own, argv = flags.FlagValues(), ["", *arguments]
+    holder = config_flags.DEFINE_config_file("config", flag_values=own, sys_argv=argv)
+    _parse(argv, own)
+    return holder.value
 
 
 def run(main: Callable[[ConfigDict], None]) -> None:

@@ -26,16 +26,16 @@ ROWS = ("data", "fsdp")
 _TABLES = "{}/.*(embed_tokens/embedding|lm_head)"
 
 
-def fsdp_rows(part: str) -> tuple[tuple[str, tuple[PartitionSpec, ...]], ...]:
-    """Rows that split the leaves under `part` over `fsdp`.
+def fsdp_rows(
+    part: str, axes: Sequence[str | tuple[str, ...]] = ("fsdp",)
+) -> tuple[tuple[str, tuple[PartitionSpec, ...]], ...]:
+    """Rows that split the leaves under `part` over one of these axes (or products of axes), in order of preference.
 
     A scanned stack has its layers first, and slicing a sharded layer axis gathers a layer per step: the dimension behind it is split.
     """
     rest = f"{part}/(?!.*(embed_tokens/embedding|lm_head)).*"
-    return (
-        (_TABLES.format(part), (PartitionSpec("fsdp"), PartitionSpec())),
-        (rest, (PartitionSpec(None, "fsdp"), PartitionSpec("fsdp"), PartitionSpec())),
-    )
+    first, second = (tuple(PartitionSpec(*lead, axis) for axis in axes) for lead in ((), (None,)))
+    return ((_TABLES.format(part), (*first, PartitionSpec())), (rest, (*second, *first, PartitionSpec())))
 
 
 FSDP_ROWS = fsdp_rows("base")
@@ -115,6 +115,25 @@ def shard(tree: Mapping[str, Any], mesh: Mesh, table: Table, allow_unused: bool 
     """The tree with every leaf on the devices its row says. Raises: ValueError as `shardings`."""
     placed = flatten(shardings(tree, mesh, table, allow_unused))
     return unflatten({path: jax.device_put(leaf, placed[path]) for path, leaf in flatten(tree).items()})
+
+
+def moment_sharding(leaf: Any) -> Any:
+    """Where what belongs to a trained leaf and is met once a step (an optimizer's moment) lies: split even where the leaf is not.
+
+    Args:
+      leaf: an array or its shape, with a sharding.
+    Returns: the leaf's own sharding where that is no mesh's, or splits it already; otherwise over `data` and `fsdp` along the first
+      dimension that divides, whole where none does.
+    """
+    own = leaf.sharding
+    if not isinstance(own, NamedSharding) or any(own.spec) or own.mesh.size == 1:
+        return own
+    sizes = own.mesh.shape
+    axes = [axis for axis in (ROWS, *ROWS) if math.prod(sizes[name] for name in np.atleast_1d(axis)) > 1]
+    specs = [PartitionSpec(*[None] * i, axis) for axis in axes for i in range(len(leaf.shape))]
+    return NamedSharding(
+        own.mesh, next((s for s in specs if _misfit(s, leaf.shape, own.mesh) is None), PartitionSpec())
+    )
 
 
 def batch_sharding(mesh: Mesh, micro_batches: bool = False) -> NamedSharding:

@@ -15,37 +15,67 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vital_jax.training.optimizer import restart_schedule
 from vital_jax.training.partition import flatten
+from vital_jax.training.sharding import moment_sharding
 
 State = dict[str, Any]
 LossFn = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
-def _on_mesh(tree: Any, trainable: Mapping[str, Any]) -> Any:
-    """Fresh counts replicated on the mesh of the parameters: left on one device, a restored count pins itself there."""
+def _mesh_of(trainable: Mapping[str, Any]) -> Mesh | None:
     sharding = jax.tree.leaves(trainable)[0].sharding
-    if not isinstance(sharding, NamedSharding):
-        return tree
-    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
-    return jax.tree.map(lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, everywhere), tree)
+    return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
 
-def init_state(trainable: Mapping[str, Any], optimizer: optax.GradientTransformation, step: int = 0) -> State:
-    """The state before step `step`. Moments take the sharding of their parameters, counts are replicated.
+def _placements(opt_state: optax.OptState, trainable: Mapping[str, Any]) -> optax.OptState:
+    """The shardings of an optimizer's state beside parameters on a mesh: moments as `moment_sharding`, counts a copy each."""
+    moments, everywhere = jax.tree.map(moment_sharding, trainable), NamedSharding(_mesh_of(trainable), PartitionSpec())
+    structure = jax.tree.structure(trainable)
+    like = lambda node: jax.tree.structure(node) == structure  # noqa: E731
+    return jax.tree.map(lambda node: moments if like(node) else everywhere, opt_state, is_leaf=like)
 
-    Raises: ValueError when nothing is trainable, or naming a leaf that is not float32.
-    """
+
+def _fresh(optimizer: optax.GradientTransformation, trainable: Mapping[str, Any]) -> optax.OptState:
+    if (mesh := _mesh_of(trainable)) is None:
+        return optimizer.init(trainable)
+    placed = _placements(jax.eval_shape(optimizer.init, trainable), trainable)
+    if mesh.size > 1:
+        return jax.jit(optimizer.init, out_shardings=placed)(trainable)
+    # Left on one device, a restored count would pin itself there.
+    return jax.tree.map(jax.device_put, optimizer.init(trainable), placed)
+
+
+def _check(trainable: Mapping[str, Any]) -> None:
     flat = flatten(trainable)
     if not flat:
         raise ValueError("nothing is trainable: mark at least one row of the parameter table 'trainable'")
     if wrong := [f"{path} ({leaf.dtype})" for path, leaf in flat.items() if leaf.dtype != jnp.float32]:
         more = " ..." if len(wrong) > 5 else ""
         raise ValueError(f"trainable parameters are float32 masters; cast these first: {', '.join(wrong[:5])}{more}")
-    fresh = {"opt_state": optimizer.init(trainable), "step": jnp.asarray(step, jnp.int32)}
-    return {"trainable": trainable, **_on_mesh(fresh, trainable)}
+
+
+def init_state(trainable: Mapping[str, Any], optimizer: optax.GradientTransformation, step: int = 0) -> State:
+    """The state before step `step`. On a mesh moments are split over it (`moment_sharding`) and counts replicated.
+
+    Raises: ValueError when nothing is trainable, or naming a leaf that is not float32.
+    """
+    _check(trainable)
+    count, mesh = jnp.asarray(step, jnp.int32), _mesh_of(trainable)
+    count = count if mesh is None else jax.device_put(count, NamedSharding(mesh, PartitionSpec()))
+    return {"trainable": trainable, "opt_state": _fresh(optimizer, trainable), "step": count}
+
+
+def abstract_state(trainable: Mapping[str, Any], optimizer: optax.GradientTransformation) -> State:
+    """`init_state` of shapes with shardings on a mesh: nothing is allocated. Raises: as `init_state`."""
+    _check(trainable)
+    shapes = jax.eval_shape(optimizer.init, trainable)
+    shaped = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(_mesh_of(trainable), PartitionSpec()))
+    moments = jax.tree.map(shaped, shapes, _placements(shapes, trainable))
+    return {"trainable": trainable, "opt_state": moments, "step": count}
 
 
 def start_phase(state: State, optimizer: optax.GradientTransformation, reset: bool) -> State:
@@ -56,7 +86,7 @@ def start_phase(state: State, optimizer: optax.GradientTransformation, reset: bo
       reset: start it afresh; otherwise Adam's moments are kept and only the schedule starts again.
     """
     if reset:
-        return {**state, "opt_state": _on_mesh(optimizer.init(state["trainable"]), state["trainable"])}
+        return {**state, "opt_state": _fresh(optimizer, state["trainable"])}
     return {**state, "opt_state": restart_schedule(state["opt_state"])}
 
 
@@ -90,6 +120,7 @@ def make_train_step(
         norms = jax.tree.map(lambda n: jnp.where(n == 0, jnp.ones_like(n), n), dict(normalizer_fn(batch)))
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
 
+        @jax.jit  # its trace serves twice: for the shapes of the sums, and in the scan
         def micro_step(index, micro_batch):
             (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(
                 trainable, frozen, micro_batch, jax.random.fold_in(key, index), norms

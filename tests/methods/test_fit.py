@@ -1,0 +1,63 @@
+"""The gate: a small recipe compiled whole for eight devices of this machine, its latent loop leaving a split base where it is."""
+
+import dataclasses
+
+import pytest
+import shapes
+
+from vital_jax.latent.loop import LOOP
+from vital_jax.methods import fit, setup
+from vital_jax.training import hlo
+from vital_jax.training.sharding import make_mesh
+
+S, P, E = 14, 16, 12
+# Of one layer: q and o, k and v, and the feed-forward's three, in float32.
+LAYER = 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return shapes.write(tmp_path_factory.mktemp("shapes"))
+
+
+def test_the_loop_moves_activations_and_not_weights(folder):
+    config = shapes.config(folder, **{"mesh.base": "fsdp", "batch": 8})
+    mesh = make_mesh(1, 8, 1)
+    method, chip = fit.prepared(config, mesh, E)
+    assert config.model.attention == "xla" and chip == "cpu"
+    lowered, batch = fit.lower_training(config, method, mesh, 2, S, P, E)
+    assert batch["latent_steps"].tolist() == [4] * 8
+    found = hlo.collectives(lowered.compile().as_text())
+    loop = [c for c in found if c.within(LOOP)]
+    # The last of four latent steps goes with the answer: three turns, of three layers each.
+    assert {c.times for c in loop} == {1, 3, 9}
+    gathered = max(c.sent for c in loop if c.times == 9)
+    assert gathered < LAYER / 8, "nothing as large as a kernel's gather moves in a layer of the loop"
+    # Forward, recomputed and backward, every chip would receive the layer's kernels three times.
+    assert hlo.sent(loop) < 0.5 * 9 * 3 * LAYER * 7 / 8
+    assert hlo.sent(found) > 2 * hlo.sent(loop), "long passes gather the weights"
+
+
+def test_what_does_not_fit_says_by_how_much():
+    class Lowered:
+        def compile(self):
+            import jax
+
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (27.38G) exceeds "
+                "available HBM (15.75G)."
+            )
+
+    made = fit._compile(Lowered(), "TPU v5 lite", name="train", rows=64, S=S, P=P, K=4)
+    assert (made.peak, made.limit, made.fits, made.total) == (27.38, 15.75, False, None)
+    assert dataclasses.replace(made, peak=15.75).fits is True
+    assert dataclasses.replace(made, limit=None).fits is None
+
+
+def test_a_layout_changes_no_name_of_a_parameter(folder):
+    """Checkpoints of one mesh load on another: the tree of parameters is the same."""
+    trees = [
+        setup.kept_params(config, setup.make_method(config, E))
+        for config in map(lambda base: shapes.config(folder, **{"mesh.base": base}), ("fsdp", "replicated"))
+    ]
+    assert trees[0] == trees[1]

@@ -1,0 +1,182 @@
+"""`vital explain`: what each latent step of a run says, where it looks and what it is like, as a page, with numbers beside the pictures."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vital_jax.commands import models
+from vital_jax.commands.values import RECORDS, whole
+
+FILES = ("page.html", "cases.json", "numbers.md", "numbers.csv")
+SHOWN = 50  # cases on a page by default: 2 to 3 MB
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    """Adds `explain` to the parser of `vital`."""
+    text = "what each latent step says, where it looks and what it is like: a page, and numbers against baselines"
+    explain = commands.add_parser(
+        "explain",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. Research software, not a medical device.",
+        epilog="Give --image and --question, or --data. Nothing in FOLDER is overwritten.",
+    )
+    add_flags(explain)
+    models.add_flags(explain)
+    explain.add_argument("--limit", type=whole, metavar="N", help="so many of --data, evenly spaced; default all")
+    steps = explain.add_mutually_exclusive_group()
+    steps.add_argument(
+        "--latent-steps", type=whole, metavar="K", help="the same for all; by default as the run evaluates"
+    )
+    steps.add_argument(
+        "--eval-k", choices=("fixed", "per_sample"), help="of --data: the most steps, or each record's own"
+    )
+    explain.add_argument(
+        "--bank", type=Path, metavar="RECORDS", help="search these records' training regions for similar ones; they need region features"
+    )  # fmt: skip
+    explain.add_argument("--show", type=whole, default=SHOWN, metavar="N", help=f"cases on the page; default {SHOWN}")
+    explain.add_argument("--batch", type=whole, default=32, metavar="B", help="rows of a program, default 32")
+    explain.add_argument("--seed", type=int, default=0, metavar="S", help="of the baselines' draws, default 0")
+    explain.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=f"for {', '.join(FILES)}")
+    explain.set_defaults(run=_explain)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What is asked, and the encoder: --image, --question, --data, --split and --encoder."""
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--image", action="append", metavar="FILE", help="an image; give it again for several")
+    asked.add_argument("--data", type=Path, metavar="RECORDS", help=f"{RECORDS}")
+    parser.add_argument("--question", metavar="TEXT", help="about the images")
+    parser.add_argument("--split", default="test", metavar="S", help="of --data, default test")
+    parser.add_argument(
+        "--encoder",
+        metavar="FOLDER",
+        help="the encoder of the run's region features, where it is no longer at config.data.encoder",
+    )
+
+
+class Asked(NamedTuple):
+    """Records, their numbers in `source` (None of a user's own image) and the latent steps they are asked with, in the engine's words."""
+
+    requests: list[Any]
+    source: Any
+    numbers: list[int]
+
+
+def asked(arguments: argparse.Namespace, limit: int | None = None) -> Asked:
+    """What the flags of `add_flags` ask, so many records at most.
+
+    Raises: ValueError for an image without a question, or flags of the other kind; FileNotFoundError or ValueError naming an image or a
+      record folder that cannot be used.
+    """
+    if arguments.image:
+        from vital_jax.evaluate.engine import Question
+        from vital_jax.pipeline.images import decode
+
+        if not (arguments.question or "").strip():
+            raise ValueError("--image needs a --question TEXT")
+        files = []
+        for name in arguments.image:
+            if not Path(name).is_file():
+                raise FileNotFoundError(
+                    f"--image {name}: {'is a folder' if Path(name).is_dir() else 'there is no such file'}"
+                )
+            files.append(Path(name).read_bytes())
+            decode(files[-1], f"--image {name}")
+        return Asked([Question(Path(arguments.image[0]).name, tuple(files), arguments.question)], None, [])
+    if arguments.question:
+        raise ValueError("--question is for --image; records bring their own")
+    from vital_jax.construct.pages import records_folder
+    from vital_jax.pipeline.records import RecordSource
+    from vital_jax.plan import spread
+
+    source = RecordSource(records_folder(arguments.data), arguments.split)
+    numbers = spread(range(len(source)), limit or len(source))
+    return Asked([source[number] for number in numbers], source, numbers)
+
+
+def check_free(folder: Path, *names: str) -> None:
+    """Raises: FileExistsError where the folder is a file or holds one of these; PermissionError where nothing can be made there."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder}: is a file; name a folder")
+    if there := [name for name in names if (folder / name).exists()]:
+        raise FileExistsError(f"{folder}: {', '.join(there)} would be overwritten; name another folder")
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise FileExistsError(f"{folder}: {nearest} is a file; name another folder")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):  # permissions alone do not tell what a file system allows
+            pass
+    except OSError as error:
+        why = error.strerror or error
+        raise PermissionError(f"{folder}: nothing can be written in {nearest} ({why}); name another folder") from error
+
+
+def eval_k_of(arguments: argparse.Namespace, requests: list[Any]) -> str:
+    """How records take their steps: as asked; else as the run evaluates, where all records state their own number."""
+    from vital_jax.training.checkpoint import Checkpoints
+
+    if arguments.eval_k:
+        return arguments.eval_k
+    if arguments.latent_steps or not all(getattr(request, "latent_steps", None) for request in requests):
+        return "fixed"
+    with Checkpoints(Path(arguments.model) / "checkpoints", read_only=True) as checkpoints:
+        return checkpoints.read_meta()["config"]["method"]["eval_k"]
+
+
+def targets_of(viewer: Any, found: Asked) -> list[Any] | None:
+    """Each record's region feature of the run's encoder, None where the records have none."""
+    if viewer is None or found.source is None:
+        return None
+    try:
+        features = viewer.bank(found.source.folder, found.source.split).features
+    except (FileNotFoundError, ValueError):
+        return None
+    rows = (features[number] for number in found.numbers)
+    return [feature if valid else None for feature, valid in rows]
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from vital_jax.construct.pages import write_text
+    from vital_jax.explain import numbers
+    from vital_jax.explain.page import page
+    from vital_jax.plan import spread
+
+    check_free(arguments.out, *FILES)
+    if arguments.image and arguments.eval_k:
+        raise ValueError("--eval-k is for --data; say --latent-steps")
+    found = asked(arguments, arguments.limit)
+    model = models.load(arguments, explain=True)
+    eval_k = eval_k_of(arguments, found.requests)
+    print(f"{len(found.requests)} questions", file=sys.stderr)
+    seed = None if found.source is None else arguments.seed
+    cases, pointed = model.explain_requests(
+        found.requests, arguments.latent_steps, eval_k, batch=arguments.batch, bank=arguments.bank, seed=seed,
+        targets=targets_of(model.viewer, found),
+    )  # fmt: skip
+    name = Path(arguments.model).resolve()
+    summary = numbers.summary(f"{name.parent.name}/{name.name}", cases, pointed, _notes(arguments, model, found))
+    shown = [cases[i] for i in spread(range(len(cases)), arguments.show)]
+    texts = {"page.html": page(shown, summary, len(shown)), "cases.json": numbers.to_json(cases, summary)}
+    if summary["table"]:
+        texts |= {"numbers.md": numbers.to_markdown(summary), "numbers.csv": numbers.to_csv(summary)}
+    for file, content in texts.items():
+        write_text(arguments.out / file, content)
+    print(numbers.to_markdown(summary, steps=False), end="")
+    print(f"wrote {arguments.out}: {', '.join(texts)}", file=sys.stderr)
+    return 0
+
+
+def _notes(arguments: argparse.Namespace, model: Any, found: Asked) -> list[str]:
+    notes = []
+    if found.source is not None:
+        notes.append(
+            f"{found.source.folder.name}, split {found.source.split}: {len(found.numbers)} of {len(found.source)} records."
+        )
+    if arguments.bank:
+        notes.append(
+            f"Similar regions are the training split's of {arguments.bank}, by cosine in the space of {model.viewer.name}; "
+            "a record's own patient or image does not count."
+        )
+    return notes

@@ -1,0 +1,138 @@
+"""Does a recipe fit a slice, and is it laid out well? Its programs, compiled from shapes alone for chips that need not be there.
+
+The training step is the function that `train.py` jits, whole: vision tower, tables, deepstack, latent loop, text decoder, AdamW. Every
+budget of its batch is full, so no batch of that bucket needs more. What the compiler plans is what it would allocate on the chips; what it
+sends between them is read from the program it made (training/hlo.py).
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from vital_jax.latent.loop import LOOP, variables_of
+from vital_jax.latent.sample import Decoding, respond
+from vital_jax.methods import flops, program, setup
+from vital_jax.methods.vital import Vital
+from vital_jax.models.attention import implementation_for
+from vital_jax.training import chips, hlo
+from vital_jax.training.sharding import ROWS
+
+_TOO_LARGE = re.compile(r"total memory required[^(]*\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
+_GIB = {"K": 2.0**-20, "M": 2.0**-10, "G": 1.0, "T": 2.0**10}
+_PREVIEW_ROWS = 8  # rows of a program that answers while training (evaluate/preview.py)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a compiler says of one program.
+
+    Attributes:
+      name: `train` or `sample`. rows: over all chips. S, P, K: prefix tokens, patches and latent steps.
+      peak, limit: GiB of one chip; limit is None where the chip is not known, peak what would be needed where that is more than it has.
+      seconds: of compiling. flops: of the model, all chips together, by arithmetic; None for a sampler.
+      loop, total: bytes that one chip sends in the latent loop, and in the whole program; None where nothing could be compiled.
+    """
+
+    name: str
+    rows: int
+    S: int
+    P: int
+    K: int
+    peak: float
+    limit: float | None
+    seconds: float
+    flops: float | None = None
+    loop: float | None = None
+    total: float | None = None
+
+    @property
+    def fits(self) -> bool | None:
+        """None where the chip's memory is not known."""
+        return None if self.limit is None else self.peak <= self.limit
+
+
+def _compile(lowered: jax.stages.Lowered, chip: str, **facts: Any) -> Compiled:
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not (found := _TOO_LARGE.search(str(error))):
+            raise
+        needed, limit = (float(found[i]) * _GIB[found[i + 1]] for i in (1, 3))
+        return Compiled(**facts, peak=needed, limit=limit, seconds=time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    planned, sent = compiled.memory_analysis(), hlo.collectives(compiled.as_text())
+    peak = planned.peak_memory_in_bytes / 2**30
+    return Compiled(
+        **facts, peak=peak, limit=chips.memory(chip), seconds=seconds, loop=hlo.sent(sent, LOOP), total=hlo.sent(sent)
+    )
+
+
+def prepared(config: Any, mesh: Mesh, roi_width: int) -> tuple[Vital, str]:
+    """The method with the attention its chips take, and what jax calls the chips."""
+    device = mesh.devices.flat[0]
+    if config.model.attention == "auto":
+        config.model.attention = implementation_for(device.platform)
+    return setup.make_method(config, roi_width), device.device_kind
+
+
+def lower_training(
+    config: Any, method: Vital, mesh: Mesh, index: int, S: int, P: int, roi_width: int
+) -> tuple[jax.stages.Lowered, dict]:
+    """The training step of phase `index`, lowered for one bucket; and its batch [B, ...]."""
+    phase, d = config.phases[index], config.data
+    state, frozen = program.abstract_training(config, method, mesh, index)
+    widths = (d.answer, phase.latent_steps, d.chain, roi_width if method.roi_width is not None else 0)
+    batch = program.full_rows(method.model.config.vision, config.batch, S, P, *widths)
+    with jax.set_mesh(mesh):
+        step = program.train_step(config, method, phase, state)
+        return step.lower(state, frozen, program.abstract_batch(batch, config.micro_batches, mesh)), batch
+
+
+def lower_sampling(
+    config: Any, method: Vital, mesh: Mesh, K: int, S: int, P: int, rows: int = _PREVIEW_ROWS
+) -> jax.stages.Lowered:
+    """The program that answers a batch of `rows` prompts with K latent steps, as evaluation calls it: greedy, one answer each."""
+    vision, asked = method.model.config.vision, ("roi", "roi_mask", "roi_global", "index")
+    batch = program.full_rows(vision, rows, S, P, 0, K)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items() if name not in asked}
+    variables = variables_of(program.shapes_on(config, method, mesh))
+    with jax.set_mesh(mesh):
+        return respond.lower(method.model, variables, shapes, K, Decoding(config.data.answer, (0,)))
+
+
+def programs(config: Any, mesh: Mesh, index: int, S: int, P: int, roi_width: int) -> Iterator[Compiled]:
+    """Compiles the training step of phase `index` and the sampler's programs (with the phase's latents, and without any), one bucket each.
+
+    Args:
+      config: resolved (plan.resolve). mesh: of real devices or of a topology's. S, P: the bucket. roi_width: E.
+    Raises: ValueError naming what does not fit together, before anything is compiled.
+    """
+    method, chip = prepared(config, mesh, roi_width)
+    _check(config, method, mesh, P)
+    phase = config.phases[index]
+    K, merge = phase.latent_steps, method.model.config.vision.merge
+    lowered, batch = lower_training(config, method, mesh, index, S, P, roi_width)
+    arithmetic = flops.Arithmetic(method, setup.tables(config)[index])
+    work = arithmetic(flops.work_of(batch, K, merge), program.weights_of(phase))
+    yield _compile(lowered, chip, name="train", rows=config.batch, S=S, P=P, K=K, flops=work)
+    for steps in dict.fromkeys((K, 0)):
+        lowered = lower_sampling(config, method, mesh, steps, S, P)
+        yield _compile(lowered, chip, name="sample", rows=_PREVIEW_ROWS, S=S, P=P, K=steps)
+
+
+def _check(config: Any, method: Vital, mesh: Mesh, P: int) -> None:
+    """Raises: ValueError for rows that do not divide, or a patch budget that splits a token."""
+    groups, four = math.prod(mesh.shape[axis] for axis in ROWS), method.model.config.vision.merge**2
+    if config.batch % (config.micro_batches * groups):
+        raise ValueError(
+            f"config.batch={config.batch}: rows are not a multiple of config.micro_batches={config.micro_batches} times data*fsdp = {groups}"
+        )
+    if P % four:
+        raise ValueError(f"{P} patches are not a multiple of {four}, the patches of one token")
