@@ -28,8 +28,13 @@ TOP = 7  # its files are the doors of one storey and may use each other
 DEVICE = ("jax", "jaxlib", "flax", "optax", "orbax", "torch")
 ORACLES = ("torch", "torchvision", "peft")
 # Programs of their own: what we are compared with, and what goes out to run without us.
-APART = tuple(
-    f"{PACKAGE}/{path}" for path in ("hub/reference.py", "evaluate/latency_torch.py", "hub/custom_generate/generate.py")
+APART = (
+    *(
+        f"{PACKAGE}/{path}"
+        for path in ("hub/reference.py", "evaluate/latency_torch.py", "hub/custom_generate/generate.py")
+    ),
+    "benchmarks/load_8b.py",
+    "benchmarks/sft_torch.py",
 )
 MAX_LINES = 500
 

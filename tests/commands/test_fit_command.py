@@ -1,4 +1,4 @@
-"""The door `vital fit`: a whole small recipe on this machine, a TPU slice where its compiler is installed, and one line for each mistake."""
+"""The door `vital fit`: a whole small recipe on this machine, a TPU slice where its compiler is, and one line for each mistake."""
 
 import importlib.util
 import json

@@ -58,6 +58,6 @@ def test_a_layout_changes_no_name_of_a_parameter(folder):
     """Checkpoints of one mesh load on another: the tree of parameters is the same."""
     trees = [
         setup.kept_params(config, setup.make_method(config, E))
-        for config in map(lambda base: shapes.config(folder, **{"mesh.base": base}), ("fsdp", "replicated"))
+        for config in (shapes.config(folder, **{"mesh.base": base}) for base in ("fsdp", "replicated"))
     ]
     assert trees[0] == trees[1]

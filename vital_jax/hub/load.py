@@ -167,6 +167,30 @@ def _quantizing_readers(
     return kernels, known
 
 
+def check_folder(
+    folder: str | Path, entries: Iterable[Entry], abstract: Mapping[str, Any], unused: str | None = None
+) -> dict[str, Tensor]:
+    """What the files of a folder hold, once it is sure that every leaf can be read from it. Reads headers only.
+
+    Args: as `load_params`.
+    Raises: ValueError that lists missing, extra or misshapen tensors; FileNotFoundError naming absent shards.
+    """
+    entries, leaves, tensors = list(entries), flatten(abstract), read_folder(folder)
+    stored = {path: leaf for path, leaf in leaves.items() if not is_scale(path)}
+    problems = _coverage(entries, stored, tensors, unused)
+    _refuse(str(folder), {**problems, "misshapen tensors": _misshapen(entries, leaves, tensors)})
+    return tensors
+
+
+def check_weights(backbone: str | Path, text_decoder: str | Path | None = None) -> None:
+    """Refuses, before anything is read, folders whose weights are not whole. Raises: as `check_folder`."""
+    model = Qwen3VL(qwen3_vl_config(backbone))
+    check_folder(backbone, names.qwen3_vl_entries(model.config), abstract_qwen3_vl(model))
+    if text_decoder is not None:
+        config = qwen3_config(text_decoder)
+        check_folder(text_decoder, names.qwen3_entries(config), abstract_decoder(Decoder(config)))
+
+
 def load_params(
     folder: str | Path,
     entries: Iterable[Entry],
@@ -186,10 +210,8 @@ def load_params(
       unused: a regex of tensors to leave alone.
     Raises: ValueError that lists missing, extra or misshapen tensors; FileNotFoundError.
     """
-    entries, leaves, tensors = list(entries), flatten(abstract), read_folder(folder)
-    stored = {path: leaf for path, leaf in leaves.items() if not is_scale(path)}  # what files hold
-    problems = _coverage(entries, stored, tensors, unused)
-    _refuse(str(folder), {**problems, "misshapen tensors": _misshapen(entries, leaves, tensors)})
+    entries, leaves = list(entries), flatten(abstract)
+    tensors = check_folder(folder, entries, abstract, unused)
     sharding = sharding or (lambda path, shape: jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
     dtype = np.dtype(dtype)
     loaded = {}

@@ -132,7 +132,7 @@ def _check(config: Any, method: Vital, mesh: Mesh, P: int) -> None:
     groups, four = math.prod(mesh.shape[axis] for axis in ROWS), method.model.config.vision.merge**2
     if config.batch % (config.micro_batches * groups):
         raise ValueError(
-            f"config.batch={config.batch}: rows are not a multiple of config.micro_batches={config.micro_batches} times data*fsdp = {groups}"
+            f"config.batch={config.batch}: no multiple of config.micro_batches={config.micro_batches} times data*fsdp = {groups}"
         )
     if P % four:
         raise ValueError(f"{P} patches are not a multiple of {four}, the patches of one token")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from vital_jax.hub.load import load_qwen3, load_qwen3_vl
+from vital_jax.hub.load import check_weights, load_qwen3, load_qwen3_vl
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config
 from vital_jax.models.decoder import Decoder
@@ -119,6 +119,7 @@ def load_params(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
     Raises: as `load_qwen3_vl` and `kept_params`; ValueError where a leaf has no row in the table of what trains or of what is sharded.
     """
     shapes = kept_params(config, method)
+    check_weights(config.model.folder, config.model.text_decoder if method.decoder is not None else None)
     placed = flatten(shardings(shapes, mesh, sharding_rows(config.mesh.base), allow_unused=True))
     # Far from the keys of the steps, which are the seed folded with small numbers.
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1))

@@ -32,10 +32,10 @@ class Prefix(NamedTuple):
 class Qwen3VL(nn.Module):
     """The multimodal backbone.
 
-    Attributes: config; lora (None where no adapter will be given); remat, attention and stationary as in `Decoder`; dtype to compute in; `quantize`:
-    how the shapes say that a frozen base is kept (see `quantize.py`); and `latent_state`, which of the decoder's last states is handed out
-    and may be fed back: `post_norm` (the head's input) or `pre_norm`. Feeding one to a model trained on the other changes its meaning
-    without an error, so checkpoints record it.
+    Attributes: config; lora (None where no adapter will be given); remat, attention and stationary as in `Decoder`; dtype to compute in;
+    `quantize`: how the shapes say that a frozen base is kept (see `quantize.py`); and `latent_state`, which of the decoder's last states is
+    handed out and may be fed back: `post_norm` (the head's input) or `pre_norm`. Feeding one to a model trained on the other changes its
+    meaning without an error, so checkpoints record it.
     """
 
     config: Qwen3VLConfig
