@@ -39,6 +39,7 @@ def train(config):
     plan.resolve(config)
     plan.agree(config)
     distributed.check_shared(Path(config.workdir))
+    plan.check_models(config)
     distributed.first("preparation", lambda: prepare(config))
     feed, preview = plan.open_feed(config, "train"), plan.open_feed(config, config.eval.split)
     phases, tables = config.phases, setup.tables(config)
@@ -159,6 +160,7 @@ def train(config):
                         saved = meta(index, step, clock.state())
                         checkpoints.save(step, {**state, "held": held}, saved, metrics.last | exact)
                         exact = {}
+                    plan.check_best(config, metrics.last)
                 if stops and step < total:
                     checkpoints.wait()
                     distributed.leave(f"stopped after step {step}, which is saved: the same command goes on from there")

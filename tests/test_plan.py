@@ -144,3 +144,28 @@ def test_the_pace_says_only_what_is_known():
     assert plan.pace(Clock()) == {"samples": 0}
     counted = {"seconds": 2.0, "samples": 8, "steps": 1, "seen": 24, "flops": 3.0, "possible_flops": 12.0}
     assert plan.pace(Clock(counted)) == {"samples": 24, "samples/s": 4.0, "mfu": 0.25}
+
+
+def test_the_best_is_by_something_that_steps_report():
+    config = vital.get_config()
+    config.checkpoint.best = "min tsk"
+    with pytest.raises(
+        ValueError, match=r"config\.checkpoint\.best='min tsk': no metric 'tsk'; there are exact, loss, task"
+    ):
+        plan.check_best(config, {"loss": 1.0, "task": 1.0})
+    for best in ("", "min task", "max exact"):
+        config.checkpoint.best = best
+        plan.check_best(config, {"loss": 1.0, "task": 1.0})
+    config.eval.answers = 0
+    with pytest.raises(ValueError, match="no metric 'exact'"):
+        plan.check_best(config, {"loss": 1.0})
+
+
+def test_models_are_looked_at_before_anything_is_made(tmp_path):
+    config = vital.get_config()
+    plan.resolve(config)
+    config.model.folder = str(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        plan.check_models(config)
+    config.dry_run = True
+    plan.check_models(config)

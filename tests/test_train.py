@@ -14,7 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vital_jax import plan
+from vital_jax.hub import encoders
+from vital_jax.methods import fit
+from vital_jax.training import config as configuration
 from vital_jax.training.checkpoint import Checkpoints
+from vital_jax.training.sharding import make_mesh
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PHASES = [f"--config.phases[{i}].steps={n}" for i, n in enumerate((3, 3, 4))]
@@ -58,11 +63,11 @@ def environment(shared):
     }
 
 
-def run(shared, workdir, *overrides):
+def run(shared, workdir, *overrides, **variables):
     return subprocess.run(
         command(shared, workdir, *overrides),
         cwd=REPOSITORY,
-        env=environment(shared),
+        env=environment(shared) | variables,
         capture_output=True,
         text=True,
         check=False,
@@ -94,7 +99,9 @@ def final_state(workdir):
 def finished(shared):
     """An uninterrupted run."""
     workdir = shared / "whole"
-    done = run(shared, workdir)
+    # jax writes down what it lowers.
+    lowered = {"JAX_DUMP_IR_TO": str(shared / "lowered"), "JAX_INCLUDE_DEBUG_INFO_IN_DUMPS": "0"}
+    done = run(shared, workdir, **lowered)
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir, done
 
@@ -247,3 +254,17 @@ def test_a_mistake_is_one_clear_line(shared, finished, tmp_path, override, words
     assert done.returncode not in (0, None)
     assert all(word in done.stderr for word in words), done.stderr[-2000:]
     assert "Traceback" not in done.stderr
+
+
+def test_what_vital_fit_compiles_is_what_was_trained(shared, finished):
+    """The same text, from shapes alone: of the last phase, whose K is the largest."""
+    import jax
+
+    config = configuration.read(command(shared, shared / "whole")[2:])
+    plan.resolve(config)
+    mesh, width = make_mesh(devices=jax.devices()[:1]), encoders.width(config.data.encoder)
+    method, _ = fit.prepared(config, mesh, width)
+    compiled, _ = fit.lower_training(config, method, mesh, 2, 96, 16, width)
+    trained = [path.read_text() for path in (shared / "lowered").glob("*jit_train_step*.mlir")]
+    assert len(trained) == 3, "one program a phase"
+    assert sum(text.strip() == compiled.as_text().strip() for text in trained) == 1

@@ -154,8 +154,8 @@ class Model:
           images: of one question: a path, the bytes of an image file or a Pillow image, or several of them in a list. For a list of
             questions: a list with these for each.
           questions: one, or a list; a list is answered in groups of `batch` rows.
-          latent_steps: K for all of them. None takes the largest it was trained with; 0 answers without latents, from the prompt alone; more
-            than it was trained with is allowed with a warning.
+          latent_steps: K for all of them. None takes the largest it was trained with; 0 answers without latents, from the prompt alone;
+            more than it was trained with is allowed with a warning.
           max_new_tokens: T, the end token included; None takes the room training had for an answer.
         Returns: an `Answer`, or a list of them in order.
         Raises: RequestError for an empty question, one with control tokens, numbers of images and questions that differ, or a K below 0;
@@ -467,5 +467,6 @@ def _read_run(folder: Path, config: ConfigDict, step: int, wanted: tuple[str, ..
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
         trained = checkpoints.read_parameters(wanted, device, step)
-    _, base = load_qwen3_vl(config.model.folder, None, config.model.param_dtype)
+    kept = config.model.get("quantize", "")
+    _, base = load_qwen3_vl(config.model.folder, None, config.model.param_dtype, quantize=kept)
     return setup.overlay({"base": base}, trained)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from vital_jax import __version__
 from vital_jax.evaluate.preview import answers
+from vital_jax.hub.load import check_weights
 from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
 from vital_jax.pipeline.batch import Encoder
@@ -62,6 +62,21 @@ def resolve(config: Any) -> None:
     config.data.features = features_name(config)
 
 
+def check_models(config: Any) -> None:
+    """Refuses models whose weights are not whole, before records and features are made for them. Raises: as `check_weights`."""
+    if not (config.model.tiny or config.dry_run):
+        check_weights(config.model.folder, config.model.text_decoder if setup.uses(config, "text") else None)
+
+
+def check_best(config: Any, metrics: Mapping[str, Any]) -> None:
+    """Refuses a `checkpoint.best` that names nothing a step reports. metrics: of any step. Raises: ValueError naming what there is."""
+    name, known = config.checkpoint.best.partition(" ")[2], {*metrics, *(("exact",) if config.eval.answers else ())}
+    if name and name not in known:
+        raise ValueError(
+            f"config.checkpoint.best={config.checkpoint.best!r}: no metric {name!r}; there are {', '.join(sorted(known))}"
+        )
+
+
 def open_feed(config: Any, split: str, regions: bool = False) -> Feed:
     """One split of the configured records; with region features where a loss needs them, or where `regions` asks for them."""
     d = config.data
@@ -77,10 +92,10 @@ def describe(config: Any, method: Vital, feed: Feed, tables: Sequence[Sequence[t
     tree = setup.abstract_params(method)
     ever = setup.trained(tables, tree)
     leaves = flatten(tree)
-    frozen_type = jnp.dtype(config.model.param_dtype)
     numbers = {path: math.prod(leaf.shape) for path, leaf in leaves.items()}
     trains = sum(numbers[path] for path in ever)
-    rest = sum(numbers.values()) - trains
+    rest = [leaf for path, leaf in flatten(setup.kept_params(config, method)).items() if path not in ever]
+    types = " and ".join(sorted({leaf.dtype.name for leaf in rest}))
     gib = lambda count, width: count * width / 2**30  # noqa: E731
     lines = [parameter_table(tree, tables[0]), ""]
     for phase in config.phases:
@@ -96,7 +111,8 @@ def describe(config: Any, method: Vital, feed: Feed, tables: Sequence[Sequence[t
         )
     lines += [
         "",
-        f"memory of the state on one device, nothing sharded: frozen {gib(rest, frozen_type.itemsize):.2f} GiB in {frozen_type.name}, "
+        f"memory of the state on one device, nothing sharded: "
+        f"frozen {sum(gib(leaf.size, leaf.dtype.itemsize) for leaf in rest):.2f} GiB in {types}, "
         f"trained {gib(trains, 4):.2f} GiB in float32, gradients {gib(trains, 4):.2f} GiB, "
         f"Adam {gib(trains, 8):.2f} GiB; activations come on top",
     ]

@@ -93,5 +93,5 @@ def test_numbers_are_checked(work, flag, capsys):
 
 def test_an_adapter_is_no_whole_model(work, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=str(tmp_path)):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is an adapter to a base it does not name"):
         vital(*words(work, model=tmp_path, against="transformers"))

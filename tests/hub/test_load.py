@@ -141,9 +141,10 @@ def test_int8_is_what_quantising_whole_rows_gives(folder, loaded, place):
     from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-    spec = lambda path, shape: (
-        PLACES[place][: len(shape)] if path.endswith(("kernel", SCALE)) and "layers" in path else ()
-    )  # noqa: E731
+
+    def spec(path, shape):
+        return PLACES[place][: len(shape)] if path.endswith(("kernel", SCALE)) and "layers" in path else ()
+
     sharding = (lambda path, shape: NamedSharding(mesh, PartitionSpec(*spec(path, shape)))) if place else None
     model, params = load_qwen3_vl(folder, sharding, jnp.bfloat16, quantize="int8")
     assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, abstract_qwen3_vl(model))

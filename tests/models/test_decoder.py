@@ -238,8 +238,9 @@ def test_remat_changes_nothing():
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
 
-    none, full = map(jax.tree.leaves, (gradient("none"), gradient("full")))
-    for a, b in zip(none, full, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * max(1e-3, np.max(np.abs(a))))
-    with pytest.raises(ValueError, match="unknown remat 'some': use none or full"):
+    none, *others = map(jax.tree.leaves, (gradient("none"), gradient("full"), gradient("names")))
+    for other in others:
+        for a, b in zip(none, other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * max(1e-3, np.max(np.abs(a))))
+    with pytest.raises(ValueError, match="unknown remat 'some': use one of full, names, none"):
         gradient("some")

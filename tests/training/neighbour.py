@@ -115,6 +115,8 @@ if __name__ == "__main__":
         distributed.start(settings(address, int(count), int(number), **changes))
         part(act, Path(folder))
     except Exception as error:  # an assertion above too: a process that only went would leave the others waiting
-        print(f"error: {error!r}" if isinstance(error, AssertionError) else f"error: {error}", file=sys.stderr, flush=True)
+        print(
+            f"error: {error!r}" if isinstance(error, AssertionError) else f"error: {error}", file=sys.stderr, flush=True
+        )
         distributed.abandon(error)
         sys.exit(1)

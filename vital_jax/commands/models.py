@@ -22,7 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace, steps: bool = False, explain: bool = False):
-    """`api.load` of the flags (and of --encoder, to explain), with the compile cache that training left beside the run. Raises: as `api.load`."""
+    """`api.load` of the flags (of --encoder too, to explain), with the compile cache that training left beside the run. Raises: as that."""
     import jax
     from absl import logging
 

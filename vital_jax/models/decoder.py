@@ -10,12 +10,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from vital_jax.models import layout
 from vital_jax.models.attention import KeyValues, Mask, attend
 from vital_jax.models.config import DecoderConfig, LoraConfig
 from vital_jax.models.layers import Embedding, Linear, RMSNorm, kernel_init
 from vital_jax.models.rope import multimodal_angles, rotate
+
+REMAT = ("full", "names", "none")
+_KEPT = "kept"  # what `names` keeps: the products whose making again is most of a layer's work, and where the two halves of it meet
+
+
+def _keep(x: jax.Array) -> jax.Array:
+    return checkpoint_name(x, _KEPT)
 
 
 class SelfAttention(nn.Module):
@@ -42,9 +50,9 @@ class SelfAttention(nn.Module):
         own = lambda y: layout.rows(layout.columns(y)) if self.stationary else y  # noqa: E731
         heads = lambda y, n: own(y).reshape(*y.shape[:-1], n, c.head_width)  # noqa: E731
         whole = layout.gathered(x) if self.stationary else None
-        q = rotate(self.q_norm(heads(self.q_proj(x, whole), c.heads)), angles)
-        k = rotate(self.k_norm(heads(self.k_proj(x, whole), c.kv_heads)), angles)
-        v = heads(self.v_proj(x, whole), c.kv_heads)
+        q = rotate(self.q_norm(heads(_keep(self.q_proj(x, whole)), c.heads)), angles)
+        k = rotate(self.k_norm(heads(_keep(self.k_proj(x, whole)), c.kv_heads)), angles)
+        v = heads(_keep(self.v_proj(x, whole)), c.kv_heads)
         if suffix_kv is not None:
             write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)  # noqa: E731
             k, v = write(suffix_kv[0], k), write(suffix_kv[1], v)
@@ -70,9 +78,10 @@ class GatedMLP(nn.Module):
 
     def __call__(self, x):
         if not self.stationary:
-            return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+            return self.down_proj(nn.silu(_keep(self.gate_proj(x))) * _keep(self.up_proj(x)))
         whole = layout.gathered(x)
-        h = nn.silu(layout.columns(self.gate_proj(x, whole))) * layout.columns(self.up_proj(x, whole))
+        gate, up = (_keep(layout.columns(y)) for y in (self.gate_proj(x, whole), self.up_proj(x, whole)))
+        h = nn.silu(gate) * up
         return self.down_proj(h, layout.gathered(h))
 
 
@@ -95,7 +104,7 @@ class Block(nn.Module):
         border = layout.columns if self.stationary else layout.rows
         x = border(x)
         mixed, kv = self.self_attn(self.input_layernorm(x), angles, mask, prefix_kv, suffix_kv, slot)
-        x = border(x + mixed)
+        x = _keep(border(x + mixed))
         x = border(x + self.mlp(self.post_attention_layernorm(x)))
         if deepstack is not None:
             x = x + deepstack[jnp.minimum(layer, deepstack.shape[0] - 1)][:, None]
@@ -105,8 +114,10 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embeddings, scanned blocks, final norm and head.
 
-    `remat` keeps only block inputs for the backward pass (`full`) or everything (`none`). `stationary` is for a base that is split over
-    chips: single columns over a prefix (latent steps, tokens written) leave the weights where they are (models/layout.py).
+    `remat` keeps for the backward pass only block inputs (`full`); also queries, keys, values, the feed-forward's two inner products and
+    the state between the halves, so that little but attention is computed twice (`names`); or everything (`none`). Single columns over a
+    prefix (latent steps, tokens written) are so small that `full` means `names` for them. `stationary` is for a base that is split over
+    chips: single columns leave the weights where they are (models/layout.py).
     """
 
     config: DecoderConfig
@@ -152,14 +163,16 @@ class Decoder(nn.Module):
         Returns: the state before the final norm [B, G, U, D], and the suffix block's keys and values for every layer.
         Raises: ValueError for an unknown `remat`.
         """
-        if self.remat not in ("none", "full"):
-            raise ValueError(f"unknown remat {self.remat!r}: use none or full")
+        if self.remat not in REMAT:
+            raise ValueError(f"unknown remat {self.remat!r}: use one of {', '.join(REMAT)}")
         c = self.config
-        stationary = self.stationary and prefix_kv is not None and x.shape[2] == 1
+        single = prefix_kv is not None and x.shape[2] == 1
+        stationary, remat = self.stationary and single, "names" if self.remat == "full" and single else self.remat
         angles = multimodal_angles(positions, c.head_width, c.rope_theta, c.mrope_section)
         if deepstack is not None:
             deepstack = jnp.concatenate([deepstack, jnp.zeros_like(deepstack[:1])]).astype(x.dtype)
-        block = nn.remat(Block, prevent_cse=False) if self.remat == "full" else Block
+        policies = {"full": None, "names": jax.checkpoint_policies.save_only_these_names(_KEPT)}
+        block = Block if remat == "none" else nn.remat(Block, prevent_cse=False, policy=policies[remat])
         layers = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0},

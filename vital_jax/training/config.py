@@ -77,8 +77,9 @@ def _without_overrides(argv: Sequence[str]) -> ConfigDict:
     return holder.value
 
 
-def _parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """absl's flag parser, with every complaint in one line."""
+def _parse(argv: Sequence[str], values: flags.FlagValues | None = None) -> list[str]:
+    """absl's flag parser (the process's own, unless others are given), with every complaint in one line."""
+    values = flags.FLAGS if values is None else values
     try:
         rest = values(argv)
         given = values.config is not None and bool(values.config.keys())
