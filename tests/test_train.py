@@ -122,31 +122,46 @@ def test_three_phases_train_and_report(finished):
     assert "samples/s" in done.stderr and "left" in done.stderr and "decoded answers exact" in done.stderr
 
 
-def test_killed_and_started_again_it_is_the_same_run(shared, finished, tmp_path):
-    """SIGKILL in the third phase, wherever the run is then; the log and the last checkpoint agree to the bit."""
-    whole, _ = finished
-    workdir = tmp_path / "killed"
+def started(shared, workdir, ready, *overrides):
+    """A run in the background, once `ready()` says so; generous, for a machine may be slow and this waits for a start and many programs."""
     process = subprocess.Popen(
-        command(shared, workdir),
+        command(shared, workdir, *overrides),
         cwd=REPOSITORY,
         env=environment(shared),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    try:
-        # Generous: a machine may be slow and this waits for a start and up to nine programs.
-        deadline = time.monotonic() + 900
-        while time.monotonic() < deadline and process.poll() is None:
-            if (workdir / "metrics.jsonl").exists() and len(lines(workdir)) >= 7:
-                break
-            time.sleep(0.02)
-        assert process.poll() is None, "the run ended before it could be killed"
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert len(lines(workdir)) < 10
+    deadline = time.monotonic() + 900
+    while time.monotonic() < deadline and process.poll() is None and not ready():
+        time.sleep(0.02)
+    return process
+
+
+def test_stopped_and_killed_and_started_again_it_is_the_same_run(shared, finished, tmp_path):
+    """SIGTERM in the first phase between two checkpoints, SIGKILL in the third wherever the run is then; the log and the last checkpoint
+    agree to the bit with those of the run that nothing happened to.
+    """
+    whole, _ = finished
+    workdir = tmp_path / "run"
+    process = started(shared, workdir, lambda: saved(workdir), "--config.checkpoint.every=100")
+    process.send_signal(signal.SIGTERM)
+    text = process.communicate(timeout=900)[1]
+    assert process.returncode == 75, text[-3000:]
+    step = max(saved(workdir))
+    assert f"stopped after step {step}, which is saved" in text and len(lines(workdir)) == step < 7
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        clock = checkpoints.read_meta()["clock"]
+    assert clock["seen"] == 8 * step and clock["flops"] == 0, "a CPU has no peak in the table"
+
+    process = started(shared, workdir, lambda: len(lines(workdir)) >= 7)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.kill()
+    assert f"resuming {workdir} after step {step}" in process.communicate()[1]
+    assert 7 <= len(lines(workdir)) < 10
+
     again = run(shared, workdir)
-    assert again.returncode == 0, again.stderr[-3000:]
+    assert again.returncode == 0 and '"samples": 80' in again.stderr, again.stderr[-3000:]
     assert lines(workdir) == lines(whole)
     assert lines(workdir, "answers") == lines(whole, "answers")
     (step, state), (whole_step, whole_state) = final_state(workdir), final_state(whole)
@@ -154,33 +169,6 @@ def test_killed_and_started_again_it_is_the_same_run(shared, finished, tmp_path)
     import jax
 
     jax.tree_util.tree_map(np.testing.assert_array_equal, state, whole_state)
-
-
-def test_asked_to_stop_it_saves_the_step_and_says_so_by_its_status(shared, finished, tmp_path):
-    """SIGTERM between two checkpoints; the second run goes on from the very step, with what the clock had counted."""
-    whole, _ = finished
-    workdir = tmp_path / "stopped"
-    process = subprocess.Popen(
-        command(shared, workdir, "--config.checkpoint.every=100"),
-        cwd=REPOSITORY,
-        env=environment(shared),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 900
-    while time.monotonic() < deadline and process.poll() is None and len(saved(workdir)) < 1:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    text = process.communicate(timeout=900)[1]
-    assert process.returncode == 75, text[-3000:]
-    step = max(saved(workdir))
-    assert f"stopped after step {step}, which is saved" in text and len(lines(workdir)) == step < 10
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        clock = checkpoints.read_meta()["clock"]
-    assert clock["seen"] == 8 * step and clock["flops"] == 0, "a CPU has no peak in the table"
-    again = run(shared, workdir)
-    assert again.returncode == 0 and '"samples": 80' in again.stderr, again.stderr[-3000:]
-    assert lines(workdir) == lines(whole)
 
 
 def test_a_finished_run_started_again_changes_nothing(shared, finished):

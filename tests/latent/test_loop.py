@@ -37,6 +37,16 @@ def run(vital, params, batch, max_steps=4, fused=True):
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def read_prompt(vital, params, batch):
+    """z_0 and the prompt of a batch."""
+    v = variables(params)
+    return prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
+
+
+forced = jax.jit(teacher_force, static_argnums=(0, 6))
+
+
 def full_passes(vital, params, row):
     """One row without any cache: K + 1 full passes over embeddings that grow by one, then the answer. Returns z_1..z_K and h."""
     return _full_passes(vital, params, row, int(row["lengths"][0]), int(row["latent_steps"][0]))
@@ -116,12 +126,14 @@ def scalar(thought):
     return jnp.sum(jnp.sin(thought.z)) + jnp.sum(weight * thought.h)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def gradient(vital, params, batch, fused=True):
+    """Of `scalar` in the adapters."""
+    return jax.grad(lambda lora: scalar(run(vital, {**params, "lora": lora}, batch, 4, fused)))(params["lora"])
+
+
 def test_fused_gradients_equal_literal_gradients(setup):
-    vital, params, batch = setup
-    literal, fused = (
-        jax.grad(lambda lora, f=f: scalar(run(vital, {**params, "lora": lora}, batch, 4, f)))(params["lora"])
-        for f in (False, True)
-    )
+    literal, fused = (gradient(*setup, f) for f in (False, True))
     for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(literal), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.max(jnp.abs(b))))
 
@@ -136,8 +148,7 @@ def test_loop_gradients_equal_gradients_through_full_passes(setup):
         weight = jnp.cos(jnp.arange(h.size)).reshape(h.shape)
         return jnp.sum(jnp.sin(z)) + jnp.sum(weight * h)
 
-    slow = jax.grad(long)(params["lora"])
-    quick = jax.grad(lambda lora: scalar(run(vital, {**params, "lora": lora}, row)))(params["lora"])
+    slow, quick = jax.jit(jax.grad(long))(params["lora"]), gradient(vital, params, row)
     for a, b in zip(jax.tree.leaves(quick), jax.tree.leaves(slow), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.max(jnp.abs(b))))
     assert all(float(jnp.max(jnp.abs(g))) > 0 for g in jax.tree.leaves(slow))
@@ -146,10 +157,7 @@ def test_loop_gradients_equal_gradients_through_full_passes(setup):
 def test_remat_changes_nothing(setup):
     vital, params, batch = setup
     full = toy.method(model=toy.backbone(remat="full"))
-    grads = [
-        jax.grad(lambda lora, m=m: scalar(run(m, {**params, "lora": lora}, batch)))(params["lora"])
-        for m in (vital, full)
-    ]
+    grads = [gradient(method, params, batch, True) for method in (vital, full)]
     for a, b in zip(*map(jax.tree.leaves, grads), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(b))))
 
@@ -166,14 +174,14 @@ def test_merged_adapters_equal_unmerged(setup):
 def test_a_call_with_three_groups_equals_three_calls(setup):
     vital, params, batch = setup
     v = variables(params)
-    z0, prompt = prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
+    z0, prompt = read_prompt(vital, params, batch)
     r = np.random.default_rng(5)
     starts = z0[:, None] + jnp.asarray(r.normal(size=(4, 3, toy.WIDTH)), jnp.float32)
     answers, steps = r.integers(0, 50, (4, 3, 5)), r.integers(1, 5, (4, 3))
-    together = teacher_force(vital.model, v, prompt, starts, answers, steps, 4)
+    together = forced(vital.model, v, prompt, starts, answers, steps, 4)
     for g in range(3):
         cut = slice(g, g + 1)
-        alone = teacher_force(vital.model, v, prompt, starts[:, cut], answers[:, cut], steps[:, cut], 4)
+        alone = forced(vital.model, v, prompt, starts[:, cut], answers[:, cut], steps[:, cut], 4)
         np.testing.assert_allclose(together.h[:, cut], alone.h, **CLOSE)
         np.testing.assert_allclose(together.z[:, cut], alone.z, **CLOSE)
 
@@ -182,8 +190,8 @@ def test_recorded_latents_replay_in_one_parallel_pass(setup):
     """`extend` with all inputs at once equals the loop that made them: the replay that policy optimisation needs."""
     vital, params, batch = setup
     v = variables(params)
-    z0, prompt = prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
-    z, _ = think(vital.model, v, prompt, z0[:, None], 4)
+    z0, prompt = read_prompt(vital, params, batch)
+    z, _ = jax.jit(think, static_argnums=(0, 4))(vital.model, v, prompt, z0[:, None], 4)
     u = jnp.concatenate([z0[:, None, None], z[:, :, :-1]], axis=2)
     positions = batch["next_position"][:, None, None] + jnp.arange(4)
     replayed, _ = extend(
