@@ -45,6 +45,8 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(source="phantoms", path="", count=1000, seed=0, questions=2, form="closed", val=0.03, test=0.12)
     )
     config.batch = 32
+    # A third of the compilation less on a CPU, and steps that are no slower: the products are library calls.
+    config.compiler = (("xla_backend_optimization_level", "1"),)
     config.phases = (
         vital.phase("one step", 1, 0, steps=60),
         vital.phase("two steps", 2, 0, steps=60),

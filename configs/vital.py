@@ -117,6 +117,7 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
             # 6,400 steps of the paper's 817,000 passes (the first phase warms up for 38 of its 766) and divides over 1 to 128 chips.
             batch=128,
             micro_batches=1,
+            compiler=(),  # (name, value) rows: options of XLA for the training step
             phases=(phase("one step", 1, 5), phase("two steps", 2, 5), phase("all steps", 4, 10)),
             mesh=dict(
                 data=-1 if base == "replicated" else 1, fsdp=1 if base == "replicated" else -1, tensor=1, base=base

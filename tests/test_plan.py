@@ -60,6 +60,12 @@ def test_an_unknown_curriculum_is_named_with_those_there_are():
         recipe(curriculum="backwards")
 
 
+@pytest.mark.parametrize("rows", [("xla_name=1",), (("xla_name", 1),), (("xla_name",),)])
+def test_options_of_the_compiler_are_rows_of_two_strings(rows):
+    with pytest.raises(ValueError, match=r"config\.compiler holds .*xla_name.*: its rows are"):
+        recipe(compiler=rows)
+
+
 @pytest.mark.parametrize(
     "most, steps", [(0, [0, 0, 0]), (1, [1, 1, 1]), (2, [1, 2, 2]), (3, [1, 2, 3]), (9, [1, 2, 4])]
 )

@@ -31,6 +31,7 @@ def finished(tmp_path_factory):
         "phases[1].steps": 1,
         "phases[0].steps": 1,
         "batch": 4,
+        "compiler": "()",  # what the environment asks for is faster still
     }
     arguments = [f"--config.{key}={value}" for key, value in small.items()]
     command = [sys.executable, "train.py", "--config=configs/quickstart.py", *arguments]

@@ -43,11 +43,14 @@ CURRICULA = {
 def resolve(config: Any) -> None:
     """Fills in, in place, what a recipe leaves to be derived: the phases of its curriculum, their K and loss weights, the features' name.
 
-    Raises: ValueError naming an unknown curriculum.
+    Raises: ValueError naming an unknown curriculum, or a `compiler` that is not rows of two strings.
     """
     m = config.method
     if config.curriculum not in CURRICULA:
         raise ValueError(f"unknown config.curriculum={config.curriculum!r}: use one of {', '.join(CURRICULA)}")
+    for row in config.compiler:
+        if not (isinstance(row, tuple) and [type(part) for part in row] == [str, str]):
+            raise ValueError(f"config.compiler holds {row!r}: its rows are ('name of an XLA option', 'value')")
     order = list(CURRICULA[config.curriculum](len(config.phases)))
     left_out = [phase for i, phase in enumerate(config.phases) if i not in order]
     config.phases = tuple(config.phases[i] for i in order)

@@ -181,3 +181,9 @@ def test_eight_devices_give_the_result_of_one_and_keep_the_shardings():
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=2e-6)
     # partial sums of eight devices in another order, in float32, through Adam's division
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5), new["trainable"], alone["trainable"])
+
+
+def test_options_reach_the_compiler_of_this_program():
+    step = make_train_step(loss, normalizers, optax.sgd(0.1), compiler={"xla_of_nobody": "1"})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'xla_of_nobody'"):
+        step(init_state(trainable(), optax.sgd(0.1)), frozen(), batch(1))

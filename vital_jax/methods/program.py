@@ -35,7 +35,9 @@ def train_step(config: Any, method: Vital, phase: Any, state: State) -> Callable
     """The jitted step of a phase, for states that lie as this one does; see `make_train_step`."""
     loss = vital.make_loss(method, phase.latent_steps, weights_of(phase))
     placement = jax.tree.map(lambda x: x.sharding, state)
-    return make_train_step(loss, vital.normalizers, optimizer_of(config, phase), config.seed, placement)
+    return make_train_step(
+        loss, vital.normalizers, optimizer_of(config, phase), config.seed, placement, dict(config.compiler)
+    )
 
 
 def shapes_on(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     seed: int = 0,
     shardings: State | None = None,
+    compiler: Mapping[str, str] | None = None,
 ) -> Callable[[State, Any, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The jitted `train_step(state, frozen, batch) -> (state, metrics)`; the state passed in is donated.
 
@@ -109,6 +110,7 @@ def make_train_step(
       seed: of dropout and the like; rng = fold_in(fold_in(key(seed), step), micro-batch).
       shardings: of the state (`jax.tree.map(lambda x: x.sharding, state)`), which the new state keeps. Without them the
         compiler chooses, and a choice that differs costs the donation and a second compilation.
+      compiler: options of XLA for this program, by name.
     Returns: the step. Batch leaves are [A, B, ...] (A micro-batches). Metrics: those of loss_fn, `loss`, `grad_norm`
       (before clipping) and `finite`: 0 where the loss or the gradient is NaN or infinite. Such a step changes neither
       parameters nor moments, so that the state stays fit to be saved; its number still counts, so that the same data is
@@ -144,4 +146,4 @@ def make_train_step(
         report = {**metrics, "loss": loss, "grad_norm": grad_norm, "finite": finite.astype(jnp.float32)}
         return {**kept, "step": state["step"] + 1}, report
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=dict(compiler or {}))
