@@ -36,8 +36,8 @@ def get_config(arg: str = "") -> ConfigDict:
         records=f"{work}/records",
         encoder=f"{WEIGHTS}/siglip",
         max_pixels=128 * 128,
-        buckets=((80, 64),),
-        answer=10,
+        buckets=((76, 64),),
+        answer=8,
         chain=34,  # the longest sentence has 31 tokens
         workers=0,
     )
@@ -53,6 +53,6 @@ def get_config(arg: str = "") -> ConfigDict:
         vital.phase("all steps", 4, 0, steps=120),
     )
     config.log.update(every=10, diagnose=0)
-    config.eval.update(answers=0, evidence="test", audit=48)
+    config.eval.update(answers=0, evidence="test", audit=32)
     config.checkpoint.every = 100
     return config

@@ -204,13 +204,14 @@ def test_an_unknown_implementation_is_refused():
         attend(q, None, suffix, mask, "flash")
 
 
-@pytest.fixture
-def interpreted(monkeypatch):
-    """The TPU kernel behind the door, interpreted."""
-    monkeypatch.setitem(attention._LONG, "splash", functools.partial(attention._splash, interpret=True))
+@pytest.fixture(params=[128, 512])
+def interpreted(monkeypatch, request):
+    """The TPU kernel behind the door, interpreted: over two blocks, and over one."""
+    kernel = functools.partial(attention._splash, interpret=True, largest=request.param)
+    monkeypatch.setitem(attention._LONG, "splash", kernel)
 
 
-SPLASH = {  # 256 columns, two blocks of the kernel
+SPLASH = {  # 256 columns
     "causal, uneven lengths": Causal(np.array([256, 130, 1, 128], np.int32)),
     "segments and padding": Segments(
         np.stack(

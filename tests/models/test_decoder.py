@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import toy
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vital_jax.hub import parity
 from vital_jax.hub.load import load_qwen3, load_qwen3_vl
@@ -13,6 +14,7 @@ from vital_jax.latent.loop import empty_suffix, extend, prefill, think
 from vital_jax.models.attention import Causal
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.decoder import Decoder, abstract_decoder
+from vital_jax.models.layers import Linear, kept
 from vital_jax.models.lora import init_lora, merge_lora
 from vital_jax.models.qwen3_vl import Prefix
 from vital_jax.training.partition import flatten
@@ -216,14 +218,49 @@ def test_every_pass_of_the_loop_drops_other_entries(dropping):
 
 def test_dropout_keeps_the_mean():
     """Entries are dropped with the configured share and the rest scaled up: a linear adapter keeps its mean."""
-    from vital_jax.models.layers import Linear
-
     layer = Linear(1, lora=LoraConfig(rank=1, alpha=1.0, dropout=0.25), deterministic=False)
     x = jnp.ones((20000, 8))
     variables = {"params": {"kernel": jnp.zeros((1, 8))}, "lora": {"a": jnp.eye(1, 8), "b": jnp.ones((1, 1))}}
     y = np.asarray(layer.apply(variables, x, rngs={"dropout": jax.random.key(0)}))
     np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
     assert abs(np.mean(y == 0) - 0.25) < 0.02  # six deviations of 20,000 draws
+
+
+def test_what_is_kept_looks_drawn():
+    """Against the published hash in plain integers; and no neighbour, row, column, bit of the key or later key tells about another."""
+    key, shape = jax.random.key(7), (64, 48, 96)
+    first, second = (int(word) for word in jax.random.key_data(key))
+
+    def by_hand(number):
+        x = ((number + first) & 0xFFFFFFFF) ^ second
+        x = ((x ^ (x >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+        x = ((x ^ (x >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+        return (x ^ (x >> 16)) >= 2**30
+
+    drawn = np.asarray(kept(key, shape, 0.25))
+    assert drawn.ravel()[:3000].tolist() == [by_hand(n) for n in range(3000)]
+
+    others = [
+        np.asarray(kept(k, shape, 0.25))
+        for k in (jax.random.key(8), *jax.random.split(key), jax.random.fold_in(key, 1))
+    ]
+    pairs = [(drawn[:-1], drawn[1:]), (drawn[:, :-1], drawn[:, 1:]), (drawn[..., :-1], drawn[..., 1:])]
+    pairs += [(drawn, other) for other in others]
+    for one, other in pairs:
+        assert abs(one.mean() - 0.75) < 5 * (0.75 * 0.25 / one.size) ** 0.5
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 5 / one.size**0.5
+    # Counts along each axis scatter as binomial ones do: their variance over the expected one, of at least 96 counts.
+    for axes in ((1, 2), (0, 2), (0, 1)):
+        count = np.prod([shape[a] for a in axes])
+        assert 0.5 < drawn.sum(axes).var() / (count * 0.75 * 0.25) < 2
+
+
+def test_what_is_kept_does_not_depend_on_how_it_is_split():
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("rows", "columns"))
+    split = jax.jit(
+        kept, static_argnums=(1, 2), out_shardings=NamedSharding(mesh, PartitionSpec("rows", None, "columns"))
+    )
+    np.testing.assert_array_equal(split(jax.random.key(3), (8, 5, 64), 0.5), kept(jax.random.key(3), (8, 5, 64), 0.5))
 
 
 def test_remat_changes_nothing():

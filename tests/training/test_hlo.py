@@ -26,6 +26,13 @@ HloModule jit_step, entry_computation_layout={(bf16[8,128]{1,0:T(8,128)(2,1)})->
   ROOT %part = f32[16,128]{1,0:T(8,128)} dynamic-slice(%reduced, %zero, %zero), dynamic_slice_sizes={16,128}
 }
 
+%finished (m: f32[64,128]) -> f32[16,128] {
+  %m = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %zeroth = s32[]{:T(128)} constant(0)
+  %reduced.2 = f32[64,128]{1,0:T(8,128)} all-reduce(%m), channel_id=4, replica_groups=[4,4]<=[16], to_apply=%add
+  ROOT %part.2 = f32[16,128]{1,0:T(8,128)} dynamic-slice(%reduced.2, %zeroth, %zeroth), dynamic_slice_sizes={16,128}
+}
+
 %compared (x: s32[], y: s32[]) -> pred[] {
   %x = s32[]{:T(128)} parameter(0)
   %y = s32[]{:T(128)} parameter(1)
@@ -58,6 +65,7 @@ ENTRY %main (arg: bf16[8,128]) -> bf16[8,128] {
 metadata={op_name="jit(step)/latent_loop/while"}
   %wide = f32[64,128]{1,0:T(8,128)} parameter(1)
   %small = f32[16,128]{1,0:T(8,128)} fusion(%wide), kind=kCustom, calls=%scattered
+  %rest = f32[16,128]{1,0:T(8,128)} fusion(%wide), kind=kCustom, calls=%finished
   ROOT %out = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
 }
 """
@@ -65,6 +73,7 @@ metadata={op_name="jit(step)/latent_loop/while"}
 
 def test_a_tpu_program_with_a_loop_a_started_and_a_fused_collective():
     found = collectives(TPU)
+    # The all-reduce is spread over two fusions, as its channel says.
     assert [(c.kind, c.sent, c.times) for c in found] == [
         ("all-gather", 32 * 128 * 2 * 3 / 4, 3),
         ("collective-permute", 8 * 128 * 2, 3),
@@ -82,7 +91,10 @@ def test_a_tpu_program_with_a_loop_a_started_and_a_fused_collective():
             "loop loop: no trip count, and its condition condition compares with no constant",
         ),
         (("ENTRY ", ""), "no ENTRY computation"),
-        (("=[4,4]<=[16]", "=everyone"), "collective reduced: its groups are written in a way that is not read"),
+        (
+            ("(%p), channel_id=4, replica_groups=[4,4]<=[16]", "(%p), replica_groups=everyone"),
+            "collective reduced: its groups are written in a way that is not read",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_an_error_not_a_zero(change, words):

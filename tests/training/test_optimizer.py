@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from vital_jax.training.optimizer import NO_DECAY, make_optimizer, make_schedule, restart_schedule
+from vital_jax.training.optimizer import NO_DECAY, PhaseState, make_optimizer, make_schedule, restart_schedule
 from vital_jax.training.partition import flatten
 
 PARAMS = {
@@ -124,8 +124,10 @@ def test_a_new_phase_restarts_the_schedule_and_keeps_the_moments():
         _, state = optimizer.update(gradients(step), state, params)
     done, _ = optimizer.update(gradients(0), state, params)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(done)), "the linear schedule has ended at zero"
-    again = restart_schedule(state)
+    again = restart_schedule(state, make_optimizer(0.1, 7, "linear", 0.0, weight_decay=0.0), params)
     moved, _ = optimizer.update(gradients(0), again, params)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(moved))
     adam = lambda s: next(part for part in s if isinstance(part, optax.ScaleByAdamState))  # noqa: E731
     jax.tree.map(np.testing.assert_array_equal, adam(again), adam(state))
+    phase = next(part for part in again if isinstance(part, PhaseState))
+    assert (int(phase.count), int(phase.rising), int(phase.falling)) == (0, 0, 7), "the new phase's length"

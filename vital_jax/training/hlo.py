@@ -29,6 +29,7 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLS = re.compile(r"\b(?:calls|to_apply|called_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}|\b(?:true|false)_computation=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 
 
@@ -152,7 +153,7 @@ def collectives(text: str) -> list[Collective]:
     """
     found, entry = computations(text)
 
-    def walk(name: str, times: int, scopes: tuple[str, ...]) -> Iterator[Collective]:
+    def walk(name: str, times: int, scopes: tuple[str, ...], counted: set[str]) -> Iterator[Collective]:
         # A fused all-reduce whose result is sliced is a reduce-scatter by another name.
         scatters = (
             any(line.opcode == "all-reduce" for line in found[name]) and found[name][-1].opcode == "dynamic-slice"
@@ -160,20 +161,25 @@ def collectives(text: str) -> list[Collective]:
         for line in found[name]:
             kind = line.opcode.removesuffix("-start")
             if kind in _KINDS:
+                # A TPU spreads one transfer over the fusions that it hides behind, each of which shows it whole, with its channel.
+                channel = _CHANNEL.search(line.rest)
+                if channel and channel[1] in counted:
+                    continue
+                counted.update(channel.groups() if channel else ())
                 yield Collective(kind, _sent(kind, line, scatters), times, (*scopes, line.scope))
             elif line.opcode == "while":
                 body = re.search(r"body=%?([\w.\-]+)", line.rest)[1]
                 if any(True for _ in _reached(found, body)):
-                    yield from walk(body, times * trip_count(line, found), (*scopes, line.scope))
+                    yield from walk(body, times * trip_count(line, found), (*scopes, line.scope), set())
             elif line.opcode == "conditional":
                 names = [n.strip().lstrip("%") for a, b in _BRANCHES.findall(line.rest) for n in (a or b).split(",")]
-                branches = [list(walk(name, times, (*scopes, line.scope))) for name in names]
+                branches = [list(walk(name, times, (*scopes, line.scope), set())) for name in names]
                 yield from max(branches, key=lambda branch: sum(c.sent * c.times for c in branch))
             elif line.opcode in ("fusion", "call", "async-start", "custom-call"):
                 for called in _CALLS.findall(line.rest):
-                    yield from walk(called, times, (*scopes, line.scope))
+                    yield from walk(called, times, (*scopes, line.scope), set() if line.opcode == "call" else counted)
 
-    return list(walk(entry, 1, ()))
+    return list(walk(entry, 1, (), set()))
 
 
 def _reached(found: dict[str, list[Instruction]], name: str) -> Iterator[Instruction]:

@@ -9,7 +9,7 @@ phase's decay.
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,38 @@ from vital_jax.training.partition import Table, flatten, match, unflatten
 # Norm scales, biases and learned log-scales: pulling these to zero changes the function, not its complexity.
 NO_DECAY = r"(.*/)?(scale|bias|gamma|beta|log_\w+)"
 
+# Of the share of the falling steps that is done, in [0, 1]: the share of the peak rate.
 SCHEDULES = {
-    "constant": lambda peak, steps: optax.constant_schedule(peak),
-    "cosine": lambda peak, steps: optax.cosine_decay_schedule(peak, steps),
-    "linear": lambda peak, steps: optax.linear_schedule(peak, 0.0, steps),
+    "constant": lambda done: jnp.ones_like(done),
+    "cosine": lambda done: 0.5 * (1 + jnp.cos(jnp.pi * done)),
+    "linear": lambda done: 1 - done,
 }
+
+
+class PhaseState(NamedTuple):
+    """Where in its phase a step is. Lengths are numbers of the state, not of the program: phases that differ in nothing else share one."""
+
+    count: jax.Array  # steps done
+    rising: jax.Array  # steps over which the rate rises,
+    falling: jax.Array  # and those after them
+
+
+def _lengths(steps: int, schedule: str, warmup: float) -> tuple[int, int]:
+    """(rising, falling) of a phase. Raises: ValueError as `make_schedule`."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup={warmup} is a share of the phase's steps: use a number in [0, 1)")
+    if steps < 1:
+        raise ValueError(f"a phase of {steps} steps has no schedule: give it at least one")
+    rising = min(math.ceil(warmup * steps), steps - 1)
+    return rising, steps - rising
+
+
+def _rate(state: PhaseState, learning_rate: float, schedule: str) -> jax.Array:
+    fallen = jnp.clip((state.count - state.rising) / state.falling, 0, 1)
+    risen = state.count / jnp.maximum(state.rising, 1)
+    return learning_rate * jnp.where(state.count < state.rising, risen, SCHEDULES[schedule](fallen))
 
 
 def make_schedule(learning_rate: float, steps: int, schedule: str = "cosine", warmup: float = 0.05) -> optax.Schedule:
@@ -39,17 +66,24 @@ def make_schedule(learning_rate: float, steps: int, schedule: str = "cosine", wa
         [0, 1).
     Raises: ValueError for an unknown schedule, a share outside [0, 1) or a phase without steps.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup={warmup} is a share of the phase's steps: use a number in [0, 1)")
-    if steps < 1:
-        raise ValueError(f"a phase of {steps} steps has no schedule: give it at least one")
-    rising = min(math.ceil(warmup * steps), steps - 1)
-    falling = SCHEDULES[schedule](learning_rate, steps - rising)
-    if not rising:
-        return falling
-    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, rising), falling], [rising])
+    lengths = _lengths(steps, schedule, warmup)
+    return lambda count: _rate(PhaseState(count, *lengths), learning_rate, schedule)
+
+
+def scale_by_phase(
+    learning_rate: float, steps: int, schedule: str = "cosine", warmup: float = 0.05
+) -> optax.GradientTransformation:
+    """Descends at the rate of `make_schedule`, kept in step by a `PhaseState`. Args, raises: as `make_schedule`."""
+    lengths = _lengths(steps, schedule, warmup)
+
+    def init(params):
+        return PhaseState(*(jnp.asarray(n, jnp.int32) for n in (0, *lengths)))
+
+    def update(updates, state, params=None):
+        rate = _rate(state, learning_rate, schedule)
+        return jax.tree.map(lambda u: -rate * u, updates), state._replace(count=state.count + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _by_path(tree: Mapping[str, Any], value_of: Any) -> dict[str, Any]:
@@ -104,15 +138,17 @@ def make_optimizer(
             weight_decay, mask=lambda params: _by_path(params, lambda path: not plain.fullmatch(path))
         ),
         scale_by_rates(rates),
-        optax.scale_by_learning_rate(make_schedule(learning_rate, steps, schedule, warmup)),
+        scale_by_phase(learning_rate, steps, schedule, warmup),
     )
 
 
-def restart_schedule(opt_state: optax.OptState) -> optax.OptState:
-    """The optimizer state for a new phase that keeps Adam's moments: only the schedule's count goes back to zero."""
-    is_schedule = lambda node: isinstance(node, optax.ScaleByScheduleState)  # noqa: E731
-    return jax.tree.map(
-        lambda node: node._replace(count=jnp.zeros_like(node.count)) if is_schedule(node) else node,
-        opt_state,
-        is_leaf=is_schedule,
-    )
+def restart_schedule(
+    opt_state: optax.OptState, optimizer: optax.GradientTransformation, params: Mapping[str, Any]
+) -> optax.OptState:
+    """The optimizer state for a new phase that keeps Adam's moments: only the schedule starts again, as `optimizer` has it."""
+    is_schedule = lambda node: isinstance(node, PhaseState)  # noqa: E731
+    schedules = lambda state: [node for node in jax.tree.leaves(state, is_leaf=is_schedule) if is_schedule(node)]  # noqa: E731
+    # Compiled, so that fresh moments are never allocated.
+    fresh = iter(jax.jit(lambda params: schedules(optimizer.init(params)))(params))
+    restarted = lambda node: jax.tree.map(lambda old, new: jnp.full_like(old, int(new)), node, next(fresh))  # noqa: E731
+    return jax.tree.map(lambda node: restarted(node) if is_schedule(node) else node, opt_state, is_leaf=is_schedule)

@@ -82,12 +82,12 @@ def start_phase(state: State, optimizer: optax.GradientTransformation, reset: bo
     """The state for a new phase with the same trainable leaves.
 
     Args:
-      optimizer: of the new phase.
+      optimizer: of the new phase, with the same settings but for its steps.
       reset: start it afresh; otherwise Adam's moments are kept and only the schedule starts again.
     """
     if reset:
         return {**state, "opt_state": _fresh(optimizer, state["trainable"])}
-    return {**state, "opt_state": restart_schedule(state["opt_state"])}
+    return {**state, "opt_state": restart_schedule(state["opt_state"], optimizer, state["trainable"])}
 
 
 def make_train_step(
