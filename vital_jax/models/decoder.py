@@ -82,7 +82,7 @@ class GatedMLP(nn.Module):
         whole = layout.gathered(x)
         gate, up = (_keep(layout.columns(y)) for y in (self.gate_proj(x, whole), self.up_proj(x, whole)))
         h = nn.silu(gate) * up
-        return self.down_proj(h, layout.gathered(h))
+        return self.down_proj(h, h)
 
 
 class Block(nn.Module):

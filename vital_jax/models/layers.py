@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vital_jax.models import layout
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.quantize import SCALE, scaled_product
 
@@ -64,7 +65,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array, gathered: jax.Array | None = None) -> jax.Array:
         """[..., in] -> [..., features], in the dtype of x. `gathered` is x again, as the kernel meets it where chips hold parts of x."""
         kernel = self.param("kernel", kernel_init, (self.features, x.shape[-1]), jnp.float32)
-        met = x if gathered is None else gathered
+        met, kernel = (x, layout.whole(kernel)) if gathered is None else (gathered, kernel)
         if self.has_variable("params", SCALE):
             y = scaled_product(met, kernel, self.get_variable("params", SCALE))
         else:
@@ -74,6 +75,8 @@ class Linear(nn.Module):
         if self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(x.dtype) for name in ("a", "b"))
             dropped = Dropout(self.lora.dropout, self.deterministic)(x)
+            if gathered is not None:  # as x and y lie, forward and backward: only the few numbers between A and B move
+                dropped, a, b = layout.columns(dropped), layout.part(a, 1), layout.part(b, 0)
             update = jnp.einsum("...r,or->...o", jnp.einsum("...i,ri->...r", dropped, a), b)
             y = y + update * jnp.asarray(self.lora.alpha / self.lora.rank, x.dtype)
         return y

@@ -41,6 +41,21 @@ def columns(x: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
+def whole(kernel: jax.Array) -> jax.Array:
+    """A kernel gathered on every chip, for a pass over long rows; its gradient may lie as it likes. Said nothing, the compiler would pass
+    parts of a large kernel from chip to chip in a loop of its own around each product, thousands of them, at five times the traffic."""
+    return _constrain(kernel, None)
+
+
+whole.defvjp(lambda kernel: (whole(kernel), None), lambda _, gradient: (gradient,))
+
+
+def part(x: jax.Array, axis: int) -> jax.Array:
+    """A parameter's own part of one of its dimensions on each chip of an fsdp group, and its gradient's."""
+    return _constrain(x, *[None] * axis, "fsdp")
+
+
+@jax.custom_vjp
 def gathered(x: jax.Array) -> jax.Array:
     """[B, ...], all rows of an fsdp group whole on each of its chips. Its gradient is split by columns again, not summed on every chip."""
     return _constrain(x, "data")

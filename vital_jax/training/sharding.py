@@ -22,8 +22,10 @@ from vital_jax.training.partition import Table, flatten, match, unflatten
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 
-# Vocabulary tables are split by rows: a reader of weights then reads each row once.
-_TABLES = "{}/.*(embed_tokens/embedding|lm_head)"
+# Vocabulary tables are split by rows: a reader of weights then reads each row once. The feed-forward's second product is split over its
+# inputs, which the first leaves where they are needed: a latent step then sends D numbers a row behind it, not the feed-forward's width
+# before it (models/layout.py).
+_TABLES, _DOWN = "embed_tokens/embedding|lm_head", "mlp/down_proj/kernel"
 
 
 def fsdp_rows(
@@ -33,9 +35,12 @@ def fsdp_rows(
 
     A scanned stack has its layers first, and slicing a sharded layer axis gathers a layer per step: the dimension behind it is split.
     """
-    rest = f"{part}/(?!.*(embed_tokens/embedding|lm_head)).*"
-    first, second = (tuple(PartitionSpec(*lead, axis) for axis in axes) for lead in ((), (None,)))
-    return ((_TABLES.format(part), (*first, PartitionSpec())), (rest, (*second, *first, PartitionSpec())))
+    layers, second, third = (tuple(PartitionSpec(*lead, axis) for axis in axes) for lead in ((), (None,), (None, None)))
+    return (
+        (f"{part}/.*({_TABLES})", (*layers, PartitionSpec())),
+        (f"{part}/.*{_DOWN}", (*third, *second, *layers, PartitionSpec())),
+        (f"{part}/(?!.*({_TABLES}|{_DOWN})).*", (*second, *layers, PartitionSpec())),
+    )
 
 
 FSDP_ROWS = fsdp_rows("base")
