@@ -69,6 +69,7 @@ def test_a_recipe_on_a_slice(folder, capsys):
     [
         ("v5e", [], {}, r"unknown topology 'v5e': a TPU slice is for instance v5e:4x4"),
         ("cpu:0", [], {}, r"unknown topology 'cpu:0'"),
+        ("h200:9", [], {}, r"unknown topology 'h200:9': .* h100:8 and h200:1 are cards of one node"),
         ("cpu:99", [], {}, r"cpu:99: this process has 8 CPU devices"),
         ("cpu:8", [], {"mesh.fsdp": 3}, r"mesh data=-1, fsdp=3, tensor=1 does not cover the 8 devices"),
         ("cpu:8", [], {"mesh.data": 16}, r"mesh data=16, fsdp=1, tensor=1 does not cover the 8 devices"),
@@ -91,10 +92,20 @@ def test_a_mistake_is_one_clear_line_before_any_work(folder, capsys, monkeypatch
     assert last.startswith("vital fit: ") and re.search(words, last), last
 
 
-def test_no_compiler_for_tpus_says_what_to_install(folder, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "slice_, words",
+    [
+        ("v5e:4x4", 'libtpu, is not installed: pip install "vital_jax[fit]"'),
+        (
+            "h200:8",
+            "h200:8: the CUDA plugin is not installed",
+        ),
+    ],
+)
+def test_no_compiler_says_what_to_install(folder, capsys, monkeypatch, slice_, words):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
-    assert vital_fit(folder, "v5e:4x4") == 2
-    assert 'libtpu, is not installed: pip install "vital_jax[fit]"' in capsys.readouterr().err
+    assert vital_fit(folder, slice_) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_another_libtpu_than_jax_was_built_against_is_refused(folder, capsys, monkeypatch):

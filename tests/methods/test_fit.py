@@ -56,6 +56,22 @@ def test_what_does_not_fit_says_by_how_much():
     assert dataclasses.replace(made, limit=None).fits is None
 
 
+def test_traffic_that_cannot_be_counted_is_not_zero():
+    """A loop that ends when its data says so, as the writing of an answer does."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh = make_mesh(1, 8, 1)
+    split, whole = (NamedSharding(mesh, spec) for spec in (PartitionSpec("fsdp"), PartitionSpec()))
+    again = lambda x: jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(jnp.sin(x), whole), split)  # noqa: E731
+    lowered = jax.jit(lambda x: jax.lax.while_loop(lambda x: jnp.max(x) > 0.5, again, x)).lower(
+        jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=split)
+    )
+    made = fit._compile(lowered, "cpu", name="sample", rows=64, S=S, P=P, K=4)
+    assert made.total is None and made.loop is None and "no trip count" in made.unread and made.peak > 0
+
+
 def test_a_layout_changes_no_name_of_a_parameter(folder):
     """Checkpoints of one mesh load on another: the tree of parameters is the same."""
     trees = [

@@ -14,7 +14,9 @@ Needs the models' config.json and nothing else of them: no weights, no records, 
 overridden as for train.py: --config.mesh.base=fsdp --config.mesh.fsdp=16 --config.micro_batches=2.
 
 GiB are of one chip; "sent" is what one chip sends to others in one step, in the latent loop and in all, as a ring sends it (10^9 bytes);
-FLOPs are the model's, by arithmetic, all chips together, with every budget full. TPU slices need: pip install "vital_jax[fit]"
+FLOPs are the model's, by arithmetic, all chips together, with every budget full.
+
+TPU slices need: pip install "vital_jax[fit]". GPUs need "vital_jax[cuda]" (5 GB) and no driver.
 
 Exit status: 0 everything fits; 1 something does not; 2 a mistake in what was given. Research only, not a medical device.
 """
@@ -111,9 +113,9 @@ def _line(made: Any) -> str:
     verdict = {None: "limit not known", True: "fits", False: "DOES NOT FIT"}[made.fits]
     against = "" if made.limit is None else f" of {made.limit:.2f}"
     over = f" by {made.peak - made.limit:.2f} GiB" if made.fits is False else ""
-    sent = (
-        "" if made.total is None else f", sent {made.loop / 1e9:.3f} GB in the loop, {made.total / 1e9:.2f} GB in all"
-    )
+    sent = f", traffic not counted ({made.unread})" if made.unread else ""
+    if made.total is not None:
+        sent = f", sent {made.loop / 1e9:.3f} GB in the loop, {made.total / 1e9:.2f} GB in all"
     work = "" if made.flops is None else f", {made.flops / 1e12:,.0f} TFLOP"
     shape = f"{made.rows} rows, S={made.S} P={made.P} K={made.K}"
     return f"{made.name:<6} {shape}: {made.peak:.2f}{against} GiB a chip, {verdict}{over}{sent}{work}; compiled in {made.seconds:.0f} s"

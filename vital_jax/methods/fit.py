@@ -36,7 +36,8 @@ class Compiled:
       name: `train` or `sample`. rows: over all chips. S, P, K: prefix tokens, patches and latent steps.
       peak, limit: GiB of one chip; limit is None where the chip is not known, peak what would be needed where that is more than it has.
       seconds: of compiling. flops: of the model, all chips together, by arithmetic; None for a sampler.
-      loop, total: bytes that one chip sends in the latent loop, and in the whole program; None where nothing could be compiled.
+      loop, total: bytes that one chip sends in the latent loop, and in the whole program; None where nothing could be compiled, or
+        where `unread` says why they could not be counted.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Compiled:
     flops: float | None = None
     loop: float | None = None
     total: float | None = None
+    unread: str = ""
 
     @property
     def fits(self) -> bool | None:
@@ -67,11 +69,13 @@ def _compile(lowered: jax.stages.Lowered, chip: str, **facts: Any) -> Compiled:
         needed, limit = (float(found[i]) * _GIB[found[i + 1]] for i in (1, 3))
         return Compiled(**facts, peak=needed, limit=limit, seconds=time.perf_counter() - start)
     seconds = time.perf_counter() - start
-    planned, sent = compiled.memory_analysis(), hlo.collectives(compiled.as_text())
-    peak = planned.peak_memory_in_bytes / 2**30
-    return Compiled(
-        **facts, peak=peak, limit=chips.memory(chip), seconds=seconds, loop=hlo.sent(sent, LOOP), total=hlo.sent(sent)
-    )
+    peak = compiled.memory_analysis().peak_memory_in_bytes / 2**30
+    made = Compiled(**facts, peak=peak, limit=chips.memory(chip), seconds=seconds)
+    try:
+        sent = hlo.collectives(compiled.as_text())
+    except ValueError as error:  # answers end when their data says so: a loop whose turns no program states
+        return dataclasses.replace(made, unread=str(error))
+    return dataclasses.replace(made, loop=hlo.sent(sent, LOOP), total=hlo.sent(sent))
 
 
 def prepared(config: Any, mesh: Mesh, roi_width: int) -> tuple[Vital, str]:
