@@ -171,7 +171,11 @@ def test_only_the_rows_a_device_holds_are_read(folder, monkeypatch):
     half = _reader(Entry("e", (name,), False), (300, 64), np.float32, tensors)((slice(150, 300), slice(None)))
     assert [at[:2] for at in asked] == [(150, 300)]
     np.testing.assert_array_equal(half, load_file(folder / "model.safetensors")[name][150:])
+    asked.clear()
+    block = type(tensors[name]).block
+    monkeypatch.setattr(type(tensors[name]), "block", lambda self, *at: (asked.append(at[:4]), block(self, *at))[1])
     columns = _reader(Entry("e", (name,), False), (300, 64), np.float32, tensors)((slice(None), slice(8, 16)))
+    assert asked == [(0, 300, 8, 16)]
     np.testing.assert_array_equal(columns, load_file(folder / "model.safetensors")[name][:, 8:16])
     assert columns.base.nbytes <= columns.nbytes + 64  # no view that holds the whole tensor
     assert half.ctypes.data % 64 == columns.ctypes.data % 64 == 0  # or JAX on the CPU makes a copy
@@ -237,6 +241,10 @@ def test_a_file_cut_short_while_it_is_read_is_named(copy):
     path.write_bytes(path.read_bytes()[: last.offset + 1])
     with pytest.raises(ValueError, match=r"model\.safetensors: the file ends inside a tensor"):
         last.rows()
+    matrix = max((tensor for tensor in tensors.values() if len(tensor.shape) == 2), key=lambda tensor: tensor.offset)
+    path.write_bytes(path.read_bytes()[: matrix.offset + 1])
+    with pytest.raises(ValueError, match=r"model\.safetensors: the file ends inside a tensor"):
+        matrix.block(0, 2, 0, 3, np.empty((2, 3), matrix.dtype))
 
 
 def _file(header, data=b""):

@@ -123,6 +123,11 @@ def _reader(entry: Entry, shape: tuple[int, ...], dtype: Any, tensors: Mapping[s
         start, stop, _ = index[0].indices(inner[0])
         if tensor.dtype == out.dtype and out.shape[1:] == inner[1:]:
             tensor.rows(start, stop, out)
+        elif tensor.shape == inner and len(inner) == 2:
+            made = out if tensor.dtype == out.dtype else np.empty(out.shape, tensor.dtype)
+            tensor.block(start, stop, *index[1].indices(inner[1])[:2], made)
+            if made is not out:
+                out[...] = made
         else:
             out[...] = tensor.rows(start, stop).reshape(stop - start, *inner[1:])[(slice(None), *index[1:])]
 

@@ -51,6 +51,16 @@ class Tensor:
                 raise ValueError(f"{self.path}: the file ends inside a tensor; copy or download it again")
         return out if self.shape else out.reshape(())
 
+    def block(self, start: int, stop: int, left: int, right: int, out: np.ndarray) -> None:
+        """Fills `out` with columns [left, right) of a matrix's rows [start, stop), and reads nothing else of the file."""
+        row = self.shape[1] * self.dtype.itemsize
+        first = self.offset + start * row + left * self.dtype.itemsize
+        with self.path.open("rb", buffering=0) as file:
+            for i, line in enumerate(out.view(np.uint8)):
+                file.seek(first + i * row)
+                if file.readinto(line) != line.nbytes:
+                    raise ValueError(f"{self.path}: the file ends inside a tensor; copy or download it again")
+
 
 def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors of one file by name. Raises ValueError naming the file where the header does not describe it."""
