@@ -66,7 +66,7 @@ def test_it_ends_with_the_table_of_five_systems(finished):
     assert len(found["answers"]) == len(held_out) and all(row["form"] == "closed" for row in held_out)
     assert [row["id"] for row in found["answers"]] == [row["id"] for row in found["blind"]]
     replayed = next(line for line in found["audit"]["lines"] if line["what"] == "own latents replayed")
-    assert replayed["changed"] == 0 and replayed["n"] == min(48, len(held_out))
+    assert replayed["changed"] == 0 and replayed["n"] == min(32, len(held_out))
     assert (folder / "vital/seed0/audit.html").exists() and not (folder / "lora_k_0/seed0/audit.html").exists()
 
 

@@ -44,14 +44,18 @@ def part(act: str, folder: Path) -> None:
             time.sleep(15)
         distributed.gather("late", index)
     elif act == "load":
-        read, rows = Counter(), safetensors.Tensor.rows
+        read, rows, block = Counter(), safetensors.Tensor.rows, safetensors.Tensor.block
 
         def counted(tensor, *bounds):
             out = rows(tensor, *bounds)
             read[tensor.offset] += out.nbytes
             return out
 
-        safetensors.Tensor.rows = counted
+        def counted_block(tensor, *bounds):
+            block(tensor, *bounds)
+            read[tensor.offset] += bounds[-1].nbytes
+
+        safetensors.Tensor.rows, safetensors.Tensor.block = counted, counted_block
         mesh, table = make_mesh(data=1, fsdp=-1), base_rows("fsdp")
         place = lambda path, shape: flatten(  # noqa: E731
             shardings(

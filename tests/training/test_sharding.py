@@ -25,6 +25,12 @@ TREE = {
         "kernel": np.arange(2 * 8 * 4, dtype=np.float32).reshape(2, 8, 4),
         "scale": np.ones(6, np.float32),
         "embed_tokens": {"embedding": np.arange(8 * 4, dtype=np.float32).reshape(8, 4)},
+        "mlp": {
+            "down_proj": {
+                "kernel": np.arange(2 * 4 * 8, dtype=np.float32).reshape(2, 4, 8),
+                "kernel_scale": np.ones((2, 4), np.float32),
+            }
+        },
     },
     "lora": {"a": np.ones((2, 4), np.float32)},
 }
@@ -51,6 +57,10 @@ def test_base_is_replicated_or_sharded_behind_the_layer_axis():
     specs = {path: s.spec for path, s in flatten(shardings(TREE, mesh, (*base_rows("fsdp"), LORA))).items()}
     assert specs["base/kernel"] == P(None, "fsdp")
     assert specs["base/embed_tokens/embedding"] == P("fsdp"), "a vocabulary table is split by rows"
+    assert specs["base/mlp/down_proj/kernel"] == P(None, None, "fsdp"), (
+        "over what the first product leaves on each chip"
+    )
+    assert specs["base/mlp/down_proj/kernel_scale"] == P(None, "fsdp")
     assert specs["base/scale"] == P(), "6 does not divide by 4, and the default rows end in P()"
     with pytest.raises(ValueError, match=r"'sharded': use one of replicated, fsdp"):
         base_rows("sharded")
@@ -59,8 +69,8 @@ def test_base_is_replicated_or_sharded_behind_the_layer_axis():
 def test_what_does_not_divide_is_an_error_unless_the_row_says_otherwise():
     mesh = make_mesh(data=2, fsdp=4)
     with pytest.raises(ValueError, match=r"base/scale of shape \(6,\).*6 does not divide by fsdp=4"):
-        shardings(TREE, mesh, (("base/(kernel|embed.*)", P()), ("base/scale", P("fsdp")), LORA))
-    placed = shardings(TREE, mesh, (("base/(kernel|embed.*)", P()), ("base/scale", (P("fsdp"), P("data"))), LORA))
+        shardings(TREE, mesh, (("base/(kernel|embed.*|mlp.*)", P()), ("base/scale", P("fsdp")), LORA))
+    placed = shardings(TREE, mesh, (("base/(kernel|embed.*|mlp.*)", P()), ("base/scale", (P("fsdp"), P("data"))), LORA))
     assert placed["base"]["scale"].spec == P("data")
 
 

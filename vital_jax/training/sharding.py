@@ -39,7 +39,7 @@ def fsdp_rows(
     return (
         (f"{part}/.*({_TABLES})", (*layers, PartitionSpec())),
         (f"{part}/.*{_DOWN}", (*third, *second, *layers, PartitionSpec())),
-        (f"{part}/(?!.*({_TABLES}|{_DOWN})).*", (*second, *layers, PartitionSpec())),
+        (f"{part}/(?!.*({_TABLES}|{_DOWN})$).*", (*second, *layers, PartitionSpec())),
     )
 
 
