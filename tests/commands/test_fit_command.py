@@ -96,10 +96,7 @@ def test_a_mistake_is_one_clear_line_before_any_work(folder, capsys, monkeypatch
     "slice_, words",
     [
         ("v5e:4x4", 'libtpu, is not installed: pip install "vital_jax[fit]"'),
-        (
-            "h200:8",
-            "h200:8: the CUDA plugin is not installed",
-        ),
+        ("h200:8", "h200:8: the CUDA plugin is not installed"),
     ],
 )
 def test_no_compiler_says_what_to_install(folder, capsys, monkeypatch, slice_, words):

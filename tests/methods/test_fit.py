@@ -70,6 +70,8 @@ def test_traffic_that_cannot_be_counted_is_not_zero():
     )
     made = fit._compile(lowered, "cpu", name="sample", rows=64, S=S, P=P, K=4)
     assert made.total is None and made.loop is None and "no trip count" in made.unread and made.peak > 0
+    with pytest.raises(hlo.Uncounted, match="no trip count"):
+        fit._compile(lowered, "cpu", name="train", rows=64, S=S, P=P, K=4)
 
 
 def test_a_layout_changes_no_name_of_a_parameter(folder):

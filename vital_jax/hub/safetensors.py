@@ -52,7 +52,10 @@ class Tensor:
         return out if self.shape else out.reshape(())
 
     def block(self, start: int, stop: int, left: int, right: int, out: np.ndarray) -> None:
-        """Fills `out` with columns [left, right) of a matrix's rows [start, stop), and reads nothing else of the file."""
+        """Fills `out` with columns [left, right) of a matrix's rows [start, stop), and reads nothing else of the file.
+
+        Raises: ValueError where the file ends before.
+        """
         row = self.shape[1] * self.dtype.itemsize
         first = self.offset + start * row + left * self.dtype.itemsize
         with self.path.open("rb", buffering=0) as file:

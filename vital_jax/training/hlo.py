@@ -87,8 +87,12 @@ def size(shape: str) -> float:
     return sum(one(*found) for found in _ARRAY.findall(shape))
 
 
+class Uncounted(ValueError):
+    """A loop that ends when its data says so: no program states how often it runs."""
+
+
 def trip_count(loop: Instruction, found: dict[str, list[Instruction]]) -> int:
-    """How often a while loop runs. Raises: ValueError where neither it nor its condition says."""
+    """How often a while loop runs. Raises: Uncounted where neither it nor its condition says."""
     if known := _TRIPS.search(loop.rest):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]
@@ -100,7 +104,7 @@ def trip_count(loop: Instruction, found: dict[str, list[Instruction]]) -> int:
         int(value[1]) for line in lines if line.opcode == "constant" and (value := re.match(r"(\d+)\)", line.rest))
     }
     if not compared or len(constants) != 1:
-        raise ValueError(
+        raise Uncounted(
             f"loop {loop.name}: no trip count, and its condition {condition} compares with {sorted(constants) or 'no constant'}"
         )
     return constants.pop()
@@ -149,7 +153,7 @@ def _second(shape: str) -> str:
 def collectives(text: str) -> list[Collective]:
     """Every collective of a compiled program (`jax.stages.Compiled.as_text()`).
 
-    Raises: ValueError as `computations` and `trip_count`.
+    Raises: Uncounted as `trip_count`; ValueError as `computations`, or for groups written in a way that is not read.
     """
     found, entry = computations(text)
 

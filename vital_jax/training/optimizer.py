@@ -37,7 +37,7 @@ class PhaseState(NamedTuple):
 
 
 def _lengths(steps: int, schedule: str, warmup: float) -> tuple[int, int]:
-    """(rising, falling) of a phase. Raises: ValueError as `make_schedule`."""
+    """(rising, falling) of a phase. Raises: ValueError as `scale_by_phase`."""
     if schedule not in SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}: use one of {', '.join(SCHEDULES)}")
     if not 0 <= warmup < 1:
@@ -54,8 +54,10 @@ def _rate(state: PhaseState, learning_rate: float, schedule: str) -> jax.Array:
     return learning_rate * jnp.where(state.count < state.rising, risen, SCHEDULES[schedule](fallen))
 
 
-def make_schedule(learning_rate: float, steps: int, schedule: str = "cosine", warmup: float = 0.05) -> optax.Schedule:
-    """Learning rate as a function of the steps done in the phase.
+def scale_by_phase(
+    learning_rate: float, steps: int, schedule: str = "cosine", warmup: float = 0.05
+) -> optax.GradientTransformation:
+    """Descends at a learning rate that follows the steps done in the phase, which a `PhaseState` keeps.
 
     It rises linearly from 0 over ceil(warmup * steps) steps and then follows `schedule` to the phase's end: the
     definition of the Hugging Face trainers, so that learning rates compare. A phase of one step has no warm-up, since
@@ -66,14 +68,6 @@ def make_schedule(learning_rate: float, steps: int, schedule: str = "cosine", wa
         [0, 1).
     Raises: ValueError for an unknown schedule, a share outside [0, 1) or a phase without steps.
     """
-    lengths = _lengths(steps, schedule, warmup)
-    return lambda count: _rate(PhaseState(count, *lengths), learning_rate, schedule)
-
-
-def scale_by_phase(
-    learning_rate: float, steps: int, schedule: str = "cosine", warmup: float = 0.05
-) -> optax.GradientTransformation:
-    """Descends at the rate of `make_schedule`, kept in step by a `PhaseState`. Args, raises: as `make_schedule`."""
     lengths = _lengths(steps, schedule, warmup)
 
     def init(params):
@@ -122,13 +116,13 @@ def make_optimizer(
     Defaults are VITAL's (section B.2); the paper gives no schedule shape, and cosine is the field's habit.
 
     Args:
-      learning_rate, steps, schedule, warmup: see `make_schedule`.
+      learning_rate, steps, schedule, warmup: see `scale_by_phase`.
       weight_decay: decoupled; multiplied by the learning rate. no_decay: regex of whole leaf paths that are left out of
         it.
       clip: bound on the global norm of the gradients.
       rates: rows (regex, factor of the learning rate); every trainable leaf is matched by exactly one.
       b1, b2, eps: Adam's.
-    Raises: ValueError as `make_schedule`; as `match`, when the optimizer meets its parameters.
+    Raises: ValueError as `scale_by_phase`; as `match`, when the optimizer meets its parameters.
     """
     plain = re.compile(no_decay)
     return optax.chain(

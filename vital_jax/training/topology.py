@@ -3,7 +3,8 @@
 Programs are lowered on a mesh of these devices from shapes alone and compiled by the compiler that the real slice uses, which plans memory
 to the byte; nothing can be run. TPU slices need libtpu, in the version that this jax was built against: another one may compile and then
 die while its program is read. GPUs need the CUDA plugin and its libraries, and no driver; kernels are then not tuned, so that memory and
-traffic are those of the real card and speed is not. `cpu:N` is this machine as N devices, for trying things out.
+traffic are those of the real card and speed is not. GPUs are written from the documentation and were not tried. `cpu:N` is this machine as
+N devices, for trying things out.
 """
 
 import contextlib
