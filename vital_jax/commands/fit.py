@@ -9,6 +9,8 @@ from typing import Any
 
 from vital_jax.commands.values import DONE, INCOMPLETE, whole
 
+PROGRAMS = ("train", "sample")
+
 _EPILOG = """\
 Needs the models' config.json and nothing else of them: no weights, no records, no accelerator. Every other part of the configuration is
 overridden as for train.py: --config.mesh.base=fsdp --config.mesh.fsdp=16 --config.micro_batches=2.
@@ -58,6 +60,12 @@ def register(commands: argparse._SubParsersAction) -> None:
         metavar="I",
         help="of the curriculum, from 1; default the last of those with most latent steps",
     )
+    fit.add_argument(
+        "--program",
+        choices=PROGRAMS,
+        action="append",
+        help="compile this one alone (the samplers take as long as the training step); default all",
+    )
     fit.add_argument("--json", action="store_true", help="print one JSON object a program")
 
 
@@ -94,7 +102,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     }
     _say(f"{config.model.folder} on {arguments.topology}, {len(devices)} x {devices[0].device_kind}: {_words(told)}")
     width, found = encoders.width(config.data.encoder) if setup.uses(config, "visual") else 0, []
-    for made in fit.programs(config, mesh, index, S, P, width):
+    for made in fit.programs(config, mesh, index, S, P, width, arguments.program or PROGRAMS):
         print(json.dumps(dataclasses.asdict(made) | {"fits": made.fits}) if arguments.json else _line(made), flush=True)
         found.append(made)
     return INCOMPLETE if any(made.fits is False for made in found) else DONE

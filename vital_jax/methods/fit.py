@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -113,22 +113,26 @@ def lower_sampling(
         return respond.lower(method.model, variables, shapes, K, Decoding(config.data.answer, (0,)))
 
 
-def programs(config: Any, mesh: Mesh, index: int, S: int, P: int, roi_width: int) -> Iterator[Compiled]:
+def programs(
+    config: Any, mesh: Mesh, index: int, S: int, P: int, roi_width: int, names: Collection[str]
+) -> Iterator[Compiled]:
     """Compiles the training step of phase `index` and the sampler's programs (with the phase's latents, and without any), one bucket each.
 
     Args:
       config: resolved (plan.resolve). mesh: of real devices or of a topology's. S, P: the bucket. roi_width: E.
+      names: which of them, `train` and `sample`.
     Raises: ValueError naming what does not fit together, before anything is compiled.
     """
     method, chip = prepared(config, mesh, roi_width)
     _check(config, method, mesh, P)
     phase = config.phases[index]
     K, merge = phase.latent_steps, method.model.config.vision.merge
-    lowered, batch = lower_training(config, method, mesh, index, S, P, roi_width)
-    arithmetic = flops.Arithmetic(method, setup.tables(config)[index])
-    work = arithmetic(flops.work_of(batch, K, merge), program.weights_of(phase))
-    yield _compile(lowered, chip, name="train", rows=config.batch, S=S, P=P, K=K, flops=work)
-    for steps in dict.fromkeys((K, 0)):
+    if "train" in names:
+        lowered, batch = lower_training(config, method, mesh, index, S, P, roi_width)
+        arithmetic = flops.Arithmetic(method, setup.tables(config)[index])
+        work = arithmetic(flops.work_of(batch, K, merge), program.weights_of(phase))
+        yield _compile(lowered, chip, name="train", rows=config.batch, S=S, P=P, K=K, flops=work)
+    for steps in dict.fromkeys((K, 0)) if "sample" in names else ():
         lowered = lower_sampling(config, method, mesh, steps, S, P)
         yield _compile(lowered, chip, name="sample", rows=_PREVIEW_ROWS, S=S, P=P, K=steps)
 
