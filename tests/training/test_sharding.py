@@ -50,6 +50,52 @@ def test_sizes_that_do_not_cover_the_devices_are_refused(sizes):
         make_mesh(*sizes)
 
 
+class Card:
+    """A GPU as far as a mesh looks at it; jax takes the nodes of a cluster for slices."""
+
+    platform, device_kind = "gpu", "NVIDIA H100"
+
+    def __init__(self, number, per_node):
+        self.id, self.slice_index, self.process_index = number, number // per_node, number // per_node
+
+
+class Chip:
+    """One of 4 x 4 TPU chips of a generation for which jax has no table of its own."""
+
+    platform, device_kind, core_on_chip, process_index = "tpu", "TPU v6 lite", 0, 0
+
+    def __init__(self, number):
+        self.id, self.coords = number, (number % 4, number // 4, 0)
+
+
+@pytest.mark.parametrize(
+    "sizes, nodes",
+    [
+        ((-1, 1, 1), [[[0]], [[0]], [[1]], [[1]]]),
+        ((2, 2, 1), [[[0], [0]], [[1], [1]]]),  # a copy of the model in each node
+        ((1, 4, 1), [[[0], [0], [1], [1]]]),
+        ((1, 2, 2), [[[0, 0], [1, 1]]]),
+    ],
+)
+def test_the_first_axis_that_divides_goes_across_nodes(sizes, nodes):
+    mesh = make_mesh(*sizes, devices=[Card(number, 2) for number in (2, 0, 3, 1)])
+    assert np.vectorize(lambda card: card.slice_index)(mesh.devices).tolist() == nodes
+
+
+def test_axes_that_do_not_divide_by_the_nodes_are_refused():
+    with pytest.raises(
+        ValueError, match=r"data=1, fsdp=6, tensor=1: the devices are of 4 slices or nodes, by which no"
+    ):
+        make_mesh(1, 6, 1, devices=[Card(number, 2) for number in range(5)] + [Card(6, 2)])
+
+
+def test_an_axis_may_be_a_part_of_one_of_the_torus():
+    mesh = make_mesh(2, 8, devices=[Chip(number) for number in range(16)])
+    for row in mesh.devices[..., 0]:
+        rows, columns = ({chip.coords[axis] for chip in row} for axis in (0, 1))
+        assert sorted((len(rows), len(columns))) == [2, 4], "neighbours: two rows of the four"
+
+
 def test_base_is_replicated_or_sharded_behind_the_layer_axis():
     mesh = make_mesh(data=2, fsdp=4)
     specs = {path: s.spec for path, s in flatten(shardings(TREE, mesh, (*base_rows("replicated"), LORA))).items()}

@@ -1,7 +1,8 @@
 """Where arrays live: one mesh with the axes `data`, `fsdp`, `tensor`, one regex table from parameter paths to specs.
 
-Axis types are Auto and passed explicitly: `jax.make_mesh` makes Explicit axes by default from jax 0.10 on, which puts
-shardings into types and asks for annotations inside the model. Batches are split by rows over `data` and `fsdp`;
+Axis types are Auto and passed explicitly: Explicit axes, which `jax.make_mesh` makes by default from jax 0.10 on, put
+shardings into types and ask for annotations inside the model. `jax.make_mesh` itself takes neither several slices or
+nodes nor, on some slices, an axis that is a part of one of the torus. Batches are split by rows over `data` and `fsdp`;
 parameters by the table.
 
 One rule on sizes: a spec fits a leaf if every sharded dimension divides by its axes' sizes; a row holds one spec, or
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vital_jax.training.partition import Table, flatten, match, unflatten
@@ -49,7 +51,10 @@ FSDP_ROWS = fsdp_rows("base")
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (all by default). At most one size is -1: what is left over. Use it under `jax.set_mesh`.
 
-    Raises: ValueError when the sizes do not multiply to the number of devices.
+    Neighbours on the last axes are neighbours on the wire. Where the devices are of several slices (TPUs of several pods, and for jax
+    the GPUs of several nodes), the first axis that divides by their number goes across them, and the others stay within each.
+
+    Raises: ValueError when the sizes do not multiply to the number of devices, or no axis divides by the number of slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
@@ -63,7 +68,21 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         raise ValueError(
             f"mesh {asked} does not cover the {len(devices)} devices: the sizes must multiply to that number"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    across = next((i for i, size in enumerate(sizes) if size % slices == 0), None)
+    if across is None:
+        raise ValueError(
+            f"mesh {asked}: the devices are of {slices} slices or nodes, by which no axis divides; let data do"
+        )
+    # An axis of the mesh may be a part of one of the torus: 2 x 8 on 4 x 4 chips.
+    split = dict(devices=devices, allow_split_physical_axes=True)
+    if slices == 1:
+        placed = mesh_utils.create_device_mesh(sizes, **split)
+    else:
+        inner = [size // slices if i == across else size for i, size in enumerate(sizes)]
+        outer = [slices if i == across else 1 for i in range(len(sizes))]
+        placed = mesh_utils.create_hybrid_device_mesh(inner, outer, **split)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def base_rows(placement: str, fsdp_rows: Table = FSDP_ROWS) -> Table:
