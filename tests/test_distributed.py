@@ -138,10 +138,6 @@ def test_four_processes_have_the_curve_of_one_and_a_death_ends_all(killed, whole
     assert_same_curve(done, whole[: len(done)])
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="known fault: with four processes on two cores, one of the others may say only that it ends, not who died",
-)
 def test_each_names_the_dead_among_four(killed):
     _, found = killed
     for index in (0, 1, 3):

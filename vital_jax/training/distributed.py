@@ -8,6 +8,7 @@ ends, wherever its main thread may be. A run that ended so is started again with
 With one process everything here does nothing. jax gives no public handle on the store: `jax._src.distributed` is what Orbax uses too.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -106,7 +107,7 @@ def start(settings: Mapping[str, Any]) -> None:
             **arguments,
             initialization_timeout=int(settings["connect"]),
             # Our own heartbeat names the dead; jax's is for a process whose Python stands still.
-            heartbeat_timeout_seconds=2 * int(settings["heartbeat"]),
+            heartbeat_timeout_seconds=3 * int(settings["heartbeat"]),
             shutdown_timeout_seconds=int(settings["connect"]),
         )
     except jax.errors.JaxRuntimeError as error:
@@ -162,34 +163,40 @@ class _Group:
         number = 0
         while not self.over.wait(self.beat):
             number += 1
-            try:
+            # A store that does not answer: process 0 is gone, and jax aborts this process in a moment, see below.
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self.client.key_value_set(f"vital/beat/{self.index}", str(number), allow_overwrite=True)
-                beats, failed, dead = self.read("beat"), self.read("failed"), self.read("dead")
-            except jax.errors.JaxRuntimeError:
-                continue  # process 0 is gone: jax aborts this process in a moment, see below
-            now = time.monotonic()
-            for index in range(self.count):
-                if beats.get(index, "") != heard[index][0]:
-                    heard[index] = (beats[index], now)
-            # A process that waits in a barrier while another one fails hears of it here.
-            if others := sorted(set(failed) - {self.index}):
-                self.stay()
-                _end(f"{self.name(others[0])} stopped: {failed[others[0]]}")
-            if dead:
-                self.stay()
-                _end(next(iter(dead.values())))
-            silent = [index for index, (_, since) in heard.items() if now - since > self.heartbeat]
-            if silent and self.index not in silent:
-                who = ", ".join(map(self.name, silent[:8]))
-                line = f"{who}: no sign of life for {self.heartbeat:g} s (config.distributed.heartbeat), dead or hung"
-                self.client.key_value_set(f"vital/dead/{silent[0]}", line, allow_overwrite=True)
-                self.stay()
-                _end(line)
+                self._look(heard)
+
+    def _look(self, heard: dict[int, tuple[str, float]]) -> None:
+        """Ends this process where another one died, hangs or failed: who is dead comes first, since failures follow from it."""
+        now = time.monotonic()
+        for index, beat in self.read("beat").items():
+            if beat != heard[index][0]:
+                heard[index] = (beat, now)
+        if dead := self.read("dead"):
+            self.stay()
+            _end(next(iter(dead.values())))
+        # A process that waits in a barrier while another one fails hears of it here.
+        failed = self.read("failed")
+        if others := sorted(set(failed) - {self.index}):
+            self.stay()
+            _end(f"{self.name(others[0])} stopped: {failed[others[0]]}")
+        silent = [index for index, (_, since) in heard.items() if now - since > self.heartbeat]
+        if silent and self.index not in silent:
+            who = ", ".join(map(self.name, silent[:8]))
+            line = f"{who}: no sign of life for {self.heartbeat:g} s (config.distributed.heartbeat), dead or hung"
+            for index in silent:
+                self.client.key_value_set(f"vital/dead/{index}", line, allow_overwrite=True)
+            self.stay()
+            _end(line)
 
     def stay(self) -> None:
         """Process 0 goes last: with it goes the store, in which the others read why they end."""
-        if self.index == 0:
-            time.sleep(3 * self.beat)
+        self.client.key_value_set(f"vital/left/{self.index}", "", allow_overwrite=True)
+        until = time.monotonic() + self.heartbeat
+        while self.index == 0 and time.monotonic() < until and len(self.read("left") | self.read("dead")) < self.count:
+            time.sleep(self.beat / 10)
 
     def _say_who_is_gone_when_jax_aborts(self) -> None:
         """jax aborts a process that lost process 0, in C++ and at once; its own Python callback for this does not work (jax 0.10)."""
@@ -236,7 +243,7 @@ def abandon(error: BaseException) -> None:
     if _group is None:
         return
     if lost_a_peer(error):
-        time.sleep(_group.heartbeat + 3 * _group.beat)
+        time.sleep(2 * _group.heartbeat)
     _group.client.key_value_set(f"vital/failed/{_group.index}", str(error).splitlines()[0][:500], allow_overwrite=True)
     _group.stay()
     os._exit(1)

@@ -2,9 +2,9 @@
 
 Programs are lowered on a mesh of these devices from shapes alone and compiled by the compiler that the real slice uses, which plans memory
 to the byte; nothing can be run. TPU slices need libtpu, in the version that this jax was built against: another one may compile and then
-die while its program is read. GPUs need the CUDA plugin and its libraries, and no driver; kernels are then not tuned, so that memory and
-traffic are those of the real card and speed is not. GPUs are written from the documentation and were not tried. `cpu:N` is this machine as
-N devices, for trying things out.
+die while its program is read. GPUs need the CUDA plugin and its libraries, and no driver. Without a card no kernels are tuned: products are
+left to cuBLAS, since of Triton's the first shape would be taken, which for some products is none that exists. `cpu:N` is this machine as N
+devices, for trying things out.
 """
 
 import contextlib
@@ -90,6 +90,7 @@ def _gpus(card: str, count: str) -> list[jax.Device]:
     # The plugin looks for a driver unless told that there is none.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=false"
     from jax.experimental import topologies
 
     name, memory, bandwidth = _CARDS[card]
