@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from vital_jax.latent.loop import LOOP
+from vital_jax.methods.fit import planned
 from vital_jax.training import hlo
 
 S, P = 1024, 3584
@@ -59,17 +60,15 @@ def run(models: Path, size: str, topology: str, overrides: dict, whole: bool) ->
     command += [f"--topology={topology}", f"--bucket={S},{P}", "--program=train"]
     command += [f"--config.{key}={value}" for key, value in recipe.items()]
     with tempfile.TemporaryDirectory() as folder:
-        environment = dict(os.environ)
-        if not whole and topology.startswith("v"):
-            environment["XLA_FLAGS"] = f"--xla_dump_to={folder} --xla_dump_hlo_module_re=jit_train_step"
         out, err = (Path(folder) / name for name in ("out", "err"))
+        environment = dict(os.environ) | {"TMPDIR": folder}
         process = subprocess.Popen(command, stdout=out.open("w"), stderr=err.open("w"), env=environment)
         start = time.monotonic()
         try:
             while process.poll() is None:
                 time.sleep(1)
-                if planned := _plan(Path(folder)):
-                    return planned | {
+                if not whole and (found := _plan(Path(folder))):
+                    return found | {
                         "seconds": time.monotonic() - start,
                         "fits": True,
                         "rows": recipe.get("batch", 128),
@@ -84,13 +83,12 @@ def run(models: Path, size: str, topology: str, overrides: dict, whole: bool) ->
 
 def _plan(folder: Path) -> dict:
     """What the dump says, once it is there: the compiler writes the program last."""
-    programs = list(folder.glob("*jit_train_step*.after_optimizations_after_buffer_assignment.txt"))
-    reports = list(folder.glob("*jit_train_step*.after_optimizations-memory-usage-report.txt"))
-    if not programs or not reports or time.time() - programs[0].stat().st_mtime < 5:
+    programs = list(folder.glob("*/*jit_train_step*.after_optimizations_after_buffer_assignment.txt"))
+    if not programs or time.time() - programs[0].stat().st_mtime < 5:
         return {}
-    peak = int(re.search(r"Memory Space: default.*?\nTotal bytes: (\d+)", reports[0].read_text())[1])
     sent = hlo.collectives(programs[0].read_text())
-    return {"peak": peak / 2**30, "limit": None, "loop": hlo.sent(sent, LOOP), "total": hlo.sent(sent), "planned": True}
+    facts = {"limit": None, "loop": hlo.sent(sent, LOOP), "total": hlo.sent(sent), "planned": True}
+    return {"peak": planned(programs[0].parent)} | facts
 
 
 def _line(cell: dict) -> str:

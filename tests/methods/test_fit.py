@@ -42,7 +42,7 @@ def test_the_loop_moves_activations_and_not_weights(folder):
 
 def test_what_does_not_fit_says_by_how_much():
     class Lowered:
-        def compile(self):
+        def compile(self, compiler_options):
             import jax
 
             raise jax.errors.JaxRuntimeError(
@@ -54,6 +54,22 @@ def test_what_does_not_fit_says_by_how_much():
     assert (made.peak, made.limit, made.fits, made.total) == (27.38, 15.75, False, None)
     assert dataclasses.replace(made, peak=15.75).fits is True
     assert dataclasses.replace(made, limit=None).fits is None
+
+
+def test_memory_is_what_the_compiler_planned(tmp_path):
+    """On a CPU, where nothing is aliased and there is one memory, the parts that jax tells add up to it."""
+    import jax
+    import jax.numpy as jnp
+
+    lowered = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x).lower(jax.ShapeDtypeStruct((1024, 1024), jnp.float32))
+    made, parts = (
+        fit._compile(lowered, "cpu", name="train", rows=64, S=S, P=P, K=4),
+        lowered.compile().memory_analysis(),
+    )
+    sizes = parts.argument_size_in_bytes + parts.output_size_in_bytes + parts.temp_size_in_bytes
+    assert made.peak == pytest.approx(sizes / 2**30, abs=2**-20)
+    with pytest.raises(RuntimeError, match="left no report .* unset JAX_COMPILATION_CACHE_DIR"):
+        fit.planned(tmp_path)
 
 
 def test_traffic_that_cannot_be_counted_is_not_zero():

@@ -8,8 +8,10 @@ sends between them is read from the program it made (training/hlo.py).
 import dataclasses
 import math
 import re
+import tempfile
 import time
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -60,16 +62,17 @@ class Compiled:
 
 
 def _compile(lowered: jax.stages.Lowered, chip: str, **facts: Any) -> Compiled:
-    start = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if not (found := _TOO_LARGE.search(str(error))):
-            raise
-        needed, limit = (float(found[i]) * _GIB[found[i + 1]] for i in (1, 3))
-        return Compiled(**facts, peak=needed, limit=limit, seconds=time.perf_counter() - start)
-    seconds = time.perf_counter() - start
-    made = Compiled(**facts, peak=_allocated(compiled.memory_analysis()), limit=chips.memory(chip), seconds=seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        try:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+        except jax.errors.JaxRuntimeError as error:
+            if not (found := _TOO_LARGE.search(str(error))):
+                raise
+            needed, limit = (float(found[i]) * _GIB[found[i + 1]] for i in (1, 3))
+            return Compiled(**facts, peak=needed, limit=limit, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        made = Compiled(**facts, peak=planned(Path(folder)), limit=chips.memory(chip), seconds=seconds)
     try:
         sent = hlo.collectives(compiled.as_text())
     except hlo.Uncounted as error:
@@ -79,10 +82,20 @@ def _compile(lowered: jax.stages.Lowered, chip: str, **facts: Any) -> Compiled:
     return dataclasses.replace(made, loop=hlo.sent(sent, LOOP), total=hlo.sent(sent))
 
 
-def _allocated(stats: Any) -> float:
-    """GiB that a program holds while it runs. What jax calls its peak leaves out the gaps between buffers, which are allocated too."""
-    held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    return (held + stats.temp_size_in_bytes + stats.generated_code_size_in_bytes) / 2**30
+def planned(folder: Path) -> float:
+    """GiB of the chip's memory in the report that the compiler left in `folder`: the number it holds against the chip's when it refuses.
+
+    What jax calls the peak leaves out the gaps between buffers, and its sum of arguments and temporaries counts other memories too.
+
+    Raises: RuntimeError where there is no such report.
+    """
+    for report in folder.glob("*-memory-usage-report.txt"):
+        if found := re.search(r"Memory Space: default.*\nTotal bytes: (\d+)", report.read_text()):
+            return int(found[1]) / 2**30
+    raise RuntimeError(
+        "the compiler left no report of the memory it planned: a program out of jax's compilation cache is not compiled at all "
+        "(unset JAX_COMPILATION_CACHE_DIR), and another jaxlib than this package was tested with may write none"
+    )
 
 
 def prepared(config: Any, mesh: Mesh, roi_width: int) -> tuple[Vital, str]:
