@@ -68,7 +68,7 @@ def test_memory_is_what_the_compiler_planned(tmp_path):
     )
     sizes = parts.argument_size_in_bytes + parts.output_size_in_bytes + parts.temp_size_in_bytes
     assert made.peak == pytest.approx(sizes / 2**30, abs=2**-20)
-    with pytest.raises(RuntimeError, match="left no report .* unset JAX_COMPILATION_CACHE_DIR"):
+    with pytest.raises(RuntimeError, match=r"left no report .*\(unset JAX_COMPILATION_CACHE_DIR"):
         fit.planned(tmp_path)
 
 
