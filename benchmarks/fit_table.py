@@ -35,7 +35,7 @@ def _split(data: int, fsdp: int, **more: int) -> dict:
 CELLS = (
     *((size, "v5e:4x4", _split(2, 8)) for size in ("2b", "4b", "8b")),
     ("32b", "v5e:4x4", _split(1, 16)),
-    ("32b", "v5e:4x4", _split(1, 16, micro_batches=4)),
+    ("32b", "v5e:4x4", _split(1, 16, micro_batches=8)),
     *((size, "v5e:16x16", _split(32, 8, batch=256)) for size in ("2b", "4b", "8b")),
     ("32b", "v5e:16x16", _split(16, 16, batch=256)),
     *((size, "v5p:2x2x1", {}) for size in ("2b", "4b", "8b")),

@@ -121,6 +121,8 @@ def test_the_real_slice_is_shown_by_its_first_window(real, tmp_path):
     (second,), _ = read_all(Dicom(tmp_path, window=1))
     assert second.window == (-1.0, 1.0) and np.isin(np.asarray(second.picture), (0, 255)).mean() > 0.98
     assert read_all(Dicom(tmp_path, window=2)) == ([], [("bad-window", "a.dcm")])
+    with pytest.raises(ValueError, match="window -1"):
+        Dicom(tmp_path, window=-1)
 
 
 def test_the_window_fills_eight_bits_whatever_is_stored():

@@ -56,6 +56,44 @@ def test_pathology_follows_the_type_of_the_target():
     assert gate(text, **NODULE).accepted
 
 
+POLYP = dict(question_type="yesno", target_type="lesion", target="polyp", modality="endoscope")
+
+
+@pytest.mark.parametrize(
+    "asked, sentence",
+    [
+        (SPLEEN, "The spleen is outlined by the yellow ring."),
+        (SPLEEN, "The spleen is outlined by a red rim."),
+        (SPLEEN, "It is delineated by a yellow ring."),
+        (SPLEEN, "The spleen is highlighted by the red enhancement."),
+        (SPLEEN, "The drawn contour hugs the spleen."),
+        (SPLEEN, "The provided spleen region is oval."),
+        (POLYP, "The polyp is outlined with a yellow ring."),
+        (POLYP, "The yellow outline of the polyp is clear."),
+        (POLYP, "A polyp with a yellow contour is seen."),
+        (POLYP, "The red tint covers the polyp."),
+    ],
+)
+def test_an_overlay_described_in_plain_words_is_a_leak(asked, sentence):
+    """Found in the lists' second version."""
+    assert "leak" in gate(reply(sentence), **asked).codes
+
+
+@pytest.mark.parametrize(
+    "asked, sentence",
+    [
+        (SPLEEN, "The spleen is outlined by a thin dark ring of fat."),
+        (SPLEEN, "It is delineated from the stomach by fat."),
+        (SPLEEN, "The vessels are highlighted by the contrast medium."),
+        (POLYP, "The mucosa has a red tint and the polyp is paler."),
+        (POLYP, "The polyp is outlined by yellowish mucus."),
+        (POLYP, "A yellow line of mucus crosses the fold below the polyp."),
+    ],
+)
+def test_the_same_words_for_what_is_in_the_image_pass(asked, sentence):
+    assert gate(reply(sentence), **asked).accepted
+
+
 def test_color_betrays_the_overlay_only_where_images_are_gray():
     text = reply("A red crescent lies in the upper left.")
     assert gate(text, **SPLEEN).codes == ("leak",)

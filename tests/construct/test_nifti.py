@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vital_jax.construct import nifti
+from vital_jax.construct.msd import Volumes
 from vital_jax.construct.nifti import read_labels, read_stack
 from vital_jax.construct.source import Rejected
 
@@ -98,6 +99,11 @@ def test_file_without_directions_needs_them_from_outside(tmp_path, body):
         for given in ({"orientation": "LPS"}, {"fallback": "LPS"}):
             np.testing.assert_array_equal(read_stack(path, "a", **given).plane(4), body[::-1, ::-1, 4].T)
     assert read_stack(absent, "a", fallback="LPS").spacing == pytest.approx((5, 2, 2))
+
+
+def test_an_orientation_that_is_none_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ValueError, match="orientation 'XYZ': three letters"):
+        Volumes(tmp_path, orientation="XYZ")
 
 
 def test_given_orientation_replaces_what_the_file_says_and_a_fallback_does_not(tmp_path, body):

@@ -3,12 +3,13 @@ mended or moved goes on."""
 
 import json
 import shutil
+import textwrap
 
 import pytest
 from drawn import draw_folder
 
 from vital_jax.cli import main
-from vital_jax.construct import cut, factory
+from vital_jax.construct import cut, factory, settings
 from vital_jax.construct.audit import write_rejects
 from vital_jax.construct.exchange import write_jsonl
 from vital_jax.construct.report import EXPECTED
@@ -115,6 +116,14 @@ def test_a_set_beside_its_own_export_is_kept_once(work):
     assert both.counts == first.counts and both.set_aside == first.counts["train"] + first.set_aside
     rows = [json.loads(line) for line in (work / "both/rejects.jsonl").read_text().splitlines()]
     assert {row["code"] for row in rows if row["source"] == "export"} == {"duplicate-id"}
+
+
+def test_the_example_in_the_docstring_is_one(tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(textwrap.dedent(settings.__doc__.partition("\n\n    ")[2].join(["    ", ""])))
+    sources, told = settings.read_plan_file(plan)
+    assert [row["max_slices"] for row in sources if "max_slices" in row] == [4] and len(sources) == 2
+    assert told == {"questions": 4, "teacher": "endpoint"}
 
 
 # --- what may change between runs ----------------------------------------------------------------------

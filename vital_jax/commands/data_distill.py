@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,6 +212,10 @@ def _status(store, arguments: argparse.Namespace) -> int:
 
 
 def _retry(store, arguments: argparse.Namespace) -> int:
+    codes = Counter(code for found in store.dropped().values() for code in set(found))
+    if arguments.code and arguments.code not in codes:
+        there = ", ".join(f"{code} ({count})" for code, count in codes.most_common()) or "none at all"
+        raise ValueError(f"no dropped task has the code {arguments.code!r}; there are: {there}")
     with store.exclusive():
         print(f"{store.retry(arguments.code)} tasks are pending again")
     return DONE

@@ -65,6 +65,8 @@ class Dicom:
     def __post_init__(self):
         self.root = Path(self.root).resolve()
         self.name = self.name or self.root.name
+        if self.window < 0:
+            raise ValueError(f"{self.root}: window {self.window}: which of a file's windows, counted from 0")
 
     @classmethod
     def claims(cls, root: Path) -> bool:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vital_jax.construct.marked import inside, line_kinds, lines_of, refuse, refused
-from vital_jax.construct.nifti import Stack, read_labels, read_stack
+from vital_jax.construct.nifti import Stack, check_orientation, read_labels, read_stack
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import Rejected, Unit
 from vital_jax.construct.volumes import Case, Channel, Cutter, Labels, load_tables, mirrored
@@ -51,6 +51,7 @@ class _VolumeFolder(Cutter):
         super().__post_init__()
         object.__setattr__(self, "root", Path(self.root).resolve())
         object.__setattr__(self, "name", self.name or self.root.name)
+        check_orientation(self.orientation)
 
     def _known(self, name: str, site: str = "") -> str:
         """A name as the table of targets has it; empty where it has none."""

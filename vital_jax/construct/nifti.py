@@ -49,6 +49,14 @@ class Stack:
         return np.asarray(stored, np.float32) * np.float32(self.slope) + np.float32(self.intercept)
 
 
+def check_orientation(letters: str) -> None:
+    """Raises: ValueError for anything but three such letters, or none."""
+    if letters and (len(letters) != 3 or {_AXES.get(v, (3,))[0] for v in letters} != {0, 1, 2}):
+        raise ValueError(
+            f"orientation {letters!r}: three letters are needed, one of R/L, A/P and S/I each, such as LPS"
+        )
+
+
 def read_stack(
     path: Path, name: str, *, orientation: str = "", fallback: str = "", code: str = "unreadable-volume"
 ) -> Stack:
@@ -67,10 +75,7 @@ def read_stack(
       ImportError: nibabel is not installed.
     """
     for letters in (orientation, fallback):
-        if letters and (len(letters) != 3 or {_AXES.get(v, (3,))[0] for v in letters} != {0, 1, 2}):
-            raise ValueError(
-                f"orientation {letters!r}: three letters are needed, one of R/L, A/P and S/I each, such as LPS"
-            )
+        check_orientation(letters)
     image, voxels = _load(path, name, code)
     given = orientation or ("" if _states_directions(image) else fallback)
     affine = image.affine

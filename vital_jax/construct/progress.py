@@ -91,7 +91,9 @@ class Progress:
         """A line for something that was set aside."""
         self._rejects += 1
         if self._rejects <= _REJECTS:
-            line = f"{reject['source']}/{reject['file']}: {reject['reason']} [{reject['code']}]"
+            # Some files are called by a record's name, which begins with its source.
+            file = reject["file"].removeprefix(f"{reject['source']}/")
+            line = f"{reject['source']}/{file}: {reject['reason']} [{reject['code']}]"
             self.say(" ".join(line.split()))  # a file's name may hold the end of a line
 
     def _clear(self) -> None:

@@ -6,17 +6,17 @@ and half of another is a set nobody can describe. How many processes and machine
 A source is known by its name, its reader and how that reads. Its path says where it lies today: a folder that was moved, or OUT on another
 machine, goes on with --source. Which readers share a `manifest.jsonl` follows from its lines and may change when they are mended.
 
-    [[source]]                      # a plan file; paths are relative to it
-    path = "Task09_Spleen"
+    questions = 4                   # a plan file; what holds for all sources comes first
+    teacher = "endpoint"
+
+    [[source]]
+    path = "Task09_Spleen"          # relative to the file
     max_slices = 4                  # whatever else the reader of that kind takes
 
     [[source]]
     path = "ours"
     kind = "manifest"
     licence = "CC-BY-4.0"
-
-    questions = 4
-    teacher = "endpoint"
 """
 
 import dataclasses

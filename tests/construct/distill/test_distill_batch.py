@@ -254,7 +254,8 @@ def test_run_status_retry(tmp_path, capsys, monkeypatch):
         assert status == 0 and "6 tasks: 5 accepted, 1 dropped, 0 pending" in said and "leak 5" in said
         row = json.loads(vital(capsys, "status", tmp_path, "--json")[1])["teachers"][0]["types"]["all"]
         assert (row["replies"], row["leaks"], row["cost"]) == (10, 5, pytest.approx(0.03))
-        assert vital(capsys, "retry", tmp_path, "--code", "steps")[1].startswith("0 ")
+        status, _, err = vital(capsys, "retry", tmp_path, "--code", "steps")
+        assert status == 2 and "no dropped task has the code 'steps'; there are: leak (1)" in err
         assert vital(capsys, "retry", tmp_path)[1].startswith("1 ")
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert KEY.encode() not in kept and KEY not in said + err
