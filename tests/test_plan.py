@@ -60,6 +60,12 @@ def test_an_unknown_curriculum_is_named_with_those_there_are():
         recipe(curriculum="backwards")
 
 
+def test_a_visual_loss_needs_features():
+    with pytest.raises(ValueError, match=r"config\.data\.features is empty, .* or --config\.method\.visual=0"):
+        recipe(**{"data.features": ""})
+    assert recipe(**{"data.features": "", "method.visual": 0.0}).data.features == ""
+
+
 @pytest.mark.parametrize("rows", [("xla_name=1",), (("xla_name", 1),), (("xla_name",),)])
 def test_options_of_the_compiler_are_rows_of_two_strings(rows):
     with pytest.raises(ValueError, match=r"config\.compiler holds .*xla_name.*: its rows are"):
@@ -92,7 +98,6 @@ def test_features_are_named_by_what_makes_them():
         recipe(**{"data.encoder": "models/other", "data.roi_margin": 0.1}).data.features
         == "roi-other-block-T0.20-P0.10"
     )
-    assert recipe(**{"data.features": ""}).data.features == ""
     with pytest.raises(ValueError, match=r"'roi-siglip-block-T0\.20-P0\.05'; name it so"):
         recipe(**{"data.features": "mine"})
 

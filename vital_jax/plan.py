@@ -43,7 +43,7 @@ CURRICULA = {
 def resolve(config: Any) -> None:
     """Fills in, in place, what a recipe leaves to be derived: the phases of its curriculum, their K and loss weights, the features' name.
 
-    Raises: ValueError naming an unknown curriculum, or a `compiler` that is not rows of two strings.
+    Raises: ValueError naming an unknown curriculum, a `compiler` that is not rows of two strings, or a visual loss without features.
     """
     m = config.method
     if config.curriculum not in CURRICULA:
@@ -63,6 +63,10 @@ def resolve(config: Any) -> None:
     if m.eval_k == "as_taught":
         m.eval_k = {"per_sample": "per_sample", "phase_max": "fixed"}.get(m.train_k, m.train_k)
     config.data.features = features_name(config)
+    if setup.uses(config, "visual") and not config.data.features:
+        raise ValueError(
+            "config.data.features is empty, and the visual loss needs region features: give auto, or --config.method.visual=0"
+        )
 
 
 def check_models(config: Any) -> None:
