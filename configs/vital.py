@@ -18,8 +18,8 @@ overridden on the command line, phases too (`--config.phases[0].steps=100`). Eve
 
 from ml_collections import ConfigDict, config_dict
 
-# Where the frozen base lies. A copy on every device needs no gathers and fits wherever the weights do (4, 9 and 18 GB; v5e and v6e
-# take `fsdp` from the 8B on); the 67 GB of the 32B leave room for the rest on very few chips.
+# Where the frozen base lies. A copy on every device needs no gathers and fits wherever the weights do (4, 9 and 18 GB; v5e, and
+# v6e from the 8B on, take `fsdp`); the 67 GB of the 32B leave room for the rest on very few chips. docs/RESULTS.md has a table.
 BASES = {
     "qwen3_vl_2b": "replicated",
     "qwen3_vl_4b": "replicated",

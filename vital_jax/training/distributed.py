@@ -10,6 +10,7 @@ With one process everything here does nothing. jax gives no public handle on the
 
 import contextlib
 import ctypes
+import importlib.util
 import json
 import os
 import re
@@ -33,6 +34,7 @@ STOPPED = 75  # EX_TEMPFAIL: the state is saved, "try again later" is meant lite
 _BROKEN = re.compile(
     r"gloo|nccl|UNAVAILABLE|DEADLINE_EXCEEDED|connection (reset|closed|refused)|coordination service", re.I
 )
+_ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
 _ENVIRONMENT = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "processes": "JAX_NUM_PROCESSES",
@@ -57,6 +59,12 @@ def _detected(method: str) -> int:
     if method != "auto" and not found:
         raise ValueError(f"config.distributed.cluster={method!r}, but this process was not started by one")
     return found[0].get_process_count() if found else 1
+
+
+def _on_cpu() -> bool:
+    """Whether jax will use the CPU, told without starting it."""
+    asked = jax.config.jax_platforms or os.environ.get("JAX_PLATFORMS", "")
+    return asked == "cpu" or (not asked and not any(map(importlib.util.find_spec, _ACCELERATORS)))
 
 
 def start(settings: Mapping[str, Any]) -> None:
@@ -102,6 +110,10 @@ def start(settings: Mapping[str, Any]) -> None:
             arguments["cluster_detection_method"] = settings["cluster"]
     if processes == 1:
         return
+    if _on_cpu():
+        # XLA's threads on a CPU start collectives that do not depend on each other in any order, another one in each process; gloo then
+        # pairs what does not belong together. One thread keeps the order of the program.
+        os.environ.setdefault("NPROC", "1")
     try:
         jax.distributed.initialize(
             **arguments,
