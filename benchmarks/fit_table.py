@@ -2,8 +2,9 @@
 
     python benchmarks/fit_table.py MODELS OUT [--only REGEX] [--whole]
 
-MODELS holds folders with a config.json each: qwen3_vl_2b, _4b, _8b, _32b, qwen3_1_7b, medsiglip. OUT is a file of JSON lines that grows by
-one line a cell and is gone on with; the table of all of them is printed at the end. TPU lines need the extra `fit`, GPU lines `cuda`.
+To be started from the root of the repository. MODELS holds folders with a config.json each: qwen3_vl_2b, _4b, _8b, _32b, qwen3_1_7b,
+medsiglip. OUT is a file of JSON lines that grows by one line a cell and is gone on with; the table of all of them is printed at the end.
+TPU lines need the extra `fit`, GPU lines `cuda`.
 
 Five sixths of the time of compiling for a TPU goes into machine code, after the compiler has planned its memory and fixed what is sent
 where. So a TPU's cell is read from the compiler's own dump of that plan, and the compiler is stopped then; --whole lets it end. GPU cells
@@ -57,6 +58,7 @@ def run(models: Path, size: str, topology: str, overrides: dict, whole: bool) ->
         "data.encoder": models / "medsiglip",
     }
     recipe |= overrides
+    rows = overrides.get("batch", 128)
     command = [sys.executable, "-m", "vital_jax.cli", "fit", f"--config=configs/vital.py:qwen3_vl_{size}", "--json"]
     command += [f"--topology={topology}", f"--bucket={S},{P}", "--program=train"]
     command += [f"--config.{key}={value}" for key, value in recipe.items()]
@@ -69,11 +71,7 @@ def run(models: Path, size: str, topology: str, overrides: dict, whole: bool) ->
             while process.poll() is None:
                 time.sleep(1)
                 if not whole and (found := _plan(Path(folder))):
-                    return found | {
-                        "seconds": time.monotonic() - start,
-                        "fits": True,
-                        "rows": recipe.get("batch", 128),
-                    }
+                    return found | {"seconds": time.monotonic() - start, "fits": True, "rows": rows}
         finally:
             process.kill()
             process.wait()

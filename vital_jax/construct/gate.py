@@ -198,9 +198,8 @@ def _terms(code: str, texts: Mapping[str, str], said: Sequence[str] = (), family
     for where, text in texts.items():
         left = _blank(rules.harmless, text)
         for words in said:
-            left = _blank(
-                _phrase(words), left, "x"
-            )  # a word still: "the provided spleen region" names no less than "the provided region"
+            # Something that still reads as a word: "the provided spleen region" says no less than "the provided region".
+            left = _blank(_phrase(words), left, "x")
         for rule, (pattern, modalities) in rules.terms.items():
             if (not modalities or family in modalities) and (match := pattern.search(left)):
                 yield Violation(code, rule, where, match.group())

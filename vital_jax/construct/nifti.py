@@ -50,7 +50,7 @@ class Stack:
 
 
 def check_orientation(letters: str) -> None:
-    """Raises: ValueError for anything but three such letters, or none."""
+    """Refuses what cannot be directions. letters: as in `read_stack`, or "". Raises: ValueError naming them."""
     if letters and (len(letters) != 3 or {_AXES.get(v, (3,))[0] for v in letters} != {0, 1, 2}):
         raise ValueError(
             f"orientation {letters!r}: three letters are needed, one of R/L, A/P and S/I each, such as LPS"
