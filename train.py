@@ -3,7 +3,7 @@
 The page reads from top to bottom: configuration -> what must exist on disk -> mesh -> method and parameters -> resume -> for each phase,
 its records, losses and optimizer -> for each step, a batch, an update, and now and then a diagnosis, decoded answers and a checkpoint
 -> where the recipe asks for it, what the trained model answers and what its latents hold. A recipe that lists `runs` is trained once for
-each of them (campaign.py).
+each of them (run/campaign.py).
 
 Started once per host (or GPU), the processes find each other and are one run (training/distributed.py): each reads its own rows and its own
 part of the weights, process 0 prepares and logs. Killed at any moment and started again with the same command, a run goes on from its last
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import jax
 
-from vital_jax import campaign, plan
 from vital_jax.hub.load import fingerprint
-from vital_jax.methods import flops, program, setup, vital
-from vital_jax.prepare import prepare
+from vital_jax.methods import vital
+from vital_jax.run import campaign, flops, plan, program, setup
+from vital_jax.run.prepare import prepare
 from vital_jax.training import chips, distributed
 from vital_jax.training import config as configuration
 from vital_jax.training.board import Board

@@ -13,17 +13,17 @@ import jax
 import numpy as np
 
 from configs import pretrain
-from vital_jax import plan
 from vital_jax.hub.load import load_qwen3_vl
-from vital_jax.methods import setup, vital
+from vital_jax.methods import vital
 from vital_jax.pipeline.batch import collate
+from vital_jax.run import plan, setup
 
 ROWS = 32
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("vital_jax/pretrain/weights/backbone"))
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("vital_jax/demo/weights/backbone"))
     config = pretrain.get_config()
     config.model.folder = str(parser.parse_args().folder)
     plan.resolve(config)

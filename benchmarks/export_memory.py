@@ -58,9 +58,9 @@ def write_run(folder: Path, base: Path, train_base: bool) -> None:
 
     from configs import vital as recipe
     from vital_jax.hub.load import fingerprint
-    from vital_jax.methods import setup
     from vital_jax.models.config import LoraConfig, qwen3_vl_config
     from vital_jax.models.lora import init_lora
+    from vital_jax.run import setup
     from vital_jax.training.checkpoint import Checkpoints, make_meta
     from vital_jax.training.config import resolved
 

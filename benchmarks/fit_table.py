@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from vital_jax.latent.loop import LOOP
-from vital_jax.methods.fit import planned
+from vital_jax.run.fit import planned
 from vital_jax.training import hlo
 
 S, P = 1024, 3584

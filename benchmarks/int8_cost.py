@@ -17,12 +17,13 @@ from absl import logging
 from loop_model import device
 from ml_collections import ConfigDict
 
-from vital_jax import api, plan
+from vital_jax import api
 from vital_jax.evaluate.evidence import BATCH, closed, judged
 from vital_jax.evaluate.preview import ask
 from vital_jax.hub.load import load_qwen3_vl
 from vital_jax.methods import vital
 from vital_jax.models.quantize import quantize
+from vital_jax.run import plan
 from vital_jax.statistics import wilson
 from vital_jax.training.checkpoint import Checkpoints
 

@@ -19,9 +19,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from configs import one_gpu, vital  # noqa: E402
-from vital_jax import plan  # noqa: E402
-from vital_jax.methods import setup  # noqa: E402
 from vital_jax.models.config import DecoderConfig  # noqa: E402
+from vital_jax.run import plan, setup  # noqa: E402
 from vital_jax.training.partition import flatten  # noqa: E402
 
 MODELS = REPOSITORY / "configs" / "models"

@@ -22,16 +22,16 @@ import numpy as np
 from vital_jax.construct import grid
 from vital_jax.construct.build import build_records
 from vital_jax.construct.folders import MaskFolder
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.roi import extract_many
 from vital_jax.construct.sidecar import Progress, duration
+from vital_jax.demo.phantoms import phantoms
 from vital_jax.hub.encoders import load_encoder, siglip_encoder
 from vital_jax.models.config import SiglipVisionConfig
 from vital_jax.models.siglip import SiglipVision, init_siglip
 
 SO400M = SiglipVisionConfig(width=1152, layers=27, heads=16, ffn=4304, image=448, patch=14)
 SAMPLES, TARGETS = 61_411, 1_000
-SMALL = Path("vital_jax/pretrain/weights/siglip")
+SMALL = Path("vital_jax/demo/weights/siglip")
 
 
 def clocks() -> np.ndarray:

@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
 def recipe(options: argparse.Namespace) -> Any:
     """The paper's recipe for this cell: one phase, one device."""
     from configs import vital
-    from vital_jax import plan
+    from vital_jax.run import plan
 
     config = vital.get_config()
     config.model.update(folder=str(options.backbone), text_decoder=str(options.text))
@@ -67,7 +67,7 @@ def recipe(options: argparse.Namespace) -> Any:
 
 def arithmetic(options: argparse.Namespace) -> float:
     """FLOPs of one step of the model: nothing computed twice counts."""
-    from vital_jax.methods import flops, program, setup
+    from vital_jax.run import flops, program, setup
 
     config = recipe(options)
     method = setup.make_method(config, ROI)
@@ -76,7 +76,7 @@ def arithmetic(options: argparse.Namespace) -> float:
 
 
 def _rows(options: argparse.Namespace, method: Any) -> dict[str, np.ndarray]:
-    from vital_jax.methods import program
+    from vital_jax.run import program
 
     sizes = (options.rows, options.prefix, options.patches, options.answer, options.steps, options.chain, ROI)
     rows = dict(program.full_rows(method.model.config.vision, *sizes))
@@ -97,7 +97,7 @@ def ours(options: argparse.Namespace) -> tuple[Callable[[], float], Callable[[],
     import jax
     import jax.numpy as jnp
 
-    from vital_jax.methods import program, setup
+    from vital_jax.run import program, setup
     from vital_jax.training.partition import flatten, split, unflatten
     from vital_jax.training.sharding import make_mesh, place_batch
     from vital_jax.training.step import init_state

@@ -17,8 +17,8 @@ from pathlib import Path
 from vital_jax.construct.build import build_records
 from vital_jax.construct.checker import by_sample, check_records
 from vital_jax.construct.folders import MaskFolder
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.sample import Sample
+from vital_jax.demo.phantoms import phantoms
 
 SHOWN = 20
 

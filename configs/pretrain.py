@@ -1,7 +1,7 @@
 """The small backbone of the quickstart, pretrained on captions of drawn images; no question is ever put to it here.
 
     python train.py --config=configs/pretrain.py
-    python -m vital_jax.pretrain runs/pretrain vital_jax/pretrain/weights
+    python -m vital_jax.demo.pretrain runs/pretrain vital_jax/demo/weights
 
 The first command trains the backbone (about an hour on two cores), the second the text decoder and the SigLIP towers, and writes all
 of them as Hugging Face folders. The images are other ones than any experiment draws: their seed is never used elsewhere.

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import vital
 
-WEIGHTS = "vital_jax/pretrain/weights"
+WEIGHTS = "vital_jax/demo/weights"
 
 
 def get_config(arg: str = "") -> ConfigDict:

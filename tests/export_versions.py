@@ -29,7 +29,7 @@ from vital_jax.pipeline.images import ImageConfig, patchify
 from vital_jax.pipeline.prompts import Prompter
 
 TOLERANCE = 1e-4
-BACKBONE = Path(vital_jax.__file__).parent / "pretrain" / "weights" / "backbone"
+BACKBONE = Path(vital_jax.__file__).parent / "demo" / "weights" / "backbone"
 QUESTIONS = (
     ("Is the kidney brighter or darker than the surroundings in this CT image?", (96, 64)),
     ("What is shown in the upper left?", (64, 64)),

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from configs import vital as recipe
-from vital_jax import plan
+from vital_jax.run import plan
 
 ROPE = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [2, 1, 1]}
 DECODER = dict(

@@ -17,16 +17,16 @@ from PIL import Image
 import vital_jax
 from configs import vital as recipe
 from vital_jax import api
-from vital_jax.evaluate import engine
 from vital_jax.evaluate.preview import answers
 from vital_jax.hub import tiny
 from vital_jax.hub.export import export
 from vital_jax.hub.load import fingerprint
-from vital_jax.methods import setup
+from vital_jax.latent import engine
 from vital_jax.pipeline.batch import Encoder, Layout, collate
 from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.prompts import rope_index
 from vital_jax.pipeline.records import Record, RecordSource, write_records
+from vital_jax.run import setup
 from vital_jax.training.checkpoint import Checkpoints, make_meta
 from vital_jax.training.config import resolved
 from vital_jax.training.optimizer import make_optimizer

@@ -14,16 +14,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "vital_jax"
 # Nothing imports upward, and rooms on one floor do not import each other.
 FLOORS = {
-    1: ("pipeline", "training", "kernels", "statistics"),
+    1: ("pipeline", "training", "kernels", "scoring", "statistics"),
     2: ("models",),
     3: ("construct", "hub", "latent"),
     4: ("methods",),
-    5: ("evaluate", "rl", "pretrain"),
-    6: ("serve", "explain"),
-    7: ("cli", "commands", "api", "prepare", "plan", "campaign"),
+    5: ("evaluate", "rl", "demo"),
+    6: ("run", "explain"),
+    7: ("serve",),
+    8: ("cli", "commands", "api"),
 }
 FLOOR_OF = {"": 0} | {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-TOP = 7  # its files are the doors of one storey and may use each other
+TOP = 8  # its files are the doors of one storey and may use each other
 # A loader worker never initialises a device, and torch is the tests' oracle.
 DEVICE = ("jax", "jaxlib", "flax", "optax", "orbax", "torch")
 ORACLES = ("torch", "torchvision", "peft")
@@ -136,7 +137,7 @@ GOOD = '"""A file."""\n'
             "training imports pipeline on its own floor 1",
         ),
         ("construct/x.py", "from vital_jax.hub.load import load_siglip", "construct imports hub on its own floor 3"),
-        ("__init__.py", "from vital_jax.api import load", r"vital_jax \(floor 0\) imports api \(floor 7\)"),
+        ("__init__.py", "from vital_jax.api import load", r"vital_jax \(floor 0\) imports api \(floor 8\)"),
         ("latent/x.py", "from .loop import think", "relative import of .loop"),
         ("latent/x.py", "from . import loop", "relative import"),
         ("latent/x.py", "import importlib\nimportlib.import_module('vital_jax.api')", "imports api"),

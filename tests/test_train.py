@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vital_jax import plan
 from vital_jax.hub import encoders
-from vital_jax.methods import fit
+from vital_jax.run import fit, plan
 from vital_jax.training import config as configuration
 from vital_jax.training.checkpoint import Checkpoints
 from vital_jax.training.sharding import make_mesh

@@ -16,10 +16,10 @@ from configs import vital as recipe
 from vital_jax.hub import parity
 from vital_jax.hub.load import fingerprint, load_qwen3_vl
 from vital_jax.latent.sample import Decoding, respond
-from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.lora import init_lora
+from vital_jax.run import setup
 from vital_jax.training.checkpoint import Checkpoints, make_meta
 from vital_jax.training.config import resolved
 from vital_jax.training.partition import flatten, unflatten

@@ -19,15 +19,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from vital_jax.evaluate.engine import Engine, Question, Request, in_order
 from vital_jax.explain import windows
 from vital_jax.explain.case import Case
 from vital_jax.hub.exported import is_exported, open_exported
 from vital_jax.hub.load import fingerprint, load_qwen3_vl
+from vital_jax.latent.engine import Engine, Question, Request, in_order
 from vital_jax.latent.loop import variables_of
 from vital_jax.latent.read import decode_steps
 from vital_jax.latent.scaffold import VisualProjector
-from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import qwen3_config, qwen3_vl_config, read_json
 from vital_jax.models.decoder import Decoder
@@ -35,6 +34,7 @@ from vital_jax.models.qwen3_vl import Qwen3VL
 from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.images import MAX_PIXELS, decode
 from vital_jax.pipeline.prompts import Prompter
+from vital_jax.run import setup
 from vital_jax.training.checkpoint import Checkpoints, check_compatible
 
 ImageLike = str | Path | bytes | Image.Image

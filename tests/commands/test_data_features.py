@@ -14,8 +14,8 @@ import pytest
 
 from vital_jax.commands import data_features
 from vital_jax.construct.build import assign_splits, build_records
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.roi import record_rows
+from vital_jax.demo.phantoms import phantoms
 from vital_jax.hub import tiny
 from vital_jax.hub.encoders import load_encoder
 from vital_jax.pipeline.features import RoiFeatures

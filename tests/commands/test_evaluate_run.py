@@ -14,7 +14,7 @@ from sheets import Page
 from test_api import QUESTIONS, png, write_run
 
 from vital_jax import cli
-from vital_jax.evaluate.engine import Engine
+from vital_jax.latent.engine import Engine
 
 RESEARCH = "Research software, not a medical device."
 ROWS = [

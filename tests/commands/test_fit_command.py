@@ -82,7 +82,7 @@ def test_a_recipe_on_a_slice(folder, capsys):
     ],
 )
 def test_a_mistake_is_one_clear_line_before_any_work(folder, capsys, monkeypatch, slice_, more, changes, words):
-    from vital_jax.methods import fit
+    from vital_jax.run import fit
 
     monkeypatch.setattr(fit, "_compile", lambda *_, **__: pytest.fail("compiled something"))
     assert vital_fit(folder, slice_, *more, **changes) == 2

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import Rejected
+from vital_jax.demo.phantoms import phantoms
 
 
 def draw_folder(root: Path, count: int, seed: int = 0, size: int = 64, patients: int = 0) -> Path:

@@ -12,12 +12,12 @@ from rules import FLAT, STEPS, check_rules
 from vital_jax.construct.build import assign_splits, build_records, record_fields, record_id, split_of
 from vital_jax.construct.folders import MaskFolder
 from vital_jax.construct.measure import look
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.questions import Question, questions
 from vital_jax.construct.roi import record_rows
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import load_targets
 from vital_jax.construct.teacher import teach
+from vital_jax.demo.phantoms import phantoms
 from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, write_features
 from vital_jax.pipeline.images import decode, decode_mask
 from vital_jax.pipeline.records import METADATA_TYPES, Record, RecordSource, write_splits

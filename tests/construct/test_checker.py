@@ -14,8 +14,8 @@ from vital_jax.construct.build import build_records
 from vital_jax.construct.checker import Look, by_sample, check_records, contradictions
 from vital_jax.construct.claims import Claim, claims, unread
 from vital_jax.construct.folders import MaskFolder
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.targets import load_targets
+from vital_jax.demo.phantoms import phantoms
 
 NAMES = ("kidney", "left kidney", "liver", "tumor")
 BUILD = partial(build_records, questions_per_sample=6, seed=0, form="both")

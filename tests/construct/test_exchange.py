@@ -10,8 +10,8 @@ from PIL import Image
 
 from vital_jax.construct.build import assign_splits, build_records
 from vital_jax.construct.exchange import Exchange, write_jsonl
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.source import Rejected, Unit
+from vital_jax.demo.phantoms import phantoms
 from vital_jax.pipeline.records import Record, RecordSource, write_splits
 
 

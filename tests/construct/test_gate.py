@@ -11,7 +11,7 @@ import pytest
 
 from vital_jax.construct.build import build_records
 from vital_jax.construct.gate import gate, steps_allowed, version
-from vital_jax.construct.phantoms import phantoms
+from vital_jax.demo.phantoms import phantoms
 
 CHAINS = [json.loads(line) for line in Path(__file__).with_name("gate_chains.jsonl").read_text().splitlines()]
 SPLEEN = dict(question_type="yesno", target_type="organ", target="spleen", modality="CT")

@@ -13,8 +13,8 @@ from test_roi import box_mask, encode, picture, png, record
 from vital_jax.construct import grid
 from vital_jax.construct.build import build_records
 from vital_jax.construct.grid import MARGINS, THRESHOLDS, Notes, Sample, View, plan_views, search, table
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.roi import area_resize, crop_box, siglip_pixels, square_crop
+from vital_jax.demo.phantoms import phantoms
 
 GRID, SIZE = 8, 32
 

@@ -12,7 +12,7 @@ from sheets import HOSTILE, Page, hostile, png, record, write
 
 from vital_jax.construct import pages
 from vital_jax.construct.audit import audit_page, draw
-from vital_jax.construct.phantoms import phantoms
+from vital_jax.demo.phantoms import phantoms
 from vital_jax.pipeline.records import Record
 
 

@@ -10,7 +10,7 @@ import pytest
 from vital_jax.construct.build import encode_mask
 from vital_jax.construct.measure import look
 from vital_jax.construct.parts import Parts, new_part, record_row, sample_of, sample_row, source_folder
-from vital_jax.construct.phantoms import phantoms
+from vital_jax.demo.phantoms import phantoms
 from vital_jax.pipeline.records import Record
 
 

@@ -9,7 +9,6 @@ import pytest
 from rules import LEAKS, PATIENT, STEPS
 
 from vital_jax.construct.measure import Facts, Measurement, look
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.questions import (
     NAME_LEAD,
     Balance,
@@ -21,6 +20,7 @@ from vital_jax.construct.questions import (
 )
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import load_targets
+from vital_jax.demo.phantoms import phantoms
 
 
 def sample(target="liver", modality="CT", site="liver", number=0, **fields):

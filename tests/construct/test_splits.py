@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vital_jax.construct.folders import MaskFolder
-from vital_jax.construct.phantoms import draw
 from vital_jax.construct.splits import Pictures, assign, correlation, describe, first_names
+from vital_jax.demo.phantoms import draw
 from vital_jax.pipeline.images import decode
 
 

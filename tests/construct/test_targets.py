@@ -9,11 +9,11 @@ import pytest
 
 from vital_jax.construct.build import build_records
 from vital_jax.construct.checker import by_sample, check_records
-from vital_jax.construct.looks import LEXICONS
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.questions import load_templates
 from vital_jax.construct.targets import DATA, TYPES, load_targets
 from vital_jax.construct.teacher import load_sentences
+from vital_jax.demo.looks import LEXICONS
+from vital_jax.demo.phantoms import phantoms
 
 FIELDS = {
     "type",

@@ -12,7 +12,6 @@ from scipy import ndimage
 
 from vital_jax.construct import measure as measuring
 from vital_jax.construct.measure import Facts, look, measure
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.questions import FORMS, Question, questions
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import load_targets
@@ -30,6 +29,7 @@ from vital_jax.construct.words import (
     texture,
     where,
 )
+from vital_jax.demo.phantoms import phantoms
 
 
 def canvas(height=120, width=160):

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from vital_jax.construct.build import assign_splits, build_records
-from vital_jax.construct.phantoms import phantoms
+from vital_jax.demo.phantoms import phantoms
 from vital_jax.pipeline.records import RecordSource, write_splits
 
 REPOSITORY = Path(__file__).resolve().parents[2]

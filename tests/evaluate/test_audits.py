@@ -12,10 +12,10 @@ from PIL import Image, ImageStat
 
 from vital_jax.evaluate import audit_table as table
 from vital_jax.evaluate.audits import Store, Subject, audit
-from vital_jax.evaluate.engine import Engine, Reply, in_order
 from vital_jax.evaluate.mirror import VERDICTS
 from vital_jax.evaluate.replacements import OTHER, REPLAYED, SAME
 from vital_jax.evaluate.text_floor import Reader
+from vital_jax.latent.engine import Engine, Reply, in_order
 from vital_jax.latent.loop import variables_of
 from vital_jax.pipeline.images import decode
 from vital_jax.pipeline.records import Record

@@ -11,7 +11,6 @@ import toy
 import toyfeed
 from longhand import project as project_longhand
 
-from vital_jax.evaluate.engine import Engine
 from vital_jax.evaluate.evidence import (
     BATCH,
     closed,
@@ -27,6 +26,7 @@ from vital_jax.evaluate.evidence import (
 )
 from vital_jax.evaluate.preview import ask
 from vital_jax.evaluate.score import Score, table
+from vital_jax.latent.engine import Engine
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.methods.vital import thoughts
 

@@ -13,10 +13,10 @@ import pytest
 import tiny
 
 from vital_jax.evaluate import latency, latency_page, latency_torch
-from vital_jax.evaluate.engine import Engine
 from vital_jax.evaluate.latency import Cell, Timed
 from vital_jax.hub import parity
 from vital_jax.hub.load import load_qwen3_vl
+from vital_jax.latent.engine import Engine
 
 END = 7
 

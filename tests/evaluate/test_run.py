@@ -14,9 +14,9 @@ import toyfeed
 
 from vital_jax.evaluate import run
 from vital_jax.evaluate.answers import Answers
-from vital_jax.evaluate.engine import Engine
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols import get
+from vital_jax.latent.engine import Engine
 from vital_jax.latent.loop import variables_of
 
 CONTROL = "<|end|>"

@@ -15,7 +15,7 @@ from vital_jax.hub.encoders import identity, load_encoder
 from vital_jax.hub.load import fingerprint, load_siglip
 from vital_jax.pipeline.features import RoiFeatures
 from vital_jax.pipeline.records import Record, write_splits
-from vital_jax.prepare import features_name, make_features
+from vital_jax.run.prepare import features_name, make_features
 
 PROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessorFast",

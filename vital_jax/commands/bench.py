@@ -153,7 +153,7 @@ def _requests(arguments: argparse.Namespace) -> Sequence[Any]:
             raise ValueError("--image needs a --question about it")
         if not arguments.image.is_file():
             raise FileNotFoundError(f"image {arguments.image}: no such file")
-        from vital_jax.evaluate.engine import Question
+        from vital_jax.latent.engine import Question
 
         return [Question(arguments.image.name, (arguments.image.read_bytes(),), arguments.question)]
     if arguments.question:
@@ -172,9 +172,9 @@ def _opened(arguments: argparse.Namespace, model: Any) -> Iterator[tuple[Any, An
     import jax
     import jax.numpy as jnp
 
-    from vital_jax.evaluate.engine import Engine
     from vital_jax.hub.export import export
     from vital_jax.hub.load import load_qwen3_vl
+    from vital_jax.latent.engine import Engine
     from vital_jax.latent.loop import variables_of
 
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")

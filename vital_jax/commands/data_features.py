@@ -57,7 +57,7 @@ def _positive(batch: int | None) -> None:
 
 def _features(arguments: argparse.Namespace) -> int:
     from vital_jax.construct.pages import records_folder
-    from vital_jax.prepare import extract_features, record_splits
+    from vital_jax.run.prepare import extract_features, record_splits
 
     _positive(arguments.batch)
     folder = records_folder(arguments.records)

@@ -79,7 +79,7 @@ def _subject(arguments: argparse.Namespace):
     from vital_jax.evaluate.text_floor import Reader
     from vital_jax.pipeline.feed import Feed
     from vital_jax.pipeline.records import RecordSource
-    from vital_jax.plan import spread
+    from vital_jax.run.plan import spread
     from vital_jax.training.checkpoint import Checkpoints
 
     model, checkpoint = models.load(arguments), Path(arguments.model) / "checkpoints"

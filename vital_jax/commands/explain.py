@@ -71,7 +71,7 @@ def asked(arguments: argparse.Namespace, limit: int | None = None) -> Asked:
       record folder that cannot be used.
     """
     if arguments.image:
-        from vital_jax.evaluate.engine import Question
+        from vital_jax.latent.engine import Question
         from vital_jax.pipeline.images import decode
 
         if not (arguments.question or "").strip():
@@ -89,7 +89,7 @@ def asked(arguments: argparse.Namespace, limit: int | None = None) -> Asked:
         raise ValueError("--question is for --image; records bring their own")
     from vital_jax.construct.pages import records_folder
     from vital_jax.pipeline.records import RecordSource
-    from vital_jax.plan import spread
+    from vital_jax.run.plan import spread
 
     source = RecordSource(records_folder(arguments.data), arguments.split)
     numbers = spread(range(len(source)), limit or len(source))
@@ -141,7 +141,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     from vital_jax.construct.pages import write_text
     from vital_jax.explain import numbers
     from vital_jax.explain.page import page
-    from vital_jax.plan import spread
+    from vital_jax.run.plan import spread
 
     check_free(arguments.out, *FILES)
     if arguments.image and arguments.eval_k:

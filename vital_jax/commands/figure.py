@@ -96,7 +96,7 @@ def _write(path: Path, text: str) -> int:
 
 def _progress(arguments: argparse.Namespace) -> int:
     from vital_jax.explain import figures
-    from vital_jax.plan import spread
+    from vital_jax.run.plan import spread
 
     _free(arguments.out)
     source = _source(arguments)
@@ -116,11 +116,11 @@ def _progress(arguments: argparse.Namespace) -> int:
 
 def _collapse(arguments: argparse.Namespace) -> int:
     from vital_jax.evaluate import evidence
-    from vital_jax.evaluate.engine import in_order
     from vital_jax.evaluate.score import markdown
     from vital_jax.explain import figures
+    from vital_jax.latent.engine import in_order
     from vital_jax.latent.loop import variables_of
-    from vital_jax.plan import spread
+    from vital_jax.run.plan import spread
 
     _free(arguments.out)
     source, named = _source(arguments), _named(arguments)
@@ -151,8 +151,8 @@ def _cells(values: Any) -> tuple[list[str], list[list[str]]]:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from vital_jax import api
-    from vital_jax.evaluate.engine import in_order
     from vital_jax.explain import figures, windows
+    from vital_jax.latent.engine import in_order
     from vital_jax.latent.loop import variables_of
 
     _free(arguments.out)

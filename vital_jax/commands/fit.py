@@ -79,9 +79,8 @@ def _pair(text: str) -> tuple[int, int]:
 def _fit(arguments: argparse.Namespace) -> int:
     # Recipes import each other from where they are started, as with `python train.py`.
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    from vital_jax import plan
     from vital_jax.hub import encoders
-    from vital_jax.methods import fit, setup
+    from vital_jax.run import fit, plan, setup
     from vital_jax.training import config as configuration
     from vital_jax.training import topology
     from vital_jax.training.sharding import make_mesh

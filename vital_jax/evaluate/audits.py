@@ -26,12 +26,12 @@ from vital_jax.construct.pages import write_text
 from vital_jax.evaluate import audit_table as table
 from vital_jax.evaluate import evidence, mirror
 from vital_jax.evaluate.calibration import calibration
-from vital_jax.evaluate.engine import Engine, Reply, in_order, with_images
 from vital_jax.evaluate.geometry import shape_of
 from vital_jax.evaluate.preview import shuffled
 from vital_jax.evaluate.replacements import ABOUT, ORACLE, replacements
 from vital_jax.evaluate.score import normalise
 from vital_jax.evaluate.text_floor import Reader, text_floors
+from vital_jax.latent.engine import Engine, Reply, in_order, with_images
 from vital_jax.latent.loop import variables_of
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.pipeline.feed import Feed

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vital_jax.evaluate.engine import Reply
 from vital_jax.evaluate.preview import ask, shuffled
 from vital_jax.evaluate.score import Row, judge, kind, markdown, percent
+from vital_jax.latent.engine import Reply
 from vital_jax.latent.read import decode_steps
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.methods.vital import Vital

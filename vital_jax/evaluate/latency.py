@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vital_jax.evaluate.engine import Engine, Request
+from vital_jax.latent.engine import Engine, Request
 from vital_jax.latent.loop import Prompt, Variables, embed, empty_suffix, prefill, think
 from vital_jax.latent.sample import Decoding, decode, respond
 from vital_jax.models.qwen3_vl import Qwen3VL

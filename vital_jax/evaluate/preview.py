@@ -9,8 +9,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vital_jax.evaluate.engine import Engine, Reply, in_order, with_images
 from vital_jax.evaluate.score import Row, judge
+from vital_jax.latent.engine import Engine, Reply, in_order, with_images
 from vital_jax.latent.loop import variables_of
 from vital_jax.methods.vital import Vital
 from vital_jax.pipeline.feed import Feed

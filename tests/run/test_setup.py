@@ -7,7 +7,7 @@ import tiny
 
 from configs import vital
 from vital_jax.hub.safetensors import INDEX, Tensor
-from vital_jax.methods import setup
+from vital_jax.run import setup
 from vital_jax.training.partition import flatten
 from vital_jax.training.sharding import make_mesh
 

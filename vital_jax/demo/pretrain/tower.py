@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vital_jax.construct.phantoms import LEXICONS, draw
+from vital_jax.demo.phantoms import LEXICONS, draw
+from vital_jax.demo.pretrain.fit import fit
 from vital_jax.hub.encoders import tower_inputs
 from vital_jax.hub.load import load_qwen3_vl
 from vital_jax.hub.tiny import save_backbone
 from vital_jax.models.layers import Linear
 from vital_jax.models.vision import VisionTower
-from vital_jax.pretrain.fit import fit
 
 _LEAST = 0.1  # of a square's area, before it is said to show a structure
 CAPTIONS = (

@@ -6,7 +6,7 @@ import pytest
 import shapes
 import toy
 
-from vital_jax.methods import program, setup
+from vital_jax.run import program, setup
 from vital_jax.training.partition import flatten, split
 from vital_jax.training.sharding import make_mesh, shard
 from vital_jax.training.step import init_state

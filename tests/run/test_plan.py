@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from configs import ablations, fixtures, one_gpu, pretrain, quickstart, vital
-from vital_jax import plan
+from vital_jax.run import plan
 from vital_jax.training.config import resolved, total_steps
 from vital_jax.training.metrics import Clock
 

@@ -10,16 +10,16 @@ import pytest
 from safetensors import safe_open
 
 from vital_jax.construct.build import build_records
-from vital_jax.construct.phantoms import draw, phantoms
 from vital_jax.construct.roi import record_rows
+from vital_jax.demo.phantoms import draw, phantoms
+from vital_jax.demo.pretrain import __main__ as recipe
+from vital_jax.demo.pretrain.siglip import pairs, train_siglip
+from vital_jax.demo.pretrain.text import train_text
+from vital_jax.demo.pretrain.tower import CAPTIONS, region_captions, train_tower
 from vital_jax.hub import tiny
 from vital_jax.hub.encoders import load_encoder
 from vital_jax.hub.load import load_qwen3, load_qwen3_vl, load_siglip
 from vital_jax.pipeline.features import distinctness
-from vital_jax.pretrain import __main__ as recipe
-from vital_jax.pretrain.siglip import pairs, train_siglip
-from vital_jax.pretrain.text import train_text
-from vital_jax.pretrain.tower import CAPTIONS, region_captions, train_tower
 
 WEIGHTS = Path(recipe.__file__).parent / "weights"
 SENTENCES = [

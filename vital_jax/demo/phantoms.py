@@ -15,9 +15,9 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from vital_jax.construct.looks import LEXICONS, LOOKS, colour
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import load_targets
+from vital_jax.demo.looks import LEXICONS, LOOKS, colour
 
 NUMBERS = ((2, 3, 4), (0.6, 0.3, 0.1))  # structures per image; 2.5 of 5 names on average: presence is a coin's toss
 AREAS = (0.025, 0.13)  # of the image, log-uniform: both below and above 5 percent, where "small" ends

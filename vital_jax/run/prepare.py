@@ -16,17 +16,17 @@ import jax
 
 from vital_jax.construct import factory
 from vital_jax.construct.build import assign_splits, build_records
-from vital_jax.construct.captions import caption_records
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.sidecar import Extraction, batch_for, write_sidecar
 from vital_jax.construct.sources import find_sources
+from vital_jax.demo.captions import caption_records
+from vital_jax.demo.phantoms import phantoms
+from vital_jax.demo.pretrain.tower import train_tower
 from vital_jax.hub import tiny
 from vital_jax.hub.encoders import identity, load_encoder
 from vital_jax.models.config import read_json
 from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, distinctness, parts_folder
 from vital_jax.pipeline.records import RecordSource, new_folder, write_splits
-from vital_jax.pretrain.tower import train_tower
 from vital_jax.training.config import resolved
 
 _LESSONS = 300  # phantoms whose questions and chains teach a tokenizer its words

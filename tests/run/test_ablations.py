@@ -19,18 +19,18 @@ from ml_collections import config_flags
 
 from configs import ablations, quickstart
 from configs import vital as paper
-from vital_jax import campaign, plan
 from vital_jax.hub import tiny
-from vital_jax.methods import setup, vital
+from vital_jax.methods import vital
 from vital_jax.models.decoder import Decoder
 from vital_jax.pipeline.records import RecordSource
-from vital_jax.prepare import make_features, make_records
+from vital_jax.run import campaign, plan, setup
+from vital_jax.run.prepare import make_features, make_records
 from vital_jax.training import config as configuration
 
 # ml_collections loads a recipe by its path in a way that Python 3.12 leaves out.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 TERMS = {"task", "text", "visual"}
 # What a row changes, among: `order` (which records, phase by phase, and for how many steps), `taken` (the latent and chain steps of one
 # record), the terms of the loss, `features` (the targets of the visual loss).

@@ -1,5 +1,6 @@
-"""Makes the small pretrained folders: `python -m vital_jax.pretrain RUN OUT [PART ...]`, after `train.py --config=configs/pretrain.py`.
+"""Makes the small pretrained folders: `python -m vital_jax.demo.pretrain RUN OUT [PART ...]`.
 
+It comes after `train.py --config=configs/pretrain.py`.
 RUN is that run's folder; its backbone goes to OUT as it is. The text decoder learns sentences, and the SigLIP towers image-sentence pairs,
 of phantoms of the same seed. Everything is stored in bfloat16. Parts: backbone, text_decoder, siglip, siglip_low (half the image side).
 """
@@ -13,12 +14,12 @@ import ml_dtypes
 import numpy as np
 
 from vital_jax.construct.build import build_records
-from vital_jax.construct.phantoms import phantoms
+from vital_jax.demo.phantoms import phantoms
+from vital_jax.demo.pretrain.siglip import train_siglip
+from vital_jax.demo.pretrain.text import train_text
 from vital_jax.hub import tiny
 from vital_jax.hub.load import load_qwen3, load_qwen3_vl, load_siglip
 from vital_jax.pipeline.records import new_folder
-from vital_jax.pretrain.siglip import train_siglip
-from vital_jax.pretrain.text import train_text
 from vital_jax.training.checkpoint import init_from
 
 SEED = 1000  # as configs/pretrain.py
@@ -42,7 +43,7 @@ def _chains(count: int) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m vital_jax.pretrain", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m vital_jax.demo.pretrain", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of the finished run of configs/pretrain.py")
     parser.add_argument("out", type=Path, help="where the folders go")
     parts = ("backbone", "text_decoder", *TOWERS)

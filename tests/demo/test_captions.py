@@ -6,11 +6,11 @@ from itertools import groupby
 import numpy as np
 import pytest
 
-from vital_jax.construct.captions import caption_records
 from vital_jax.construct.measure import measure
-from vital_jax.construct.phantoms import phantoms
 from vital_jax.construct.targets import load_targets
 from vital_jax.construct.words import compare_size, direction, quarter, shape
+from vital_jax.demo.captions import caption_records
+from vital_jax.demo.phantoms import phantoms
 from vital_jax.pipeline.records import METADATA_TYPES
 
 COUNT = 60

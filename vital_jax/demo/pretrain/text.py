@@ -7,13 +7,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from vital_jax.demo.pretrain.fit import fit
 from vital_jax.hub.load import load_qwen3
 from vital_jax.hub.tiny import save_text_decoder
 from vital_jax.latent.loss import cross_entropy
 from vital_jax.models.attention import Causal
 from vital_jax.models.decoder import Decoder
 from vital_jax.pipeline.prompts import Prompter
-from vital_jax.pretrain.fit import fit
 
 
 def _loss(model: Decoder):

@@ -8,12 +8,11 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from configs import one_gpu, quickstart, vital
-from vital_jax import plan
-from vital_jax.methods import program, setup
+from vital_jax.run import plan, program, setup
 from vital_jax.training import chips
 from vital_jax.training.sharding import AXES
 
-MODELS = Path(__file__).resolve().parent.parent / "configs" / "models"
+MODELS = Path(__file__).resolve().parents[2] / "configs" / "models"
 ROI = 1152  # E of MedSigLIP
 V5E, V5P, V6E, H200 = "TPU v5 lite", "TPU v5", "TPU v6 lite", "NVIDIA H200"
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vital_jax.construct.looks import LEXICONS, LOOKS, colour
-from vital_jax.construct.phantoms import FORMS, LONG, PATTERNS, _window, draw, phantoms
 from vital_jax.construct.questions import absent_targets
 from vital_jax.construct.targets import load_targets
+from vital_jax.demo.looks import LEXICONS, LOOKS, colour
+from vital_jax.demo.phantoms import FORMS, LONG, PATTERNS, _window, draw, phantoms
 
 IMAGES = 600
 

@@ -12,7 +12,7 @@ from test_train import environment
 
 from vital_jax.pipeline.records import RecordSource
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

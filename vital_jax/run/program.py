@@ -12,9 +12,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from vital_jax.methods import setup, vital
+from vital_jax.methods import vital
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import VisionConfig
+from vital_jax.run import setup
 from vital_jax.training.optimizer import make_optimizer
 from vital_jax.training.partition import flatten, split, unflatten
 from vital_jax.training.sharding import batch_sharding, shardings

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import toy
 
-from vital_jax.methods.flops import Arithmetic, Work, work_of
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.run.flops import Arithmetic, Work, work_of
 
 LORA = (("base/.*", "frozen"), ("lora/.*", "trainable"), ("scaffold/.*", "trainable"))
 FULL = (("(base|lora|scaffold)/.*", "trainable"),)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from configs import quickstart
-from vital_jax import campaign, plan
 from vital_jax.evaluate import audit_table
 from vital_jax.evaluate.audit_table import Line
+from vital_jax.run import campaign, plan
 from vital_jax.training.config import resolved
 
 LATENTS = ("VITAL", {})

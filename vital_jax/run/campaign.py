@@ -16,15 +16,14 @@ from typing import Any
 
 import jax
 
-from vital_jax import plan
 from vital_jax.construct.pages import write_text
 from vital_jax.evaluate import audit_table, audits, evidence, figure, score
-from vital_jax.evaluate.engine import Engine
 from vital_jax.evaluate.preview import ask
 from vital_jax.evaluate.text_floor import Reader
-from vital_jax.methods import setup
+from vital_jax.latent.engine import Engine
 from vital_jax.methods.vital import Vital
 from vital_jax.pipeline.feed import Feed
+from vital_jax.run import plan, setup
 from vital_jax.training.config import keys, resolved
 from vital_jax.training.sharding import make_mesh
 

@@ -6,7 +6,7 @@ import pytest
 import shapes
 
 from vital_jax.latent.loop import LOOP
-from vital_jax.methods import fit, setup
+from vital_jax.run import fit, setup
 from vital_jax.training import hlo
 from vital_jax.training.sharding import make_mesh
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
+from vital_jax.run import setup
 from vital_jax.training.partition import TRAINABLE, flatten, match
 
 # The tokens that each weight meets; the rest (norms, biases, tables that are looked up) multiplies nothing.

@@ -8,7 +8,7 @@ import toy
 import toyfeed
 from PIL import Image
 
-from vital_jax.evaluate.engine import Engine, in_order, rounded, with_images
+from vital_jax.latent.engine import Engine, in_order, rounded, with_images
 from vital_jax.latent.loop import variables_of
 from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.records import Record

@@ -16,12 +16,12 @@ import jax
 from vital_jax import __version__
 from vital_jax.evaluate.preview import answers
 from vital_jax.hub.load import check_weights
-from vital_jax.methods import setup
 from vital_jax.methods.vital import Vital
 from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.prompts import Prompter
-from vital_jax.prepare import features_name
+from vital_jax.run import setup
+from vital_jax.run.prepare import features_name
 from vital_jax.training import distributed
 from vital_jax.training.config import resolved
 from vital_jax.training.metrics import Clock

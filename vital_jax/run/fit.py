@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 
 from vital_jax.latent.loop import LOOP, variables_of
 from vital_jax.latent.sample import Decoding, respond
-from vital_jax.methods import flops, program, setup
 from vital_jax.methods.vital import Vital
 from vital_jax.models.attention import implementation_for
+from vital_jax.run import flops, program, setup
 from vital_jax.training import chips, hlo
 from vital_jax.training.sharding import ROWS
 

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vital_jax.construct.captions import caption
 from vital_jax.construct.measure import measure
 from vital_jax.construct.roi import crop_box, square_crop
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import load_targets
 from vital_jax.construct.words import brightness, shape, texture
+from vital_jax.demo.captions import caption
+from vital_jax.demo.pretrain.fit import fit
 from vital_jax.hub.load import load_siglip
 from vital_jax.hub.tiny import save_siglip
 from vital_jax.models.layers import LayerNorm, Linear
 from vital_jax.models.siglip import SiglipVision
 from vital_jax.pipeline.prompts import Prompter
-from vital_jax.pretrain.fit import fit
 
 _LENGTH = 48  # tokens of a text; what is longer is cut
 

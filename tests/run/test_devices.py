@@ -6,7 +6,7 @@ import pytest
 import toy
 
 from vital_jax.methods import vital
-from vital_jax.methods.setup import sharding_rows
+from vital_jax.run.setup import sharding_rows
 from vital_jax.training.partition import merge, split
 from vital_jax.training.sharding import make_mesh, place_batch, shard
 

@@ -1,0 +1,1 @@
+"""What surrounds the loop of train.py: opening a run, plan, preparation, programs, several runs and their report."""
