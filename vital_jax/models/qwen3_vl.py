@@ -94,10 +94,20 @@ class Qwen3VL(nn.Module):
         slot: jax.Array | int = 0,
         deepstack: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, KeyValues]:
-        """Runs the decoder (arguments as `Decoder`); returns the states named by `latent_state` and the suffix block's cache."""
-        h, kv = self.language_model(x, positions, mask, prefix_kv, suffix_kv, slot, deepstack, deterministic)
-        return (self.language_model.final_norm(h) if self.latent_state == "post_norm" else h), kv
+        taps: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeyValues, jax.Array | None]:
+        """Runs the decoder, arguments as `Decoder`.
+
+        Returns: the states named by `latent_state`, the suffix block's cache, and the states at `taps` [L + 1, B, G, n, D]: before each layer,
+          and last the head's input (what transformers lists as `hidden_states`); None without taps.
+        """
+        args = (x, positions, mask, prefix_kv, suffix_kv, slot, deepstack, deterministic, taps)
+        raw, kv, tapped = self.language_model(*args)
+        normed = self.language_model.final_norm(raw)
+        if taps is not None:
+            last = jnp.take_along_axis(normed, taps[..., None], axis=2)
+            tapped = jnp.concatenate([tapped, last[None]])
+        return (normed if self.latent_state == "post_norm" else raw), kv, tapped
 
     def head_input(self, h: jax.Array) -> jax.Array:
         """The head's input of states as `decode` returns them."""
@@ -114,7 +124,7 @@ class Qwen3VL(nn.Module):
     def __call__(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """The plain forward pass: logits [B, S, V] of a batch, no latents."""
         prefix = self.embed(batch)
-        h, _ = self.decode(
+        h, *_ = self.decode(
             prefix.x[:, None], prefix.positions[:, :, None], Causal(prefix.lengths), deepstack=prefix.deepstack
         )
         return self.logits(h[:, 0])
