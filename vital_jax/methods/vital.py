@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from vital_jax.latent.loop import Thoughts, embed, prefill, teacher_force, variables_of
 from vital_jax.latent.loss import cross_entropy
 from vital_jax.latent.scaffold import OUTPUT_NORMS, PROJECTORS, PjIn, VisualProjector, read_latents
+from vital_jax.models.backbone import Backbone
 from vital_jax.models.decoder import Decoder, abstract_decoder, init_decoder
-from vital_jax.models.qwen3_vl import Qwen3VL
 from vital_jax.training.partition import merge
 
 SWITCHES = {
@@ -45,7 +45,7 @@ class Vital:
       fused: run the last latent step with the answer.
     """
 
-    model: Qwen3VL
+    model: Backbone
     decoder: Decoder | None = None
     roi_width: int | None = None
     projector: str = "residual_mlp_ln"
