@@ -30,7 +30,6 @@ from ml_collections import ConfigDict
 import vital_jax
 from vital_jax.hub import card, peft
 from vital_jax.hub.load import check_coverage, fingerprint
-from vital_jax.hub.names import Entry, qwen3_entries, qwen3_vl_entries
 from vital_jax.hub.safetensors import Tensor, read_folder
 from vital_jax.hub.writing import (
     SHARD,
@@ -43,8 +42,10 @@ from vital_jax.hub.writing import (
     size_of,
     write_files,
 )
-from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config, read_json
+from vital_jax.models.config import LoraConfig, read_json
+from vital_jax.models.families import backbone_entries, read_config, read_text_config
 from vital_jax.models.lora import merge_lora
+from vital_jax.models.names import Entry, decoder_entries
 from vital_jax.pipeline.images import ImageConfig
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.training.checkpoint import Checkpoints, check_compatible
@@ -222,9 +223,9 @@ def _copies(folder: Path) -> dict[str, Content]:
 
 
 def _merged(run: _Run, dtype: Any, largest: int) -> dict[str, Content]:
-    config = qwen3_vl_config(run.base)
+    config = read_config(run.base)
     lora = run.lora if run.config.lora.rank else None
-    pending = _weights(qwen3_vl_entries(config), run.base, run.leaves, "base", dtype, lora)
+    pending = _weights(backbone_entries(config), run.base, run.leaves, "base", dtype, lora)
     return _copies(run.base) | _completed(run.base) | shards(pending, largest)
 
 
@@ -233,7 +234,7 @@ def mended_config(base: Path) -> dict[str, Any] | None:
 
     transformers 4.57 reads the inner place, 5.x the outer one; where the one it reads is silent, a tied head is drawn at random.
     """
-    table, tied = read_json(base), qwen3_vl_config(base).decoder.tied
+    table, tied = read_json(base), read_config(base).decoder.tied
     if all(bool(place.get("tie_word_embeddings")) == tied for place in (table, table["text_config"])):
         return None
     text = {**table["text_config"], "tie_word_embeddings": tied}
@@ -268,7 +269,7 @@ def _adapter(run: _Run, base_name: str) -> dict[str, Content]:
         raise ValueError(
             f"{run.folder} trained {len(trained)} leaves of its base too ({trained[0]}), which no adapter can hold: export it as merged"
         )
-    known, pending, paths = peft.adapter_leaves(qwen3_vl_config(run.base), run.lora), {}, []
+    known, pending, paths = peft.adapter_leaves(read_config(run.base), run.lora), {}, []
     for path in run.leaves.under("lora/"):
         leaf = known[path.removeprefix("lora/")]
         paths.append(path.removeprefix("lora/"))
@@ -287,7 +288,7 @@ def _explain(run: _Run, text_decoder: str | Path | None, dtype: Any, largest: in
     files: dict[str, Content] = {}
     if text:
         folder = _located(run.folder, run.config, "text_decoder", text_decoder, "--text-decoder")
-        pending = _weights(qwen3_entries(qwen3_config(folder)), folder, leaves, "scaffold/text_decoder", dtype)
+        pending = _weights(decoder_entries(read_text_config(folder)), folder, leaves, "scaffold/text_decoder", dtype)
         inside = _copies(folder) | shards(pending, largest)
         files |= {f"explain/text_decoder/{name}": content for name, content in inside.items()}
     projectors = {
@@ -387,7 +388,7 @@ def export(
         with new_folder(out) as part:
             write_files(part, files, say)
             if part and form != "peft":
-                entries = qwen3_vl_entries(qwen3_vl_config(found.base))
+                entries = backbone_entries(read_config(found.base))
                 check_coverage(entries, {e.path: None for e in entries}, read_folder(part), str(out))
     return out
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from vital_jax.latent.loop import LOOP, Prompt, Variables, empty_suffix, extend, grow
 from vital_jax.models.attention import KeyValues
-from vital_jax.models.qwen3_vl import Qwen3VL as Backbone
+from vital_jax.models.backbone import Backbone
 from vital_jax.pipeline.segments import LATENT, PADDING, Segment, Suffix
 
 Arrays = Mapping[str, jax.Array]

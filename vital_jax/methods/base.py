@@ -18,8 +18,8 @@ from vital_jax.latent.interpret import Columns, Feed, Given, run
 from vital_jax.latent.loop import embed, prefill, variables_of
 from vital_jax.latent.loss import cross_entropy
 from vital_jax.latent.scaffold import VisualProjector
+from vital_jax.models.backbone import Backbone, Prefix
 from vital_jax.models.decoder import Decoder
-from vital_jax.models.qwen3_vl import Prefix, Qwen3VL
 from vital_jax.pipeline.batch import Batch, Layout
 from vital_jax.pipeline.segments import Segment, Suffix
 from vital_jax.training.partition import merge
@@ -90,7 +90,7 @@ class Method:
     decoding makes) or `parallel` (it does not, and the gap is measured); `added`, the names of tokens it adds to the vocabulary.
     """
 
-    model: Qwen3VL
+    model: Backbone
     decoder: Decoder | None = None
     roi_width: int | None = None
 
@@ -227,7 +227,7 @@ def tokens_of(batch: Batch, suffix: Suffix) -> Losses:
 
 
 def task_loss(
-    model: Qwen3VL, params: Params, columns: Columns, batch: Batch, norms: Losses, suffix: Suffix
+    model: Backbone, params: Params, columns: Columns, batch: Batch, norms: Losses, suffix: Suffix
 ) -> tuple[Losses, Losses]:
     """({"task": token mean over the supervised columns}, {"answer_accuracy": share of the answer's tokens that are likeliest})."""
     variables, total, metrics = variables_of(params), jnp.zeros(()), {}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vital_jax.methods.base import Budgets, Method, Phase, Switch
-from vital_jax.models.qwen3_vl import LATENT_STATES
+from vital_jax.models.backbone import LATENT_STATES
 from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.segments import Segment, Suffix
 

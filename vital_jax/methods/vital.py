@@ -18,8 +18,8 @@ from vital_jax.latent.interpret import Columns
 from vital_jax.latent.loss import cross_entropy
 from vital_jax.latent.scaffold import OUTPUT_NORMS, PROJECTORS, PjIn, VisualProjector, read_latents
 from vital_jax.methods.base import Budgets, Losses, Method, Params, Phase, Switch, task_loss, tokens_of
+from vital_jax.models.backbone import LATENT_STATES
 from vital_jax.models.decoder import abstract_decoder, init_decoder
-from vital_jax.models.qwen3_vl import LATENT_STATES
 from vital_jax.pipeline.batch import TRAIN_K, Batch, Layout
 from vital_jax.pipeline.segments import Segment, Suffix
 

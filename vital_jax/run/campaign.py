@@ -45,7 +45,7 @@ CLOSING = """## How to read this
 - Ask it: `vital answer --model RUN --image FILE --question TEXT --steps`, RUN being a run's folder.
 - Take a part away: `python train.py --config=configs/ablations.py:losses`.
 - Train longer: `--config.phases[2].steps=1000 --config.workdir=runs/longer`.
-- Your own images and masks: `configs/fixtures.py` shows the way; `configs/vital.py` is the recipe for Qwen3-VL."""
+- Your own images and masks: `configs/fixtures.py` shows the way; `configs/vital.py` is the recipe for published backbones."""
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

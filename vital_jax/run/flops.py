@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vital_jax.methods.vital import Vital
+from vital_jax.models.families import family_of
 from vital_jax.run import setup
 from vital_jax.training.partition import TRAINABLE, flatten, match
 
-# The tokens that each weight meets; the rest (norms, biases, tables that are looked up) multiplies nothing.
+# The tokens that each weight meets, beside a tower's rows (models/families.py). The rest (norms, biases, tables that are looked up)
+# multiplies nothing.
 _MEETS = (
     (r"(base|lora)/language_model/layers/.*/(kernel|a|b)", "context"),
-    (r"base/visual/(blocks|patch_embed)/.*kernel", "patches"),
-    (r"base/visual/(deepstack_mergers|merger)/.*kernel", "merged"),
     (r"scaffold/text_decoder/layers/.*/kernel", "chains"),
     (r"scaffold/(pj_in|visual_projector)/.*kernel", "latents"),
 )
@@ -80,9 +80,11 @@ class Arithmetic:
         leaves = flatten(setup.abstract_params(method))
         marks = match(table, leaves)
         self._config, self._text = method.model.config, method.decoder and method.decoder.config
-        self.weights, self.trained = dict.fromkeys(self._kinds(), 0), dict.fromkeys(self._kinds(), 0)
+        meets = [*_MEETS, *((f"base/visual/{pattern}", kind) for pattern, kind in family_of(self._config).meets)]
+        kinds = (*(kind for _, kind in meets), "answers", "words")
+        self.weights, self.trained = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
         for path, leaf in leaves.items():
-            kind = next((kind for pattern, kind in _MEETS if re.fullmatch(pattern, path)), None)
+            kind = next((kind for pattern, kind in meets if re.fullmatch(pattern, path)), None)
             if kind:
                 self.weights[kind] += math.prod(leaf.shape)
                 self.trained[kind] += math.prod(leaf.shape) * (marks[path] == TRAINABLE)
@@ -98,10 +100,6 @@ class Arithmetic:
         self._tower = any(path.startswith("base/visual/") for path in trains)
         # A gradient passes through the language model if anything before its end trains.
         self._base = any(path.startswith(("base/", "lora/")) for path in trains)
-
-    @staticmethod
-    def _kinds() -> tuple[str, ...]:
-        return (*dict.fromkeys(kind for _, kind in _MEETS), "answers", "words")
 
     def __call__(self, work: Work, weights: Mapping[str, float], remat: bool = False) -> float:
         """FLOPs of this work.

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from vital_jax.hub.load import check_weights, load_qwen3, load_qwen3_vl
+from vital_jax.hub.load import check_weights, load_backbone, load_text_decoder
 from vital_jax.methods.vital import Vital
-from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config
+from vital_jax.models.backbone import Backbone, abstract_backbone
+from vital_jax.models.config import LoraConfig
 from vital_jax.models.decoder import Decoder
+from vital_jax.models.families import read_config, read_text_config
 from vital_jax.models.lora import init_lora
 from vital_jax.models.quantize import is_scale
-from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 from vital_jax.training.partition import TRAINABLE, flatten, match, unflatten
 from vital_jax.training.sharding import ROWS, base_rows, fsdp_rows, shardings
 
@@ -37,8 +38,8 @@ def make_method(config: Any, roi_width: int | None) -> Vital:
     Raises: FileNotFoundError or ValueError naming the folder or switch.
     """
     m = config.model
-    model = Qwen3VL(
-        qwen3_vl_config(m.folder),
+    model = Backbone(
+        read_config(m.folder),
         LoraConfig(**config.lora) if config.lora.rank else None,
         remat=m.remat,
         attention=m.attention,
@@ -49,7 +50,7 @@ def make_method(config: Any, roi_width: int | None) -> Vital:
     )
     decoder = None
     if uses(config, "text"):
-        decoder = Decoder(qwen3_config(m.text_decoder), remat=m.remat, attention=m.attention)
+        decoder = Decoder(read_text_config(m.text_decoder), remat=m.remat, attention=m.attention)
     names = ("projector", "output_norm", "projector_dropout", "l1_reduction", "visual_target", "fused")
     options = {name: config.method[name] for name in names}
     return Vital(model, decoder, roi_width if uses(config, "visual") else None, **options)
@@ -64,7 +65,7 @@ def switches(config: Any) -> dict[str, Any]:
 
 def abstract_params(method: Vital) -> dict[str, Any]:
     """The whole tree's shapes; nothing is read or allocated."""
-    tree = {"base": abstract_qwen3_vl(method.model), "scaffold": method.abstract_scaffold()}
+    tree = {"base": abstract_backbone(method.model), "scaffold": method.abstract_scaffold()}
     if method.model.lora is not None:
         decoder, lora = method.model.config.decoder, method.model.lora
         tree["lora"] = jax.eval_shape(lambda key: init_lora(decoder, lora, key), jax.random.key(0))
@@ -116,7 +117,7 @@ def load_params(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
     """Reads the base and the text decoder onto the mesh and draws the rest from the seed.
 
     Returns: the tree, in the types of `kept_params`.
-    Raises: as `load_qwen3_vl` and `kept_params`; ValueError where a leaf has no row in the table of what trains or of what is sharded.
+    Raises: as `load_backbone` and `kept_params`; ValueError where a leaf has no row in the table of what trains or of what is sharded.
     """
     shapes = kept_params(config, method)
     check_weights(config.model.folder, config.model.text_decoder if method.decoder is not None else None)
@@ -125,14 +126,14 @@ def load_params(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1))
     at = lambda prefix: lambda path, shape: placed[f"{prefix}/{path}"]  # noqa: E731
     m = config.model
-    _, base = load_qwen3_vl(m.folder, at("base"), m.param_dtype, quantize=method.model.quantize)
+    _, base = load_backbone(m.folder, at("base"), m.param_dtype, quantize=method.model.quantize)
     tree: dict[str, Any] = {"base": base}
     if "lora" in shapes:
         tree["lora"] = init_lora(method.model.config.decoder, method.model.lora, keys[0])
     if "scaffold" in shapes:
         text = None
         if method.decoder is not None:
-            _, text = load_qwen3(m.text_decoder, at("scaffold/text_decoder"))
+            _, text = load_text_decoder(m.text_decoder, at("scaffold/text_decoder"))
         tree["scaffold"] = method.init_scaffold(keys[1], text)
     kept = flatten(shapes)
     return unflatten(
