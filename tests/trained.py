@@ -14,12 +14,14 @@ import toy
 
 from configs import vital as recipe
 from vital_jax.hub import parity
+from vital_jax.hub.export import export
 from vital_jax.hub.load import fingerprint, load_backbone
 from vital_jax.latent.sample import Decoding, respond
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.lora import init_lora
 from vital_jax.run import setup
+from vital_jax.run.open import open_run
 from vital_jax.training.checkpoint import Checkpoints, make_meta
 from vital_jax.training.config import resolved
 from vital_jax.training.partition import flatten, unflatten
@@ -96,6 +98,11 @@ def write_run(
         checkpoints.save(2, state, meta)
         checkpoints.wait()
     return Run(folder, method, tree, config)
+
+
+def export_run(folder, out, form="merged", base=None, text_decoder=None, **options) -> Path:
+    """`export` of a run's folder, as `vital export` does it."""
+    return export(open_run(folder, base=base, text_decoder=text_decoder), out, form=form, **options)
 
 
 def make_case(config, seed: int = 0) -> dict[str, np.ndarray]:

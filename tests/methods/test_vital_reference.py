@@ -1,7 +1,7 @@
 """VITAL's numbers stay what they were: losses, gradients, twenty steps and diagnostics of the toy, frozen before methods had a contract.
 
-`vital_reference.npz` was made by version 0.1 of this package at commit 5b0b317 (the method then was one file with a loop of its own), on
-the toy with projector dropout .1: `plain` without and `dropout` with the key 7; `steps`, twenty optimizer steps on batches of seeds 0 to 19.
+`vital_reference.npz` was made by this package at commit 5b0b317, where the method had a loop of its own, on the toy with projector dropout
+.1: `plain` without and `dropout` with the key 7; `steps`, twenty optimizer steps on batches of seeds 0 to 19.
 """
 
 from pathlib import Path

@@ -3,7 +3,7 @@
 The tree is {base, lora, scaffold}. What trains is a table over its paths; trained leaves are float32 masters, the rest keeps `param_dtype`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,14 +30,21 @@ def uses(config: Any, loss: str) -> bool:
     return any(phase.latent_steps and phase[loss] for phase in config.phases)
 
 
-def make_method(config: Any, roi_width: int | None) -> Vital:
+def scaffold_of(config: Any) -> set[str]:
+    """The parts of the scaffold that this run trains: those whose losses a phase weighs."""
+    parts = {"text": "text_decoder", "visual": "visual_projector"}
+    return {part for loss, part in parts.items() if uses(config, loss)}
+
+
+def make_method(config: Any, roi_width: int | None, scaffold: Collection[str] | None = None) -> Vital:
     """The method of a configuration, models without parameters.
 
     Args:
       config: see configs/vital.py. roi_width: E of the feature sidecar, or None.
+      scaffold: which parts of it to build, of `text_decoder` and `visual_projector`; None builds those of `scaffold_of`.
     Raises: FileNotFoundError or ValueError naming the folder or switch.
     """
-    m = config.model
+    m, scaffold = config.model, scaffold_of(config) if scaffold is None else scaffold
     model = Backbone(
         read_config(m.folder),
         LoraConfig(**config.lora) if config.lora.rank else None,
@@ -49,11 +56,11 @@ def make_method(config: Any, roi_width: int | None) -> Vital:
         stationary=config.mesh.base == "fsdp",
     )
     decoder = None
-    if uses(config, "text"):
+    if "text_decoder" in scaffold:
         decoder = Decoder(read_text_config(m.text_decoder), remat=m.remat, attention=m.attention)
     names = ("projector", "output_norm", "projector_dropout", "l1_reduction", "visual_target", "fused")
     options = {name: config.method[name] for name in names}
-    return Vital(model, decoder, roi_width if uses(config, "visual") else None, **options)
+    return Vital(model, decoder, roi_width if "visual_projector" in scaffold else None, **options)
 
 
 def switches(config: Any) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def trained(tables: Sequence[Sequence[tuple[str, str]]], tree: Mapping[str, Any]
 def tables(config: Any) -> list[Sequence[tuple[str, str]]]:
     """Each phase's table of what trains: its own, or the run's, without the rows of parts this run leaves out (rank 0, no scaffold)."""
     absent = {"lora"} if not config.lora.rank else set()
-    if not (uses(config, "text") or uses(config, "visual")):
+    if not scaffold_of(config):
         absent.add("scaffold")
     chosen = [phase.table or config.table for phase in config.phases]
     return [[tuple(row) for row in table if row[0].split("/")[0] not in absent] for table in chosen]
@@ -141,7 +148,7 @@ def load_params(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
     )
 
 
-def held(frozen: Mapping[str, Any], ever: set[str]) -> dict[str, Any]:
+def of_other_phases(frozen: Mapping[str, Any], ever: set[str]) -> dict[str, Any]:
     """Leaves frozen in this phase that another phase trains: a checkpoint has to hold them too."""
     return unflatten({path: leaf for path, leaf in flatten(frozen).items() if path in ever})
 
