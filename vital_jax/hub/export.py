@@ -66,6 +66,7 @@ class TrainedRun(Protocol):
     meta: Mapping[str, Any]
     leaves: Mapping[str, Any]
     latent_steps: int
+    latent_state: str
     base: Path
     text_decoder: Path
 
@@ -124,7 +125,7 @@ def _facts(run: TrainedRun, form: str, base_name: str) -> dict[str, Any]:
         "writer": f"vital_jax {vital_jax.__version__}",
         "form": form,
         "latent_steps": run.latent_steps,
-        "latent_state": run.config.method.latent_state,
+        "latent_state": run.latent_state,
         "base": {"name": base_name, "fingerprint": run.meta["base_fingerprint"]},
         "model": {"dtype": model.dtype, "param_dtype": model.param_dtype},
         "data": {
@@ -258,7 +259,7 @@ def _explain(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict
     }
     table: dict[str, Any] = {
         "latent_steps": run.latent_steps,
-        "latent_state": method.latent_state,
+        "latent_state": run.latent_state,
         "tensors": {name: list(tensor.shape) for name, tensor in projectors.items()},
     }
     if text:
@@ -288,7 +289,7 @@ def _loop(run: TrainedRun) -> bytes:
     code = _GENERATE.read_text(encoding="utf-8")
     for line, value in (
         ("LATENT_STEPS = None\n", run.latent_steps),
-        ('LATENT_STATE = "post_norm"\n', run.config.method.latent_state),
+        ('LATENT_STATE = "post_norm"\n', run.latent_state),
     ):
         if code.count(line) != 1:
             raise RuntimeError(f"{_GENERATE} has no line {line.strip()!r} to write this model's value in")

@@ -96,8 +96,8 @@ class Backbone(nn.Module):
     ) -> tuple[jax.Array, KeyValues, jax.Array | None]:
         """Runs the decoder, arguments as `Decoder`.
 
-        Returns: the states named by `latent_state`, the suffix block's cache, and the states at `taps` [L + 1, B, G, n, D]: before each layer,
-          and last the head's input (what transformers lists as `hidden_states`); None without taps.
+        Returns: the states named by `latent_state`, the suffix block's cache, and the states at `taps` [L + 1, B, G, n, D]: before each
+          layer, and last the head's input (what transformers lists as `hidden_states`); None without taps.
         """
         args = (x, positions, mask, prefix_kv, suffix_kv, slot, deepstack, deterministic, taps)
         raw, kv, tapped = self.language_model(*args)

@@ -10,7 +10,7 @@ prompt or a missing image patch trains on, silently, as something else.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
@@ -65,7 +65,7 @@ class Layout:
 
     prefix: int = 0
     patches: int = 0
-    suffix: Suffix = Suffix()
+    suffix: Suffix = field(default_factory=Suffix)
     chain: int = 0
     roi: int = 0
 
