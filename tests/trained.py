@@ -70,14 +70,18 @@ def write_run(
     latent_state: str = "post_norm",
     projector: str = "residual_mlp_ln",
     records: Path | str = "nowhere",
+    **data: Any,
 ) -> Run:
-    """Writes a run of K = 4 on `base`, with a scaffold where a text decoder is given; `trained_base` are leaves of the base it moved."""
+    """Writes a run of K = 4 on `base`, with a scaffold where a text decoder is given.
+
+    Args: trained_base: leaves of the base that it moved. data: more of `config.data`.
+    """
     config = recipe.get_config()
     config.workdir = str(folder)
     config.model.update(folder=str(base), text_decoder=str(text), dtype="float32", param_dtype="float32")
     config.lora.update(rank=rank, alpha=2.0 * rank, dropout=0.05)
     config.method.update(latent_state=latent_state, projector=projector)
-    config.data.update(records=str(records), max_pixels=128 * 128, buckets=((96, 64),), answer=10, chain=8)
+    config.data.update(records=str(records), max_pixels=128 * 128, buckets=((96, 64),), answer=10, chain=8, **data)
     losses = dict(text=1.0, visual=0.1) if text else dict(text=0.0, visual=0.0)
     config.phases = tuple(recipe.phase(f"{k} steps", k, 0, steps=1, latent_steps=k, **losses) for k in (1, 4))
     method = setup.make_method(config, ROI if text else None)

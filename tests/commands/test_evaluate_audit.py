@@ -98,7 +98,9 @@ def test_the_runs_own_records_are_looked_for_where_it_was_started(work):
     parser = argparse.ArgumentParser()
     evaluate_audit.register(parser.add_subparsers(dest="part", required=True))
     found = parser.parse_args(["audit", "--model", str(work / "run"), "--out", str(work / "other")])
-    with pytest.raises(FileNotFoundError, match=r"was trained on data/vital_61k, which is not there .* \(--data\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"config\.data\.records=.data/vital_61k., which is neither there .* \(--data FOLDER\)"
+    ):
         found.run(found)
 
 

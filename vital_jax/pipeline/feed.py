@@ -4,9 +4,7 @@ A phase's order is a pure function of (seed, phase, records, buckets), so step s
 number of hosts. Nothing about the data is stored in a checkpoint.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +15,7 @@ from vital_jax.pipeline.batch import Encoder, Layout, collate
 from vital_jax.pipeline.features import RoiFeatures
 from vital_jax.pipeline.loader import plan_batches, step_dataset
 from vital_jax.pipeline.records import RecordSource
+from vital_jax.pipeline.sizes import sizes_of
 
 Bucket = tuple[int, int]  # (S, P)
 
@@ -81,14 +80,8 @@ class Feed:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(S, P, T, C, W) each record needs, [n, 5]; reads image headers once."""
-
-        def measure(i: int) -> tuple[int, ...]:
-            record = self.source[i]
-            return *self.encoder.measure(record), *self.encoder.measure_text(record)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return np.array(list(pool.map(measure, range(len(self.source)))))
+        """(S, P, T, C, W) each record needs, [n, 5]: measured once, and kept beside the records."""
+        return sizes_of(self.source, self.encoder)
 
     def check(self, numbers: Sequence[int], layout: Layout) -> None:
         """Raises ValueError naming the first of these records that is larger than every budget, and what it needs."""

@@ -6,14 +6,21 @@ contains a control token would change the prompt's structure (one more image, an
 further on, so it is refused here.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import transformers  # its attributes are loaded on first use: importing this file brings in no deep-learning framework
 
 from vital_jax.pipeline.images import Grid
+
+_FILES = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja"),
+)
 
 
 class Prompter:
@@ -91,6 +98,14 @@ class Prompter:
         if not template:
             raise ValueError(f"{self.folder}: no chat template; copy chat_template.json from the original checkpoint")
         return template
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells its tokens from another's: the bytes of every file that they may come from, and the library that reads them."""
+        digest = hashlib.sha256(transformers.__version__.encode())
+        for path in filter(Path.is_file, (self.folder / name for name in _FILES)):
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()[:16]
 
     def __reduce__(self):
         return Prompter, (str(self.folder),)

@@ -328,6 +328,8 @@ class RecordSource:
       folder: what `write_records` or `write_splits` returned.
       split: the split's name.
 
+    Attributes: fingerprint, the SHA-256 of the split's content.
+
     Raises:
       FileNotFoundError: the folder is absent, unfinished or lacks a shard.
       ValueError: the folder's format is newer than this code, the split is unknown, or a file was cut or changed.
@@ -343,7 +345,7 @@ class RecordSource:
             raise ValueError(_newer(str(self.folder), marker["format_version"]))
         if split not in marker["splits"]:
             raise ValueError(f"{self.folder}: no split {split!r}, only {sorted(marker['splits'])}")
-        self._length = marker["splits"][split]["records"]
+        self._length, self.fingerprint = (marker["splits"][split][key] for key in ("records", "sha256"))
         for name, size in marker["files"][split].items():
             path = self.folder / name
             if not path.exists():

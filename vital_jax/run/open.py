@@ -7,7 +7,7 @@ names of its arrays, finds the base and compares it; tokenizers and weights are 
 import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ class Run:
     """
 
     folder: Path
-    config: ConfigDict
-    meta: Mapping[str, Any]
-    leaves: Mapping[str, Any]
+    config: ConfigDict = field(repr=False)
+    meta: Mapping[str, Any] = field(repr=False)
+    leaves: Mapping[str, Any] = field(repr=False)
     given: Mapping[str, Path]
 
     @property
@@ -110,7 +110,7 @@ class Run:
         recorded = {read_json(info.parent, info.name)["fingerprint"] for info in made}
 
         def check(path: Path) -> None:
-            if recorded - {found := identity(path, data.max_pixels)}:
+            if recorded and recorded != {found := identity(path, data.max_pixels)}:
                 raise ValueError(
                     f"{self.folder} was trained on region features of encoder {', '.join(sorted(recorded))}, {path} is {found}; name the "
                     "folder of that encoder as encoder (--encoder)"
@@ -133,8 +133,8 @@ class Run:
         upwards = (self.folder.resolve(), *self.folder.resolve().parents)
         starts = () if not named else ("",) if Path(named).is_absolute() else ("", started, *upwards)
         absent = (
-            f"{self.folder} needs config.{key}={named!r}, which is not there from {Path.cwd()}, nor from {started} where the run was "
-            f"started, nor beside the run: name the folder as {argument} ({option} FOLDER)"
+            f"{self.folder} needs config.{key}={named!r}, which is neither there from {Path.cwd()}, nor from where the run was "
+            f"started ({started}), nor beside the run: name the folder as {argument} ({option} FOLDER)"
         )
         return located((Path(start) / named for start in starts), check, absent)
 
