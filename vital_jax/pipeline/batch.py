@@ -277,7 +277,12 @@ class Encoder:
                     raise ValueError(f"{name}: the reasoning {error}") from error
             elif segment.kind == "tokens" and not segment.fixed:
                 ids = self._written(record, segment, name)
-                _fits(len(ids), segment.budget, f"{name}: {segment.source}", f"tokens (segment {segment.name!r})")
+                what, unit = (
+                    ("answer", "answer tokens (T)")
+                    if segment.source == "answer"
+                    else ("written chain", f"tokens (segment {segment.name!r})")
+                )
+                _fits(len(ids), segment.budget, f"{name}: the {what}", unit)
                 row[segment.name] = _pad(ids, segment.budget)
                 row[f"{segment.name}_mask"] = np.arange(segment.budget) < len(ids)
         return row
