@@ -150,6 +150,10 @@ class Prompter:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return np.asarray([*ids, self.end_token_id] if end else ids, np.int32)
 
+    def literal(self, text: str) -> list[int]:
+        """Tokens of a text that a method's layout writes itself, control tokens included."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of generated tokens up to the first that ends an answer, without special tokens."""
         ids = np.asarray(ids, np.int64).reshape(-1)
