@@ -5,7 +5,7 @@ of one program may think for another number of steps, be in their latents while 
 or be replaced by another prompt while the rest goes on (`insert`). A step is `step`; `respond` is a prompt's whole answer.
 
     begin    embed, prefill, and the choice of the first column   -> State
-    step     runs the column chosen last, and chooses the next    (the head is passed over while all rows are inside latents)
+    step     runs the column chosen last, and chooses the next    -> State; the head is passed over while all rows are inside latents
     respond  begin, and steps until every row is done             -> Decoded, all that a replay needs
 
 Free text that is followed by forced text (a chain of thought before its lead-in) ends when the model has written that text itself, at an end
@@ -29,10 +29,24 @@ from vital_jax.models.attention import KeyValues
 from vital_jax.models.qwen3_vl import Qwen3VL
 from vital_jax.pipeline.segments import FORCED, LATENT, PADDING, TOKEN, Suffix
 
-# (variables, z, k, key) -> u: the input of a row's k-th latent [B, G, D] from the state z that would predict it; k and keys are [B, G].
+# (variables, z, k, key) -> u: the input [B, G, D] of a row's k-th latent (1, 2, ...) from the state z that would predict it; k and keys are
+# [B, G]. What it reads beside the backbone has to be among the variables.
 Feed = Callable[[Variables, jax.Array, jax.Array, jax.Array], jax.Array]
 Span = tuple[int, int, int]  # start token, latents, closing token
 _LATENT_KEYS = 2**32 - 1  # no number of a token
+
+
+class Plan(NamedTuple):
+    """What is a part of the compiled program.
+
+    Attributes:
+      suffix: what is written, its literal texts bound to tokens (`latent/script.py`). feed: makes the inputs of latents; None feeds states
+      back as they are. span: latents that a token opens.
+    """
+
+    suffix: Suffix
+    feed: Feed | None = None
+    span: Span | None = None
 
 
 class Asked(NamedTuple):
@@ -68,10 +82,11 @@ class Rows(NamedTuple):
 
 
 class State(NamedTuple):
-    """Rows at work."""
+    """Rows at work. banned: [V] bool, tokens that are never chosen."""
 
     prompt: Prompt
     asked: Asked
+    banned: jax.Array | None
     rows: Rows
 
 
@@ -129,33 +144,29 @@ def _ends_in(tail: jax.Array, text: jax.Array) -> jax.Array:
     return jnp.all((text == NONE) | (text == tail), axis=-1) & (text[..., -1] != NONE)
 
 
-def begin(
+def start(
     model: Qwen3VL,
     variables: Variables,
     batch: Mapping[str, jax.Array],
-    suffix: Suffix,
+    prompt: Prompt,
+    z0: jax.Array,
+    plan: Plan,
     sampling: Sampling,
     given: jax.Array | None = None,
+    *,
     banned: jax.Array | None = None,
-    feed: Feed | None = None,
-    span: Span | None = None,
 ) -> State:
-    """Prompts with their first column chosen: one prefill a prompt, G rows over it. Arguments as `respond`."""
-    return _begin(model, variables, batch, suffix, sampling, given, banned, feed, span)[0]
-
-
-def _begin(model, variables, batch, suffix, sampling, given, banned, feed, span):  # as `begin`
-    z0, prompt = prefill(model, variables, embed(model, variables, batch), batch["next_position"])
+    """Prompts after their prefill with the first column of each row chosen. Arguments as `respond`; z0: [B, D]."""
     B, G = sampling.length.shape
     z0 = jnp.broadcast_to(z0[:, None], (B, G, z0.shape[-1]))
-    U, R = columns(suffix)
-    R = R if span is None else U
+    U, R = columns(plan.suffix)
+    R = R if plan.span is None else U
     if given is not None and not R:
         raise ValueError("vectors are given and there is no latent column for them: the layout has no latents")
     if given is not None:
         given = jnp.asarray(given).astype(model.dtype)
         given = jnp.pad(given, [(0, 0), (0, 0), (0, max(0, R - given.shape[2])), (0, 0)])
-    script = script_of(suffix, batch, sampling.length)
+    script = script_of(plan.suffix, batch, sampling.length)
     inside = jnp.arange(batch["tokens"].shape[1]) < prompt.lengths[:, None]
     said = jnp.where(inside, batch["tokens"], model.config.decoder.vocab)[:, None]
     asked = Asked(script, sampling, jnp.broadcast_to(said, (B, G, said.shape[-1])), given)
@@ -182,22 +193,27 @@ def _begin(model, variables, batch, suffix, sampling, given, banned, feed, span)
         u=jnp.zeros((B, G, R, z0.shape[-1]), z0.dtype),
         z=jnp.zeros((B, G, R, z0.shape[-1]), z0.dtype),
     )
-    return State(prompt, asked, _choose(model, variables, asked, rows, z0, banned, feed, span)), z0
+    state = State(prompt, asked, None if banned is None else jnp.asarray(banned), rows)
+    return state._replace(rows=_choose(model, variables, state, z0, plan))
 
 
-def step(
+def begin(
     model: Qwen3VL,
     variables: Variables,
-    state: State,
+    batch: Mapping[str, jax.Array],
+    plan: Plan,
+    sampling: Sampling,
+    given: jax.Array | None = None,
     banned: jax.Array | None = None,
-    feed: Feed | None = None,
-    span: Span | None = None,
 ) -> State:
+    """Prompts with the first column of each row chosen: one prefill a prompt, G rows over it. Arguments as `respond`."""
+    z0, prompt = prefill(model, variables, embed(model, variables, batch), batch["next_position"])
+    return start(model, variables, batch, prompt, z0, plan, sampling, given, banned=banned)
+
+
+def step(model: Qwen3VL, variables: Variables, state: State, plan: Plan) -> State:
     """Runs the column that every row chose last, and chooses the next. Rows that are done stay as they are."""
-    return state._replace(rows=_step(model, variables, *state, banned, feed, span))
-
-
-def _step(model, variables, prompt, asked, rows, banned, feed, span):  # as `step`
+    prompt, _, _, rows = state
     B, G, U = rows.tokens.shape
     place = rows.slot - 1
     position = prompt.next_position[:, None] + place
@@ -208,17 +224,18 @@ def _step(model, variables, prompt, asked, rows, banned, feed, span):  # as `ste
     rows, h = rows._replace(cache=cache), h[:, :, 0]
     if rows.z.shape[2]:
         rows = rows._replace(z=_put(rows.z, rows.latents - 1, h, (rows.mode == LATENT) & ~rows.done))
-    return _choose(model, variables, asked, rows, h, banned, feed, span)
+    return state._replace(rows=_choose(model, variables, state._replace(rows=rows), h, plan))
 
 
-def _choose(model, variables, asked, rows, h, banned, feed, span):  # as `step`
+def _choose(model: Qwen3VL, variables: Variables, state: State, h: jax.Array, plan: Plan) -> Rows:
     """The next column of every row, chosen from the states h [B, G, D] that predict it, and what follows from it."""
+    _, asked, banned, rows = state
     script, sampling, cursor = asked.script, asked.sampling, rows.cursor
     going, kind, ids = ~rows.done, _at(script.kind, cursor), _at(script.ids, cursor)
     latent, forced, free = (going & (kind == which) for which in (LATENT, FORCED, TOKEN))
     k, token = _at(script.count, cursor) - rows.left + 1, _at(ids, jnp.maximum(ids.shape[-1] - rows.left, 0))
-    if span is not None:
-        start, n, closing = span
+    if plan.span is not None:
+        opening, n, closing = plan.span
         opened, closes = free & (rows.span > 1), free & (rows.span == 1)
         k, token = jnp.where(opened, n + 2 - rows.span, k), jnp.where(closes, closing, token)
         latent, forced, free = latent | opened, forced | closes, free & (rows.span == 0)
@@ -235,8 +252,8 @@ def _choose(model, variables, asked, rows, h, banned, feed, span):  # as `step`
     x = model.apply(variables, token, method="embed_tokens")
     if rows.u.shape[2]:
         u = h if asked.given is None else _at(asked.given, jnp.minimum(rows.latents, asked.given.shape[2] - 1))
-        if feed is not None and asked.given is None:
-            u = feed(variables, h, k, folded(_latent_keys(sampling.key), rows.latents)).astype(h.dtype)
+        if plan.feed is not None and asked.given is None:
+            u = plan.feed(variables, h, k, folded(_latent_keys(sampling.key), rows.latents)).astype(h.dtype)
         x = jnp.where(latent[..., None], u, x)
         rows = rows._replace(u=_put(rows.u, rows.latents, u, latent))
     mode = jnp.select([latent, forced, free], [LATENT, FORCED, TOKEN], PADDING).astype(jnp.int32)
@@ -251,15 +268,17 @@ def _choose(model, variables, asked, rows, h, banned, feed, span):  # as `step`
         slot=rows.slot + going,
         left=rows.left - going,
     )
-    if span is not None:
-        opens = free & (token == start)
+    if plan.span is not None:
+        opens = free & (token == opening)
         rows = rows._replace(span=jnp.where(opens, n + 1, jnp.maximum(rows.span - going, 0)))
     tail = jnp.concatenate([rows.tail[..., 1:], jnp.where(text, token, NONE)[..., None]], axis=-1)
     return _turn(script, sampling, rows._replace(tail=tail), going, free, token)
 
 
-def _turn(script, sampling, rows, going, free, token):  # what `_choose` has chosen
-    """Rows whose item of the script is over go on to the next one."""
+def _turn(
+    script: Script, sampling: Sampling, rows: Rows, going: jax.Array, free: jax.Array, token: jax.Array
+) -> Rows:
+    """Rows whose item of the script is over go on to the next one. free: [B, G] bool, rows that have chosen this `token` themselves."""
     behind = _next(script, rows.cursor)
     following = _at(script.kind, behind)
     last = following == PADDING
@@ -298,57 +317,49 @@ def insert(state: State, row: int | jax.Array, other: State) -> State:
     return State(
         first(state.prompt, other.prompt)._replace(kv=second(state.prompt.kv, other.prompt.kv)),
         first(state.asked, other.asked),
+        state.banned,
         first(state.rows, other.rows)._replace(cache=second(state.rows.cache, other.rows.cache)),
     )
 
 
-def proceed(
-    model: Qwen3VL,
-    variables: Variables,
-    state: State,
-    banned: jax.Array | None = None,
-    feed: Feed | None = None,
-    span: Span | None = None,
-    only: int | None = None,
-) -> Rows:
+def proceed(model: Qwen3VL, variables: Variables, state: State, plan: Plan, only: int | None = None) -> Rows:
     """Steps until all rows are done, or (`only`) none stands at a column of this mode."""
-    prompt, asked, rows = state
 
     def goes_on(rows: Rows) -> jax.Array:
-        return jnp.any(~rows.done & ((rows.mode == only) if only is not None else True))
+        return jnp.any(~rows.done if only is None else ~rows.done & (rows.mode == only))
 
+    # What no step writes is a constant of the loop.
     return jax.lax.while_loop(
-        goes_on, lambda rows: _step(model, variables, prompt, asked, rows, banned, feed, span), rows
+        goes_on, lambda rows: step(model, variables, state._replace(rows=rows), plan).rows, state.rows
     )
 
 
 def decoded(rows: Rows, z0: jax.Array) -> Decoded:
-    """What is recorded of rows; z0 [B, G, D]."""
+    """What is recorded of rows; z0: [B, D], the states at the prompts' last columns."""
+    z0 = jnp.broadcast_to(z0[:, None], (*rows.slot.shape, z0.shape[-1]))
     return Decoded(rows.tokens, rows.log_probs, rows.modes, rows.answer, rows.complete, rows.u, rows.z, z0)
 
 
 # Takes the backbone alone, not the method: runs that differ in their scaffold share the compiled program.
-@functools.partial(jax.jit, static_argnames=("model", "suffix", "feed", "span"))
+@functools.partial(jax.jit, static_argnames=("model", "plan"))
 def respond(
     model: Qwen3VL,
     variables: Variables,
     batch: Mapping[str, jax.Array],
-    suffix: Suffix,
+    plan: Plan,
     sampling: Sampling,
     given: jax.Array | None = None,
     banned: jax.Array | None = None,
-    feed: Feed | None = None,
-    span: Span | None = None,
 ) -> Decoded:
     """G answers to each prompt of a batch in one program.
 
     Args:
       batch: prompts (pipeline/batch.py), and K_i [B] of each latent segment of the suffix, `<name>_steps`.
-      suffix: what is written, its literal texts bound to tokens; see `latent/script.py`. sampling: of B x G rows.
+      sampling: of B x G rows; see `Decoding.rows`.
       given: [B, G, K, D] what stands in the latents, in their order, in place of what would be fed back.
       banned: [V] bool, tokens that are never chosen.
-      feed: makes the inputs of latents; None feeds states back as they are. span: opened by a token, see above.
     Raises: ValueError as `script.items`, or for vectors without latents.
     """
-    state, z0 = _begin(model, variables, batch, suffix, sampling, given, banned, feed, span)
-    return decoded(proceed(model, variables, state, banned, feed, span), z0)
+    z0, prompt = prefill(model, variables, embed(model, variables, batch), batch["next_position"])
+    state = start(model, variables, batch, prompt, z0, plan, sampling, given, banned=banned)
+    return decoded(proceed(model, variables, state, plan), z0)
