@@ -14,13 +14,13 @@ import toy
 
 from vital_jax.latent.interpret import Given, run
 from vital_jax.latent.loop import prefill
-from vital_jax.models.config import DecoderConfig, Qwen3VLConfig, VisionConfig
-from vital_jax.models.qwen3_vl import Prefix, Qwen3VL, abstract_qwen3_vl
-from vital_jax.pipeline.segments import Branch, Segment, Suffix, steps_taken
+from vital_jax.models.backbone import Backbone, Prefix, abstract_backbone
+from vital_jax.models.config import BackboneConfig, DecoderConfig, VisionConfig
+from vital_jax.pipeline.segments import Branch, Segment, Suffix
 
 D, S, ROWS, LONGEST = 16, 6, 3, 36
 DECODER = DecoderConfig(40, D, 2, 2, 1, 8, 24, 1e4, mrope_section=(2, 1, 1))
-CONFIG = Qwen3VLConfig(DECODER, VisionConfig(8, 1, 1, 8, D, (0,), 2, patch=2), 37, 38, 39)
+CONFIG = BackboneConfig("qwen3_vl", DECODER, VisionConfig(8, 1, 1, 8, D, (0,), 2, patch=2), 37, 38, 39)
 VALUES, GRADIENTS = 2e-5, 1e-4
 
 
@@ -93,12 +93,12 @@ QUICK = ("VITAL", "Coconut", "CODI", "MCOUT", "an image for one later segment", 
 
 @functools.cache
 def model():
-    return Qwen3VL(CONFIG, dtype=jnp.float32, attention="xla")
+    return Backbone(CONFIG, dtype=jnp.float32, attention="xla")
 
 
 @functools.cache
 def weights():
-    return toy.draw(abstract_qwen3_vl(model()))
+    return toy.draw(abstract_backbone(model()))
 
 
 def prompts():

@@ -26,7 +26,7 @@ from vital_jax.latent.choose import Sampling, choose, folded
 from vital_jax.latent.loop import Prompt, Variables, embed, empty_suffix, extend, prefill
 from vital_jax.latent.script import NONE, Script, columns, script_of
 from vital_jax.models.attention import KeyValues
-from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.models.backbone import Backbone
 from vital_jax.pipeline.segments import FORCED, LATENT, PADDING, TOKEN, Suffix
 
 # (variables, z, k, key) -> u: the input [B, G, D] of a row's k-th latent (1, 2, ...) from the state z that would predict it; k and keys are
@@ -145,7 +145,7 @@ def _ends_in(tail: jax.Array, text: jax.Array) -> jax.Array:
 
 
 def start(
-    model: Qwen3VL,
+    model: Backbone,
     variables: Variables,
     batch: Mapping[str, jax.Array],
     prompt: Prompt,
@@ -198,7 +198,7 @@ def start(
 
 
 def begin(
-    model: Qwen3VL,
+    model: Backbone,
     variables: Variables,
     batch: Mapping[str, jax.Array],
     plan: Plan,
@@ -211,7 +211,7 @@ def begin(
     return start(model, variables, batch, prompt, z0, plan, sampling, given, banned=banned)
 
 
-def step(model: Qwen3VL, variables: Variables, state: State, plan: Plan) -> State:
+def step(model: Backbone, variables: Variables, state: State, plan: Plan) -> State:
     """Runs the column that every row chose last, and chooses the next. Rows that are done stay as they are."""
     prompt, _, _, rows = state
     B, G, U = rows.tokens.shape
@@ -227,7 +227,7 @@ def step(model: Qwen3VL, variables: Variables, state: State, plan: Plan) -> Stat
     return state._replace(rows=_choose(model, variables, state._replace(rows=rows), h, plan))
 
 
-def _choose(model: Qwen3VL, variables: Variables, state: State, h: jax.Array, plan: Plan) -> Rows:
+def _choose(model: Backbone, variables: Variables, state: State, h: jax.Array, plan: Plan) -> Rows:
     """The next column of every row, chosen from the states h [B, G, D] that predict it, and what follows from it."""
     _, asked, banned, rows = state
     script, sampling, cursor = asked.script, asked.sampling, rows.cursor
@@ -322,7 +322,7 @@ def insert(state: State, row: int | jax.Array, other: State) -> State:
     )
 
 
-def proceed(model: Qwen3VL, variables: Variables, state: State, plan: Plan, only: int | None = None) -> Rows:
+def proceed(model: Backbone, variables: Variables, state: State, plan: Plan, only: int | None = None) -> Rows:
     """Steps until all rows are done, or (`only`) none stands at a column of this mode."""
 
     def goes_on(rows: Rows) -> jax.Array:
@@ -343,7 +343,7 @@ def decoded(rows: Rows, z0: jax.Array) -> Decoded:
 # Takes the backbone alone, not the method: runs that differ in their scaffold share the compiled program.
 @functools.partial(jax.jit, static_argnames=("model", "plan"))
 def respond(
-    model: Qwen3VL,
+    model: Backbone,
     variables: Variables,
     batch: Mapping[str, jax.Array],
     plan: Plan,

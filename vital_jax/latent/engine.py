@@ -17,7 +17,7 @@ import numpy as np
 from vital_jax.latent.choose import Decoding, row_keys
 from vital_jax.latent.decode import Decoded, Feed, Plan, Span, respond
 from vital_jax.latent.loop import Variables
-from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.models.backbone import Backbone
 from vital_jax.pipeline.batch import Encoder, Layout, collate
 from vital_jax.pipeline.segments import FORCED, LATENT, TOKEN, Segment, Suffix
 
@@ -96,7 +96,7 @@ class Engine:
       feed, span: as in `decode.Plan`.
     """
 
-    model: Qwen3VL
+    model: Backbone
     encoder: Encoder
     buckets: tuple[tuple[int, int], ...] = ()
     asking: Callable[[int, int, str], Suffix] = latents_then_answer

@@ -1,14 +1,15 @@
 """Runs a method's suffix (`pipeline/segments.py`) over prompts: which columns exist, where they stand, what they see, what they are.
 
 Neighbouring columns that do not wait for one another are one pass. Latents are a scan: each waits for the state before it. The last latent
-of a segment waits no longer than what follows it, so both are one pass (`fused`); the literal form, in which the scan takes every latent, is
-its oracle. The scan carries the suffix cache alone: keys and values of the prompt are a constant of it.
+of a segment waits no longer than what follows it, so both are one pass (`fused`). The literal form, in which the scan takes every latent,
+is its oracle. The scan carries the suffix cache alone: keys and values of the prompt are a constant of it.
 
 Rows differ in data only. A row with fewer latents than the segment has padding before them, and carries its last real state over it; a row
 with none is read from the state before the span.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 
 from vital_jax.latent.loop import LOOP, Prompt, Variables, empty_suffix, extend, grow
 from vital_jax.models.attention import KeyValues
-from vital_jax.models.qwen3_vl import Qwen3VL as Backbone
+from vital_jax.models.backbone import Backbone
 from vital_jax.pipeline.segments import LATENT, PADDING, Segment, Suffix
 
 Arrays = Mapping[str, jax.Array]
@@ -28,8 +29,8 @@ Feed = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 class Columns(NamedTuple):
     """What the suffix's columns became, by segment.
 
-    `states` come out at a column. `reads` are what a column is predicted from: the state at the last real column before it. Both are right on
-    real columns and finite elsewhere; latents are zero off a row's own.
+    `states` come out at a column. `reads` are what a column is predicted from: the state at the last real column before it. Both are right
+    on real columns and finite elsewhere; latents are zero off a row's own.
     """
 
     z0: jax.Array  # [B, G, D] the state at the prompt's last column
@@ -52,7 +53,8 @@ class Columns(NamedTuple):
         return first(self.inputs[name]), first(self.states[name]), own
 
 
-class Given(NamedTuple):
+@dataclass(frozen=True)
+class Given:
     """What is handed in beside the batch.
 
     vectors: of given segments that the method makes, [B, G, U, D]. feed: makes latents' inputs; None feeds states back as they are.
@@ -60,9 +62,9 @@ class Given(NamedTuple):
     taps: segments whose states are handed out at every layer: `all` columns, or the `last` real one.
     """
 
-    vectors: Arrays = {}
+    vectors: Arrays = field(default_factory=dict)
     feed: Feed | None = None
-    probe: Arrays = {}
+    probe: Arrays = field(default_factory=dict)
     taps: tuple[tuple[str, str], ...] = ()
 
 
@@ -119,7 +121,7 @@ def run(
     z0: jax.Array,
     suffix: Suffix,
     batch: Arrays,
-    given: Given = Given(),
+    given: Given | None = None,
     fused: bool = True,
     key: jax.Array | None = None,
 ) -> Columns:
@@ -131,7 +133,7 @@ def run(
       fused: run the last latent of a segment together with what follows it.
       key: turns LoRA dropout on, with masks of their own for every pass.
     """
-    return _Run(model, variables, prompt, z0, suffix, batch, given, key).all(fused)
+    return _Run(model, variables, prompt, z0, suffix, batch, given or Given(), key).all(fused)
 
 
 class _Run:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vital_jax.models.attention import Causal, KeyValues, Suffix
-from vital_jax.models.qwen3_vl import Prefix, Qwen3VL
+from vital_jax.models.backbone import Backbone, Prefix
 
 Variables = dict[str, Any]  # {"params": base, "lora": adapters, if any}
 
@@ -35,18 +35,18 @@ def variables_of(params: Mapping[str, Any]) -> Variables:
     return {"params": params["base"], **({"lora": params["lora"]} if "lora" in params else {})}
 
 
-def _apply(model: Qwen3VL, variables: Variables, key: jax.Array | None, *args: Any, **kwargs: Any) -> Any:
+def _apply(model: Backbone, variables: Variables, key: jax.Array | None, *args: Any, **kwargs: Any) -> Any:
     rngs = None if key is None else {"dropout": key}
     return model.apply(variables, *args, method="decode", deterministic=key is None, rngs=rngs, **kwargs)
 
 
-def embed(model: Qwen3VL, variables: Variables, batch: dict[str, jax.Array]) -> Prefix:
+def embed(model: Backbone, variables: Variables, batch: dict[str, jax.Array]) -> Prefix:
     """Embeds the prompts and images of a batch. The vision tower is outside the gradient unless its parameters are inside it."""
     return model.apply(variables, batch, method="embed")
 
 
 def prefill(
-    model: Qwen3VL, variables: Variables, prefix: Prefix, next_position: jax.Array, key: jax.Array | None = None
+    model: Backbone, variables: Variables, prefix: Prefix, next_position: jax.Array, key: jax.Array | None = None
 ) -> tuple[jax.Array, Prompt]:
     """Runs the prompt once.
 
@@ -82,7 +82,7 @@ def grow(suffix: KeyValues, slots: int) -> KeyValues:
 
 
 def extend(
-    model: Qwen3VL,
+    model: Backbone,
     variables: Variables,
     prompt: Prompt,
     cache: KeyValues,

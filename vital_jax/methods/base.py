@@ -1,8 +1,8 @@
 """What a method is, and the only table of those there are: nothing above this room knows one by name.
 
-A method says which columns stand behind a prompt (`layout`), what a latent's input is made from (`feed`), what is lost on them (`loss`), which
-parameters it brings (`init`) and which switches a recipe may set. Everything else is the same for all: this file runs the columns, weighs the
-losses and measures the latents. A method's file is short; where it grows, a mechanism is missing below it.
+A method says which columns stand behind a prompt (`layout`), what a latent's input is made from (`feed`), what is lost on them (`loss`),
+which parameters it brings (`init`) and which switches a recipe may set. Everything else is the same for all: this file runs the columns,
+weighs the losses and measures the latents. A method's file is short; where it grows, a mechanism is missing below it.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from vital_jax.latent.interpret import Columns, Feed, Given, run
 from vital_jax.latent.loop import embed, prefill, variables_of
 from vital_jax.latent.loss import cross_entropy
 from vital_jax.latent.scaffold import VisualProjector
+from vital_jax.models.backbone import Backbone, Prefix
 from vital_jax.models.decoder import Decoder
-from vital_jax.models.qwen3_vl import Prefix, Qwen3VL
 from vital_jax.pipeline.batch import Batch, Layout
-from vital_jax.pipeline.segments import Segment, Suffix
+from vital_jax.pipeline.segments import Segment, Suffix, Tokens
 from vital_jax.training.partition import merge
 
 METHODS = {
@@ -70,7 +70,11 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Budgets:
-    """How much room texts and features have: T answer tokens, C tokens of one chain step, W tokens of a written chain, E of a region feature."""
+    """How much room texts and features have.
+
+    Attributes: answer: T, tokens of an answer. chain: C, tokens of one chain step. written: W, tokens of a whole chain that is written out.
+      roi: E, the width of region features.
+    """
 
     answer: int
     chain: int = 0
@@ -90,7 +94,7 @@ class Method:
     decoding makes) or `parallel` (it does not, and the gap is measured); `added`, the names of tokens it adds to the vocabulary.
     """
 
-    model: Qwen3VL
+    model: Backbone
     decoder: Decoder | None = None
     roi_width: int | None = None
 
@@ -108,6 +112,11 @@ class Method:
         return 0
 
     @classmethod
+    def weights_of(cls, settings: Mapping[str, Any], phase: Mapping[str, Any]) -> dict[str, float]:
+        """The weights of the losses beside the task's in a phase of a recipe."""
+        return {}
+
+    @classmethod
     def parts(cls, settings: Mapping[str, Any], phases: Sequence[Phase]) -> frozenset[str]:
         """What of a scaffold these phases need: `text_decoder`, `visual_projector`."""
         return frozenset()
@@ -123,9 +132,16 @@ class Method:
         """The columns behind a prompt in training, and what its rows are supervised with; the prompt's own budgets are left at zero."""
         raise NotImplementedError
 
-    def asking(self, phase: Phase, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
-        """The columns in use, as the script of decoding: `text` is forced, tokens with a source are written by the model."""
+    def asking(self, latent_steps: int, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
+        """The columns in use, as the script of decoding: literal text is forced, tokens with a source are written by the model.
+
+        Args: latent_steps: K. eval_k: `fixed`, the same K for all, or `per_sample`, each record's own number, at most K.
+        """
         raise NotImplementedError
+
+    def asker(self, budgets: Budgets, tokens: Tokens) -> Callable[[int, str, int], Suffix]:
+        """(K, eval_k, T) -> the columns in use, bound to tokens; what asks the model takes this function and knows no method."""
+        return lambda K, eval_k, T: self.asking(K, dataclasses.replace(budgets, answer=T), eval_k).bound(tokens)
 
     @property
     def feed(self) -> Callable[[Params, jax.Array, jax.Array, jax.Array | None], jax.Array] | None:
@@ -227,7 +243,7 @@ def tokens_of(batch: Batch, suffix: Suffix) -> Losses:
 
 
 def task_loss(
-    model: Qwen3VL, params: Params, columns: Columns, batch: Batch, norms: Losses, suffix: Suffix
+    model: Backbone, params: Params, columns: Columns, batch: Batch, norms: Losses, suffix: Suffix
 ) -> tuple[Losses, Losses]:
     """({"task": token mean over the supervised columns}, {"answer_accuracy": share of the answer's tokens that are likeliest})."""
     variables, total, metrics = variables_of(params), jnp.zeros(()), {}

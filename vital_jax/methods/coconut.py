@@ -1,4 +1,4 @@
-"""Coconut: continuous thoughts take the place of written steps, one after the other (Hao et al. 2024, 2412.06769; facebookresearch/coconut).
+"""Coconut: continuous thoughts take the place of written steps, one after the other (Hao et al. 2024, arXiv 2412.06769).
 
     stage s: [<bot>, latent c s, <eot>, chain[s:], lead-in, answer]
 
@@ -8,10 +8,10 @@ Stage 0 is the whole written chain between markers. Each later stage drops one m
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from vital_jax.methods.base import Budgets, Method, Phase, Switch
-from vital_jax.models.qwen3_vl import LATENT_STATES
+from vital_jax.models.backbone import LATENT_STATES
 from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.segments import Segment, Suffix
 
@@ -36,7 +36,7 @@ class Coconut(Method):
 
     name = "coconut"
     added = (BOT, EOT)
-    switches = {
+    switches: ClassVar = {
         "c": Switch(1),
         "max_stage": Switch(4),
         "pad_latent_to_max": Switch(False, (False, True)),
@@ -53,24 +53,25 @@ class Coconut(Method):
         return settings["c"] * min(phase["stage"], settings["max_stage"])
 
     def layout(self, phase: Phase, budgets: Budgets) -> Layout:
-        return Layout(suffix=self._suffix(phase, budgets, "all" if self.pad_latent_to_max else "own"))
+        writes = phase.stage <= self.max_stage
+        source, room = (f"chain[{phase.stage}:]", budgets.written) if writes else ("chain[:0]", 0)
+        count = "all" if self.pad_latent_to_max else "own"
+        return Layout(suffix=self._suffix(phase.latent_steps, source, room, budgets.answer, count))
 
-    def asking(self, phase: Phase, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
-        # How many steps a record has is not known in use, so every question takes the stage's latents.
-        return self._suffix(phase, budgets, "own" if eval_k == "per_sample" else "all")
+    def asking(self, latent_steps: int, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
+        # How many steps a record has is not known in use, so every question takes the stage's latents. What the stage still writes ends
+        # with the lead-in; after the last stage that comes at once.
+        count = "own" if eval_k == "per_sample" else "all"
+        return self._suffix(latent_steps, f"chain[{latent_steps // self.c}:]", budgets.written, budgets.answer, count)
 
-    def _suffix(self, phase: Phase, budgets: Budgets, count: str) -> Suffix:
-        rest = ()
-        if phase.stage <= self.max_stage:
-            source = f"chain[{phase.stage}:]"
-            rest = (Segment("tokens", "written", budgets.written, source=source, supervised=True),)
+    def _suffix(self, latent_steps: int, source: str, written: int, answer: int, count: str) -> Suffix:
         return Suffix(
             (
                 Segment("tokens", "bot", text=BOT),
-                Segment("latent", "latent", phase.latent_steps, count=count, per_step=self.c, cut=True),
+                Segment("latent", "latent", latent_steps, count=count, per_step=self.c, cut=True),
                 Segment("tokens", "eot", text=EOT),
-                *rest,
+                Segment("tokens", "written", written, source=source, supervised=True),
                 Segment("tokens", "lead_in", text=self.lead_in, supervised=True),
-                Segment("tokens", "answer", budgets.answer, source="answer", supervised=True),
+                Segment("tokens", "answer", answer, source="answer", supervised=True),
             )
         )

@@ -14,7 +14,7 @@ class Direct(Method):
     name = "direct"
 
     def layout(self, phase: Phase, budgets: Budgets) -> Layout:
-        return Layout(suffix=self.asking(phase, budgets))
+        return Layout(suffix=self.asking(0, budgets))
 
-    def asking(self, phase: Phase, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
+    def asking(self, latent_steps: int, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
         return Suffix((Segment("tokens", "answer", budgets.answer, source="answer", supervised=True),))

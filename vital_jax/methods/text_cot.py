@@ -2,11 +2,12 @@
 
     [chain, lead-in, answer]
 
-In use the model writes its chain; where it has not come to the lead-in within the chain's budget, the lead-in is forced. The answer alone is
-scored, the chain is shown.
+In use the model writes its chain; where it has not come to the lead-in within the chain's budget, the lead-in is forced. The answer alone
+is scored, the chain is shown.
 """
 
 import dataclasses
+from typing import ClassVar
 
 from vital_jax.methods.base import Budgets, Method, Phase, Switch
 from vital_jax.pipeline.batch import Layout
@@ -22,16 +23,16 @@ class TextCot(Method):
     lead_in: str = LEAD_IN
 
     name = "text_cot"
-    switches = {"lead_in": Switch(LEAD_IN)}
+    switches: ClassVar = {"lead_in": Switch(LEAD_IN)}
 
     def __post_init__(self):
         if not self.lead_in.strip():
             raise ValueError("config.method.lead_in is empty: nothing would end the chain")
 
     def layout(self, phase: Phase, budgets: Budgets) -> Layout:
-        return Layout(suffix=self.asking(phase, budgets))
+        return Layout(suffix=self.asking(0, budgets))
 
-    def asking(self, phase: Phase, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
+    def asking(self, latent_steps: int, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
         return Suffix(
             (
                 Segment("tokens", "written", budgets.written, source="chain[:]", supervised=True),

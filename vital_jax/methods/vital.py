@@ -3,13 +3,13 @@
     [latent K, answer]        L = L_task + lambda_1 L_text + lambda_2 L_visual
 
 L_task is the token mean over the whole step's answers. L_text and L_visual are means over samples of each sample's mean over its own K_i
-steps. With lambda_1 = 0 or lambda_2 = 0 that part of the scaffold is absent, not idle: rows (a) to (e) of Table 2 are overrides of two numbers
-and K. Where the paper is silent, a switch says what is done; its default stands first and the reason is in configs/vital.py.
+steps. With lambda_1 = 0 or lambda_2 = 0 that part of the scaffold is absent, not idle: rows (a) to (e) of Table 2 are overrides of two
+numbers and K. Where the paper is silent, a switch says what is done; its default stands first and the reason is in configs/vital.py.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from vital_jax.latent.interpret import Columns
 from vital_jax.latent.loss import cross_entropy
 from vital_jax.latent.scaffold import OUTPUT_NORMS, PROJECTORS, PjIn, VisualProjector, read_latents
 from vital_jax.methods.base import Budgets, Losses, Method, Params, Phase, Switch, task_loss, tokens_of
+from vital_jax.models.backbone import LATENT_STATES
 from vital_jax.models.decoder import abstract_decoder, init_decoder
-from vital_jax.models.qwen3_vl import LATENT_STATES
 from vital_jax.pipeline.batch import TRAIN_K, Batch, Layout
 from vital_jax.pipeline.segments import Segment, Suffix
 
@@ -48,7 +48,7 @@ class Vital(Method):
 
     name = "vital"
     losses = ("task", "text", "visual")
-    switches = {
+    switches: ClassVar = {
         "scaffold": Switch(True, free=True),
         "text": Switch(1.0, free=True),
         "visual": Switch(0.1, free=True),
@@ -75,6 +75,11 @@ class Vital(Method):
         return min(phase["max_steps"], settings["max_steps"]) if own is None else own
 
     @classmethod
+    def weights_of(cls, settings: Mapping[str, Any], phase: Mapping[str, Any]) -> dict[str, float]:
+        own = {loss: settings[loss] if phase.get(loss) is None else phase[loss] for loss in cls.losses[1:]}
+        return {loss: float(weight) if settings["scaffold"] else 0.0 for loss, weight in own.items()}
+
+    @classmethod
     def parts(cls, settings: Mapping[str, Any], phases: Sequence[Phase]) -> frozenset[str]:
         needs = {"text": "text_decoder", "visual": "visual_projector"}
         used = {loss for phase in phases for loss in needs if phase.latent_steps and phase.weight(loss)}
@@ -93,8 +98,8 @@ class Vital(Method):
         chain = budgets.chain if self.decoder is not None and phase.weight("text") else 0
         return Layout(suffix=Suffix((latent, answer)), chain=chain, roi=budgets.roi if phase.weight("visual") else 0)
 
-    def asking(self, phase: Phase, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
-        latent = Segment("latent", "latent", phase.latent_steps, count=COUNT[eval_k], cut=True)
+    def asking(self, latent_steps: int, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
+        latent = Segment("latent", "latent", latent_steps, count=COUNT[eval_k], cut=True)
         return Suffix((latent, Segment("tokens", "answer", budgets.answer, source="answer")))
 
     @property
@@ -178,7 +183,7 @@ class Vital(Method):
         return jnp.sum(jnp.where(counted, distance, 0.0) * share), jnp.sum(jnp.sum(unit * target, axis=-1) * share)
 
     def visual_targets(self, batch: Batch, steps: jax.Array, K: int) -> jax.Array:
-        """What each step regresses, [B, K, E]: the region's feature, or equation 8's path to it from the global one over K_i `steps` [B]."""
+        """What each step regresses, [B, K, E]: the region's feature, or equation 8's path to it from the global one over `steps` [B]."""
         roi = jnp.broadcast_to(batch["roi"][:, None], (batch["roi"].shape[0], K, batch["roi"].shape[1]))
         if self.visual_target == "shared":
             return roi

@@ -10,16 +10,16 @@ prompt or a missing image patch trains on, silently, as something else.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import isqrt
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from vital_jax.pipeline.families import Geometry, read_geometry
 from vital_jax.pipeline.images import MAX_PIXELS, Grid, ImageConfig, decode, image_size, patchify
-from vital_jax.pipeline.patches import count_patches, plan
-from vital_jax.pipeline.prompts import Prompter, rope_index
+from vital_jax.pipeline.patches import count_patches
+from vital_jax.pipeline.prompts import Prompter
 from vital_jax.pipeline.segments import Segment, Suffix, arrays_of, steps_taken
 
 if TYPE_CHECKING:  # a server that builds rows from requests needs no record store
@@ -65,7 +65,7 @@ class Layout:
 
     prefix: int = 0
     patches: int = 0
-    suffix: Suffix = Suffix()
+    suffix: Suffix = field(default_factory=Suffix)
     chain: int = 0
     roi: int = 0
 
@@ -94,11 +94,20 @@ class Field(NamedTuple):
     full: int = 0
 
 
-def batch_spec(layout: Layout, patch_width: int, merge: int, width: int = 0) -> dict[str, Field]:
+# Of the arrays of the families' patch plans.
+_PLANS = {
+    "patch_index": "entries of the position grid; 0 on padding",
+    "patch_weight": "their bilinear weights; 0 on padding",
+    "patch_coords": "row and column; 0 on padding",
+    "patch_segment": "image number from 1; 0 on padding",
+}
+
+
+def batch_spec(layout: Layout, geometry: Geometry, patch_width: int, width: int = 0) -> dict[str, Field]:
     """Every array of a row, by name.
 
     Args:
-      patch_width: numbers in one flattened patch. merge: side of the square of patches that become one token.
+      geometry: how the backbone's images lie in patches. patch_width: numbers in one flattened patch.
       width: D, for layouts with given or recorded vectors.
     """
     S, P, C, K, E = layout.prefix, layout.patches, layout.chain, layout.steps, layout.roi
@@ -109,12 +118,11 @@ def batch_spec(layout: Layout, patch_width: int, merge: int, width: int = 0) -> 
         "positions": Field((3, S), i, "M-RoPE time, row, column; 0 on padding"),
         "next_position": Field((), i, "largest position + 1", S),
         "patches": Field((P, patch_width), f, "normalised pixels; 0 on padding"),
-        "patch_index": Field((P, 4), i, "entries of the position grid; 0 on padding"),
-        "patch_weight": Field((P, 4), f, "their bilinear weights; 0 on padding"),
-        "patch_coords": Field((P, 2), i, "row and column; 0 on padding"),
-        "patch_segment": Field((P,), i, "image number from 1; 0 on padding", 1),
-        "patch_target": Field((P // merge**2,), i, "column of tokens each merged patch lands on; S on padding"),
     }
+    for name, x in geometry.plan([], P, "an empty row")._asdict().items():
+        spec[name] = Field(x.shape, x.dtype.type, _PLANS[name], int(name == "patch_segment"))
+    target = P // geometry.merge_size**2
+    spec["patch_target"] = Field((target,), i, "column of tokens each merged patch lands on; S on padding")
     for segment in layout.suffix.segments:
         for name, (shape, dtype, meaning) in arrays_of(segment, width).items():
             full = segment.budget if name == f"{segment.name}_steps" else int(dtype is bool)
@@ -147,14 +155,14 @@ class Encoder:
     """Turns records into rows.
 
     Attributes:
-      prompter: the backbone's tokens. image_config: its patches. num_grid: side of its learned grid of positions.
+      prompter: the backbone's tokens. image_config, geometry: its patches, and where they lie.
       chain_prompter: the text decoder's tokens; by default the backbone's, whose vocabulary Qwen3-1.7B shares.
       system: a system message for every prompt; None leaves it to the chat template.
     """
 
     prompter: Prompter
     image_config: ImageConfig
-    num_grid: int
+    geometry: Geometry
     chain_prompter: Prompter | None = None
     system: str | None = None
 
@@ -167,17 +175,15 @@ class Encoder:
 
     @classmethod
     def from_folder(cls, folder: str | Path, max_pixels: int = MAX_PIXELS, **options: Any) -> "Encoder":
-        """The encoder of a Qwen3-VL model folder; `options` are `chain_prompter` and `system`.
+        """The encoder of a backbone's folder; `options` are `chain_prompter` and `system`.
 
         Raises:
           FileNotFoundError, ValueError: a file of the folder is missing or unusable; the message names it.
         """
         prompter = Prompter(folder)
-        vision = json.loads((prompter.folder / "config.json").read_text(encoding="utf-8")).get("vision_config", {})
-        if "num_position_embeddings" not in vision:
-            raise ValueError(f"{prompter.folder}/config.json: no num_position_embeddings; expected a Qwen3-VL folder")
-        num_grid = isqrt(vision["num_position_embeddings"])
-        return cls(prompter, ImageConfig.from_folder(folder, max_pixels), num_grid, **options)
+        where = prompter.folder / "config.json"
+        geometry = read_geometry(json.loads(where.read_text(encoding="utf-8")), str(where))
+        return cls(prompter, geometry.image_config(folder, max_pixels), geometry, **options)
 
     def measure(self, record: "Record") -> tuple[int, int]:
         """The prefix tokens and patches a record needs, for choosing budgets.
@@ -220,7 +226,7 @@ class Encoder:
         window = record.metadata.get("window")
         images = [decode(data, f"{name} image {i}", window)[0] for i, data in enumerate(record.images)]
         grids = [self.image_config.grid(image.height, image.width) for image in images]
-        row = plan(grids, layout.patches, self.image_config.merge_size, self.num_grid, name)._asdict()
+        row = self.geometry.plan(grids, layout.patches, name)._asdict()
         row |= self._prompt(record, grids, layout, name) | self._columns(record, layout, name)
         patches, start = np.zeros((layout.patches, self.image_config.patch_dim), np.float32), 0
         for image in images:
@@ -246,7 +252,7 @@ class Encoder:
     def _prompt(self, record: "Record", grids: Sequence[Grid], layout: Layout, name: str) -> dict[str, np.ndarray]:
         ids = self._tokens(record, grids, name)
         _fits(len(ids), layout.prefix, f"{name}: the prompt", "prefix tokens (S)")
-        positions, next_position = rope_index(ids, grids, self.prompter.image_token_id, self.prompter.merge_size)
+        positions, next_position = self.geometry.positions(ids, grids)
         target = np.full(layout.patches // self.image_config.merge_size**2, layout.prefix, np.int32)
         columns = np.flatnonzero(ids == self.prompter.image_token_id)
         target[: len(columns)] = columns

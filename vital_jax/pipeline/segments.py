@@ -47,8 +47,8 @@ class Segment:
         `recorded` (a rollout replayed: a mode per column says whether a token or a recorded vector stands there).
       name: of the segment, and of its arrays in a batch.
       budget: U, its columns. Of a segment with `text` it is the number of that text's tokens, known once the text is bound.
-      source: where the tokens of a record come from: `answer`, or `chain[a:b]`, its steps a..b-1. Of given vectors: `batch`, where they are an
-        array of it; empty, where the method makes them.
+      source: where the tokens of a record come from: `answer`, or `chain[a:b]`, its steps a..b-1. Of given vectors: `batch`, where they are
+        an array of it; empty, where the method makes them.
       text: literal text, the same in every row, in place of a source.
       ids: the tokens of `text`; see `Suffix.bound`.
       supervised: whether the task loss reads its columns.
