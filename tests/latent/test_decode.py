@@ -129,7 +129,7 @@ def whole(model, v, x, positions, deepstack, n):
 
 
 class Longhand:
-    """One row, the whole sequence run again for every column. Column by column: `modes`, `tokens`, `log_probs`; and u, z, answer, complete."""
+    """One row, the whole sequence run again for every column."""
 
     def __init__(self, setup, row, plan, decoding, key=None, given=None, banned=None, **arrays):
         self.model, self.v, batch = setup
@@ -218,7 +218,8 @@ class Longhand:
                 if len(self.modes) < end:
                     self.text(FORCED, closing)
                     said.append(closing)
-            if token in self.decoding.ends or last and any(tuple(said[-len(s) :]) == s for s in self.decoding.stops):
+            stopped = last and any(tuple(said[-len(s) :]) == s for s in self.decoding.stops)
+            if token in self.decoding.ends or stopped:
                 self.complete = last
                 return False
             if not last and tuple(said[-len(following) :]) == following:
@@ -242,7 +243,11 @@ class Longhand:
 def test_answers_are_those_of_before_there_was_a_per_row_step(setup, greedy, drawn):
     """Frozen numbers of the sampler in which one slot served all rows: tokens, log-probabilities, latents; K = 4, K = 0 and drawn."""
     with np.load(Path(__file__).parent / "reference_decode.npz") as expected:
-        for name, found, fill in (("answer4", greedy, NEVER), ("answer0", ask(setup, DIRECT), NEVER), ("drawn", drawn, 3)):
+        for name, found, fill in (
+            ("answer4", greedy, NEVER),
+            ("answer0", ask(setup, DIRECT), NEVER),
+            ("drawn", drawn, 3),
+        ):
             tokens, log_probs = found.answers(T, fill)
             np.testing.assert_array_equal(tokens, expected[f"{name}/tokens"])
             np.testing.assert_allclose(log_probs, expected[f"{name}/log_probs"], rtol=0, atol=1e-5)

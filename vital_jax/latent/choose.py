@@ -1,8 +1,8 @@
 """Which token comes next: penalties, temperature and cuts as arrays, so that other numbers are no other program.
 
-Definitions and order are transformers' (its logits processors): repetition penalty, then, where a token is drawn, temperature, top-k, top-p
-and min-p. Greedy choice takes the likeliest after the penalty. Two things differ on purpose: equals of the last token kept are kept with it,
-and a cut is found by its threshold, bit by bit, since sorting a vocabulary of 150,000 for every token costs some thirty times more.
+Definitions and order are those of transformers' logits processors: repetition penalty, then, where a token is drawn, temperature, top-k,
+top-p and min-p. Greedy choice takes the likeliest after the penalty. Two things differ on purpose: equals of the last token kept are kept
+with it, and a cut is found by its threshold, bit by bit: sorting a vocabulary of 150,000 for every token costs some thirty times more.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,10 @@ from vital_jax.latent.script import NONE
 
 
 class Sampling(NamedTuple):
-    """How each row chooses its tokens and when its answer ends. E, Q, W: end tokens, stop sequences and their longest, NONE off their own."""
+    """How each row chooses its tokens and when its answer ends.
+
+    E end tokens, Q stop sequences of at most W tokens; NONE where a row has fewer.
+    """
 
     key: jax.Array  # [B, G, 2] uint32, the data of a random key; a row's draws depend on its own alone
     temperature: jax.Array  # [B, G] float32; 0 is greedy
@@ -154,7 +157,7 @@ def choose(
 
 
 def _penalised(logits: jax.Array, penalty: jax.Array, seen: jax.Array) -> jax.Array:
-    """CTRL's repetition penalty (Keskar et al. 2019) in the form in which transformers has it: once a token, however often it stands there."""
+    """CTRL's repetition penalty (Keskar et al. 2019), as transformers has it: once for a token, however often it is seen."""
     own = jnp.take_along_axis(logits, jnp.minimum(seen, logits.shape[-1] - 1), axis=-1)
     own = jnp.where(own < 0, own * penalty[..., None], own / penalty[..., None])
     return jax.vmap(jax.vmap(lambda row, place, value: row.at[place].set(value, mode="drop")))(logits, seen, own)

@@ -8,15 +8,15 @@ or be replaced by another prompt while the rest goes on (`insert`). A step is `s
     step     runs the column chosen last, and chooses the next    -> State; the head is passed over while all rows are inside latents
     respond  begin, and steps until every row is done             -> Decoded, all that a replay needs
 
-Free text that is followed by forced text (a chain of thought before its lead-in) ends when the model has written that text itself, at an end
-token, or with its budget; in the last two cases the text is forced. The last free text, the answer, ends at an end token, a stop sequence
-or its budget. A `span` (start token, n, closing token) opens n latents and forces the closing token whenever a row writes the start token;
-all of its columns count for the budget.
+Free text that is followed by forced text (a chain of thought before its lead-in) ends when the model has written that text itself, at an
+end token, or with its budget; in the last two cases the text is forced. The last free text, the answer, ends at an end token, a stop
+sequence or its budget. A `span` (start token, n, closing token) opens n latents and forces the closing token whenever a row writes the
+start token; all of its columns count for the budget, and where that is used up the span is cut.
 """
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,9 @@ class Rows(NamedTuple):
     cache: KeyValues  # [L, B, G, U, M, H] each
     x: jax.Array  # [B, G, D] the input of the column chosen last
     mode: jax.Array  # [B, G] int32, what that column is
-    slot: jax.Array  # [B, G] int32, columns chosen so far: the next one's place, and how far its position is behind the prompt
+    slot: (
+        jax.Array
+    )  # [B, G] int32, columns chosen so far: the next one's place, and how far its position is behind the prompt
     cursor: jax.Array  # [B, G] int32, the item of the script
     left: jax.Array  # [B, G] int32, columns left of it
     span: jax.Array  # [B, G] int32, columns left of an open span, its closing token included; 0 where none is open
@@ -275,9 +277,7 @@ def _choose(model: Backbone, variables: Variables, state: State, h: jax.Array, p
     return _turn(script, sampling, rows._replace(tail=tail), going, free, token)
 
 
-def _turn(
-    script: Script, sampling: Sampling, rows: Rows, going: jax.Array, free: jax.Array, token: jax.Array
-) -> Rows:
+def _turn(script: Script, sampling: Sampling, rows: Rows, going: jax.Array, free: jax.Array, token: jax.Array) -> Rows:
     """Rows whose item of the script is over go on to the next one. free: [B, G] bool, rows that have chosen this `token` themselves."""
     behind = _next(script, rows.cursor)
     following = _at(script.kind, behind)
@@ -307,7 +307,7 @@ def _latent_keys(key: jax.Array) -> jax.Array:
 
 
 def insert(state: State, row: int | jax.Array, other: State) -> State:
-    """The rows at work with prompt `row` and its G rollouts replaced by those of another state, of one prompt and otherwise the same shapes."""
+    """The rows at work with prompt `row` and its G rollouts replaced by those of another state: one prompt, otherwise the same shapes."""
 
     def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), row, axis)

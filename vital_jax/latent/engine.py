@@ -79,7 +79,7 @@ def rounded(number: int) -> int:
     return -(-number // tile) * tile
 
 
-def latents_then_answer(latent_steps: int, length: int, eval_k: str = "fixed") -> Suffix:
+def latents_then_answer(latent_steps: int, eval_k: str, length: int) -> Suffix:
     """The plain suffix: K latents, then an answer of up to `length` tokens."""
     latent = Segment("latent", "latent", latent_steps, count=EVAL_K[eval_k], cut=True)
     return Suffix((latent, Segment("tokens", "answer", length, source="answer")))
@@ -92,14 +92,14 @@ class Engine:
     Attributes:
       model: the backbone. encoder: questions to rows.
       buckets: (S, P) budgets that training used; a question that fits none takes rounded sizes.
-      asking: (K, T, eval_k) -> the suffix in use, where a method has another than the plain one.
+      asking: (K, eval_k, T) -> the suffix in use, bound to tokens, where a method has another than the plain one.
       feed, span: as in `decode.Plan`.
     """
 
     model: Backbone
     encoder: Encoder
     buckets: tuple[tuple[int, int], ...] = ()
-    asking: Callable[[int, int, str], Suffix] = latents_then_answer
+    asking: Callable[[int, str, int], Suffix] = latents_then_answer
     feed: Feed | None = None
     span: Span | None = None
 
@@ -116,7 +116,7 @@ class Engine:
         """What a program writes. Raises: ValueError for another `eval_k`."""
         if eval_k not in EVAL_K:
             raise ValueError(f"unknown eval_k={eval_k!r}: use {' or '.join(EVAL_K)}")
-        return Plan(self.asking(latent_steps, length, eval_k).bound(self.encoder.prompter), self.feed, self.span)
+        return Plan(self.asking(latent_steps, eval_k, length), self.feed, self.span)
 
     def banned(self, plan: Plan) -> np.ndarray:
         """[V] bool: control tokens and rows without a token, but for those that end an answer or are a part of the plan."""

@@ -1,7 +1,7 @@
 """What an answer is to be made of, column by column: forced tokens, latent steps and free text, for every row as data.
 
-A method's suffix (`pipeline/segments.py`) says it: literal text becomes forced tokens, a latent segment its row's K_i latents, and text of a
-record is free text that the model writes, within the segment's budget. Only the main branch is written; what stands behind the last free
+A method's suffix (`pipeline/segments.py`) says it: literal text becomes forced tokens, a latent segment its row's K_i latents, and text of
+a record is free text that the model writes, within the segment's budget. Only the main branch is written; what stands behind the last free
 text, the answer, is left out. Neighbouring free texts are one: where one ends is the model's own decision.
 
     VITAL     latent K, free T                      Coconut   force <bot>, latent K, force <eot>, free chain and answer
@@ -39,7 +39,9 @@ def items(suffix: Suffix) -> list[tuple[int, tuple[int, ...] | str | int]]:
         if segment.text:
             raise ValueError(f"segment {segment.name!r}: its text is not bound to tokens (Suffix.bound)")
         if segment.kind not in ("tokens", "latent") or segment.seen_by or segment.own_positions:
-            raise ValueError(f"segment {segment.name!r}: {segment.kind} columns of this kind are for training, not for answers")
+            raise ValueError(
+                f"segment {segment.name!r}: {segment.kind} columns of this kind are for training, not for answers"
+            )
         if segment.kind == "latent":
             found.append((LATENT, segment.name))
             continue
@@ -50,7 +52,9 @@ def items(suffix: Suffix) -> list[tuple[int, tuple[int, ...] | str | int]]:
             found.append((kind, value))
     last = max((place for place, (kind, _) in enumerate(found) if kind == TOKEN), default=None)
     if last is None:
-        raise ValueError(f"nothing to write: of the segments {', '.join(suffix.starts) or '(none)'} none is text of a record")
+        raise ValueError(
+            f"nothing to write: of the segments {', '.join(suffix.starts) or '(none)'} none is text of a record"
+        )
     return found[: last + 1]
 
 
@@ -78,7 +82,9 @@ def script_of(suffix: Suffix, batch: Mapping[str, jax.Array], length: jax.Array)
         else:
             counts.append(jnp.full((B, G), len(value) if kind == FORCED else value))
     counts[-1] = jnp.minimum(counts[-1], length)
-    ids = [[NONE] * (W - len(own)) + list(own) for own in (v if k == FORCED else () for k, v in (*found, (PADDING, ())))]
+    ids = [
+        [NONE] * (W - len(own)) + list(own) for own in (v if k == FORCED else () for k, v in (*found, (PADDING, ())))
+    ]
     N = len(found) + 1
     return Script(
         jnp.broadcast_to(jnp.asarray([*(kind for kind, _ in found), PADDING], jnp.int32), (B, G, N)),
