@@ -16,7 +16,9 @@ from configs import vital as recipe
 from vital_jax.hub import parity
 from vital_jax.hub.export import export
 from vital_jax.hub.load import fingerprint, load_backbone
-from vital_jax.latent.sample import Decoding, respond
+from vital_jax.latent.choose import Decoding
+from vital_jax.latent.decode import respond
+from vital_jax.latent.engine import Engine
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.lora import init_lora
@@ -123,9 +125,11 @@ def answers(model, variables, case, tokens: int, steps=range(5)) -> dict[int, di
         # How many steps a row takes is data: one program serves all of them but none. No token ends an answer.
         given = {**batch, "latent_steps": np.full(rows, K, np.int32)}
         with jax.default_matmul_precision("highest"):
-            sample = respond(model, variables, given, most if K else 0, Decoding(tokens, (10**6,)))
+            plan = Engine(model, None).plan(most if K else 0, tokens)
+            sample = respond(model, variables, given, plan, Decoding(tokens, (10**6,)).rows(rows))
             last = sample.z[:, 0, K - 1] if K else sample.z0[:, 0]
             logits = model.apply(variables, last, method="logits")
-        names = dict(tokens=sample.tokens[:, 0], log_probs=sample.log_probs[:, 0], latents=sample.z[:, 0, :K], logits=logits)  # fmt: skip
+        words, log_probs = sample.answers(tokens, 10**6)
+        names = dict(tokens=words[:, 0], log_probs=log_probs[:, 0], latents=sample.z[:, 0, :K], logits=logits)  # fmt: skip
         found[K] = {name: np.asarray(array) for name, array in names.items()}
     return found

@@ -169,6 +169,23 @@ class Prompter:
         """Tokens of a text that a method's layout writes itself, control tokens included."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def banned(self, vocabulary: int, allowed: Sequence[int] = ()) -> np.ndarray:
+        """[V] bool: ids that a model must not write: control tokens, but for those `allowed`, and what the tokenizer has no token for.
+
+        An image token written by the model is taken for an image where the text is read again; a row of the padded vocabulary behind the
+        tokenizer's last id is no text at all.
+        """
+        control = self.tokenizer.convert_tokens_to_ids(list(self.control_tokens))
+        found = np.arange(vocabulary) > self.last_id
+        for ids, value in ((control, True), (allowed, False)):
+            found[[i for i in ids if i < vocabulary]] = value
+        return found
+
+    @cached_property
+    def last_id(self) -> int:
+        """The largest id that the tokenizer has a token for."""
+        return max(self.tokenizer.get_vocab().values())
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of generated tokens up to the first that ends an answer, without special tokens."""
         ids = np.asarray(ids, np.int64).reshape(-1)

@@ -17,8 +17,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from vital_jax.latent.choose import Decoding
+from vital_jax.latent.decode import Plan, respond
 from vital_jax.latent.loop import LOOP, variables_of
-from vital_jax.latent.sample import Decoding, respond
 from vital_jax.methods.base import Method
 from vital_jax.models.attention import implementation_for
 from vital_jax.pipeline.batch import Layout
@@ -127,7 +128,8 @@ def lower_sampling(
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items() if name != "index"}
     variables = variables_of(program.shapes_on(config, method, mesh))
     with jax.set_mesh(mesh):
-        return respond.lower(method.model, variables, shapes, K, Decoding(config.data.answer, (0,)))
+        sampling = Decoding(config.data.answer, (0,)).rows(rows)
+        return respond.lower(method.model, variables, shapes, Plan(layout.suffix, method.feed), sampling)
 
 
 def programs(
