@@ -19,7 +19,7 @@ from loop_model import device
 from vital_jax import api
 from vital_jax.evaluate.evidence import BATCH, closed, judged
 from vital_jax.evaluate.preview import ask
-from vital_jax.hub.load import load_qwen3_vl
+from vital_jax.hub.load import load_backbone
 from vital_jax.methods import vital
 from vital_jax.models.quantize import quantize
 from vital_jax.run import plan
@@ -82,7 +82,7 @@ def main() -> None:
         f"\n| base | exact of {len(numbers)} | 95 % interval | answers that differ | task loss |\n|---|---|---|---|---|"
     )
     for name, options_ in BASES.items():
-        params = {"base": load_qwen3_vl(model.run.base, **options_)[1], **adapters}
+        params = {"base": load_backbone(model.run.base, **options_)[1], **adapters}
         replies = ask(method, params, feed, numbers, K, eval_k, BATCH)
         exact = sum(row["exact"] for row in judged(feed, numbers, replies))
         texts = [reply.text for reply in replies]

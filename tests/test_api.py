@@ -23,8 +23,8 @@ from vital_jax.hub.export import export
 from vital_jax.hub.load import fingerprint
 from vital_jax.latent import engine
 from vital_jax.pipeline.batch import Encoder, Layout, collate
+from vital_jax.pipeline.families import rope_index
 from vital_jax.pipeline.feed import Feed
-from vital_jax.pipeline.prompts import rope_index
 from vital_jax.pipeline.records import Record, RecordSource, write_records
 from vital_jax.run import setup
 from vital_jax.run.open import open_run

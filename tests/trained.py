@@ -15,7 +15,7 @@ import toy
 from configs import vital as recipe
 from vital_jax.hub import parity
 from vital_jax.hub.export import export
-from vital_jax.hub.load import fingerprint, load_qwen3_vl
+from vital_jax.hub.load import fingerprint, load_backbone
 from vital_jax.latent.sample import Decoding, respond
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import LoraConfig
@@ -85,7 +85,7 @@ def write_run(
     losses = dict(text=1.0, visual=0.1) if text else dict(text=0.0, visual=0.0)
     config.phases = tuple(recipe.phase(f"{k} steps", k, 0, steps=1, latent_steps=k, **losses) for k in (1, 4))
     method = setup.make_method(config, ROI if text else None)
-    tree = {"base": load_qwen3_vl(base, param_dtype=jnp.float32)[1]}
+    tree = {"base": load_backbone(base, param_dtype=jnp.float32)[1]}
     leaves = flatten(tree)
     for path in (f"base/{path}" for path in trained_base):
         leaves[path] = leaves[path] + 0.1 * jnp.sin(jnp.arange(leaves[path].size)).reshape(leaves[path].shape)

@@ -21,15 +21,15 @@ from PIL import Image
 from vital_jax.explain import windows
 from vital_jax.explain.case import Case
 from vital_jax.hub.exported import is_exported, open_exported
-from vital_jax.hub.load import load_qwen3_vl
+from vital_jax.hub.load import load_backbone
 from vital_jax.latent.engine import Engine, Question, Request, in_order
 from vital_jax.latent.loop import variables_of
 from vital_jax.latent.read import decode_steps
 from vital_jax.methods.vital import Vital
-from vital_jax.models.config import qwen3_config, qwen3_vl_config
 from vital_jax.models.decoder import Decoder
-from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.models.families import read_config, read_text_config
 from vital_jax.pipeline.batch import Encoder
+from vital_jax.pipeline.families import TITLES
 from vital_jax.pipeline.images import MAX_PIXELS, decode
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.run.open import TEXT, VISUAL, Run, open_run
@@ -297,7 +297,7 @@ def load(
 
     Args:
       folder: a training run's folder (it holds `checkpoints`; the newest complete one is taken), what `vital export` wrote, an adapter that
-        PEFT trained elsewhere, or a Hugging Face Qwen3-VL folder, which answers without latents.
+        PEFT trained elsewhere, or the Hugging Face folder of a backbone, which answers without latents.
       base: the Hugging Face folder of the run's or the adapter's base, where it no longer is where that says.
       text_decoder: likewise of `config.model.text_decoder`; only its configuration and tokenizer are read.
       steps: also read the text decoder of the run or the export, so that answers carry what each latent step says.
@@ -309,7 +309,7 @@ def load(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder}: no such folder; give a training run's folder or a Hugging Face Qwen3-VL one"
+            f"{folder}: no such folder; give a training run's folder or a Hugging Face one ({TITLES})"
         )
     if (folder / "checkpoints").is_dir():
         return _load_run(
@@ -323,15 +323,15 @@ def load(
         return _load_exported(folder, base, text_decoder, steps)
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"{folder} holds neither checkpoints (a training run's folder), nor config.json (a Hugging Face Qwen3-VL folder), nor "
+            f"{folder} holds neither checkpoints (a training run's folder), nor config.json (a Hugging Face folder: {TITLES}), nor "
             "adapter_config.json (an adapter)"
         )
     if steps or base or text_decoder:
         raise ValueError(
             f"{folder} is a base model without latent steps: base, text_decoder and steps are for a run's folder"
         )
-    method = Vital(Qwen3VL(qwen3_vl_config(folder)))
-    return Model(method, Encoder.from_folder(folder), lambda: {"base": load_qwen3_vl(folder)[1]})
+    method = Vital(Backbone(read_config(folder)))
+    return Model(method, Encoder.from_folder(folder), lambda: {"base": load_backbone(folder)[1]})
 
 
 def _load_exported(folder: Path, base: str | Path | None, text_decoder: str | Path | None, steps: bool) -> Model:
@@ -344,8 +344,8 @@ def _load_exported(folder: Path, base: str | Path | None, text_decoder: str | Pa
         raise ValueError(
             f"{folder} holds no explain/text_decoder, so its latent steps cannot be read; ask without steps"
         )
-    model = Qwen3VL(qwen3_vl_config(found.base), found.lora, dtype=found.dtype, latent_state=found.latent_state)
-    decoder = Decoder(qwen3_config(found.text_decoder)) if steps else None
+    model = Backbone(read_config(found.base), found.lora, dtype=found.dtype, latent_state=found.latent_state)
+    decoder = Decoder(read_text_config(found.text_decoder)) if steps else None
     reader = _Reader(Prompter(found.text_decoder), found.chain) if steps else None
     return Model(
         Vital(model, decoder),

@@ -20,8 +20,8 @@ from vital_jax.hub import parity, peft
 from vital_jax.hub.exported import open_exported
 from vital_jax.hub.safetensors import read_header
 from vital_jax.latent.loop import variables_of
-from vital_jax.models.config import qwen3_vl_config
-from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.models.backbone import Backbone
+from vital_jax.models.families import read_config
 
 TOLERANCE = 1e-4
 
@@ -143,7 +143,7 @@ def test_an_adapter_trained_with_peft_loads_here(work, run, case, given):
     model.save_pretrained(work / "elsewhere")
     found = open_exported(work / "elsewhere", work / "base")
     assert found.latent_steps == 0
-    ours = Qwen3VL(qwen3_vl_config(work / "base"), found.lora, dtype=jnp.float32)
+    ours = Backbone(read_config(work / "base"), found.lora, dtype=jnp.float32)
     variables = {"params": run.params["base"], "lora": found.read_params()["lora"]}
     batch = parity.make_batch(case, ours.config)
     with jax.default_matmul_precision("highest"):

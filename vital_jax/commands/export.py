@@ -106,11 +106,10 @@ def _about(run: Any, arguments: argparse.Namespace):
     licence, basis = arguments.licence, "given by who exported it"
     if not licence:
         licence, basis = licence_of(run.base), "the base's card states"
-    visual = any(phase.visual for phase in config.phases)
     return About(
         licence=licence,
         licence_basis=basis,
-        encoder=Path(config.data.encoder).name if visual else "",
+        encoder=Path(config.data.encoder).name if run.roi_width else "",
         data=_data(run),
         metrics=[*_evidence(run.folder, run.meta), *(row for folder in arguments.scores for row in _scores(folder))],
     )

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vital_jax.pipeline.families import TITLES
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """--model, --base and --text-decoder, as `load` takes them."""
@@ -13,7 +15,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="FOLDER",
-        help="a training run's folder, an export, an adapter or a Hugging Face Qwen3-VL folder",
+        help=f"a training run's folder, an export, an adapter or a Hugging Face folder ({TITLES})",
     )
     parser.add_argument(
         "--base", metavar="FOLDER", help="the base of the run or the adapter, where it is no longer where that says"

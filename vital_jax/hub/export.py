@@ -28,7 +28,6 @@ from ml_collections import ConfigDict
 import vital_jax
 from vital_jax.hub import card, peft
 from vital_jax.hub.load import check_coverage
-from vital_jax.hub.names import Entry, qwen3_entries, qwen3_vl_entries
 from vital_jax.hub.safetensors import Tensor, read_folder
 from vital_jax.hub.writing import (
     SHARD,
@@ -41,8 +40,10 @@ from vital_jax.hub.writing import (
     size_of,
     write_files,
 )
-from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config, read_json
+from vital_jax.models.config import LoraConfig, read_json
+from vital_jax.models.families import backbone_entries, read_config, read_text_config
 from vital_jax.models.lora import merge_lora
+from vital_jax.models.names import Entry, decoder_entries
 from vital_jax.pipeline.images import ImageConfig
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.training.partition import flatten
@@ -65,6 +66,7 @@ class TrainedRun(Protocol):
     meta: Mapping[str, Any]
     leaves: Mapping[str, Any]
     latent_steps: int
+    latent_state: str
     base: Path
     text_decoder: Path
 
@@ -123,7 +125,7 @@ def _facts(run: TrainedRun, form: str, base_name: str) -> dict[str, Any]:
         "writer": f"vital_jax {vital_jax.__version__}",
         "form": form,
         "latent_steps": run.latent_steps,
-        "latent_state": run.config.method.latent_state,
+        "latent_state": run.latent_state,
         "base": {"name": base_name, "fingerprint": run.meta["base_fingerprint"]},
         "model": {"dtype": model.dtype, "param_dtype": model.param_dtype},
         "data": {
@@ -182,9 +184,9 @@ def _copies(folder: Path) -> dict[str, Content]:
 
 
 def _merged(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict[str, Content]:
-    config = qwen3_vl_config(run.base)
+    config = read_config(run.base)
     lora = LoraConfig(**run.config.lora) if run.config.lora.rank else None
-    pending = _weights(qwen3_vl_entries(config), run.base, leaves, "base", dtype, lora)
+    pending = _weights(backbone_entries(config), run.base, leaves, "base", dtype, lora)
     return _copies(run.base) | _completed(run.base) | shards(pending, largest)
 
 
@@ -193,7 +195,7 @@ def mended_config(base: Path) -> dict[str, Any] | None:
 
     transformers 4.57 reads the inner place, 5.x the outer one; where the one it reads is silent, a tied head is drawn at random.
     """
-    table, tied = read_json(base), qwen3_vl_config(base).decoder.tied
+    table, tied = read_json(base), read_config(base).decoder.tied
     if all(bool(place.get("tie_word_embeddings")) == tied for place in (table, table["text_config"])):
         return None
     text = {**table["text_config"], "tie_word_embeddings": tied}
@@ -229,7 +231,7 @@ def _adapter(run: TrainedRun, leaves: _Leaves, base_name: str) -> dict[str, Cont
             f"{run.folder} trained {len(trained)} leaves of its base too ({trained[0]}), which no adapter can hold: export it as merged"
         )
     lora = LoraConfig(**run.config.lora)
-    known, pending, paths = peft.adapter_leaves(qwen3_vl_config(run.base), lora), {}, []
+    known, pending, paths = peft.adapter_leaves(read_config(run.base), lora), {}, []
     for path in leaves.under("lora/"):
         leaf = known[path.removeprefix("lora/")]
         paths.append(path.removeprefix("lora/"))
@@ -248,7 +250,7 @@ def _explain(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict
     files: dict[str, Content] = {}
     if text:
         folder = run.text_decoder
-        pending = _weights(qwen3_entries(qwen3_config(folder)), folder, leaves, "scaffold/text_decoder", dtype)
+        pending = _weights(decoder_entries(read_text_config(folder)), folder, leaves, "scaffold/text_decoder", dtype)
         inside = _copies(folder) | shards(pending, largest)
         files |= {f"explain/text_decoder/{name}": content for name, content in inside.items()}
     projectors = {
@@ -257,7 +259,7 @@ def _explain(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict
     }
     table: dict[str, Any] = {
         "latent_steps": run.latent_steps,
-        "latent_state": method.latent_state,
+        "latent_state": run.latent_state,
         "tensors": {name: list(tensor.shape) for name, tensor in projectors.items()},
     }
     if text:
@@ -287,7 +289,7 @@ def _loop(run: TrainedRun) -> bytes:
     code = _GENERATE.read_text(encoding="utf-8")
     for line, value in (
         ("LATENT_STEPS = None\n", run.latent_steps),
-        ('LATENT_STATE = "post_norm"\n', run.config.method.latent_state),
+        ('LATENT_STATE = "post_norm"\n', run.latent_state),
     ):
         if code.count(line) != 1:
             raise RuntimeError(f"{_GENERATE} has no line {line.strip()!r} to write this model's value in")
@@ -353,6 +355,6 @@ def export(
     with new_folder(out) as part:
         write_files(part, files, say)
         if part and form != "peft":
-            entries = qwen3_vl_entries(qwen3_vl_config(run.base))
+            entries = backbone_entries(read_config(run.base))
             check_coverage(entries, {e.path: None for e in entries}, read_folder(part), str(out))
     return out

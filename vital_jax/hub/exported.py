@@ -15,10 +15,11 @@ import jax.numpy as jnp
 
 from vital_jax.hub import peft
 from vital_jax.hub.export import FACTS
-from vital_jax.hub.load import load_qwen3, load_qwen3_vl
+from vital_jax.hub.load import load_backbone, load_text_decoder
 from vital_jax.hub.place import check_base, located
 from vital_jax.hub.safetensors import read_header
-from vital_jax.models.config import LoraConfig, qwen3_vl_config, read_json
+from vital_jax.models.config import LoraConfig, read_json
+from vital_jax.models.families import read_config
 from vital_jax.training.partition import unflatten
 
 _FORMAT = 1
@@ -70,7 +71,7 @@ def open_exported(folder: str | Path, base: str | Path | None = None) -> Exporte
     lora, home = None, folder
     if peft.is_adapter(folder):
         home = _base_of(folder, base, facts)
-        tree["lora"], lora = peft.load_adapter(folder, qwen3_vl_config(home))
+        tree["lora"], lora = peft.load_adapter(folder, read_config(home))
     elif base is not None:
         raise ValueError(f"{folder} holds a whole model: a base is for adapters")
     model, data = facts.get("model", {}), facts.get("data", {})
@@ -120,11 +121,11 @@ def _base_of(folder: Path, given: str | Path | None, facts: dict[str, Any]) -> P
 
 
 def _read(folder: Path, home: Path, tree: dict[str, Any], dtype: Any, steps: bool = False) -> dict[str, Any]:
-    found = {"base": load_qwen3_vl(home, None, dtype)[1], **jax.tree.map(jnp.asarray, tree)}
+    found = {"base": load_backbone(home, None, dtype)[1], **jax.tree.map(jnp.asarray, tree)}
     if steps:
         tensors = read_header(folder / "explain" / "projector.safetensors")
         pj_in = {"kernel": tensors["pj_in.linear.weight"].rows(), "bias": tensors["pj_in.linear.bias"].rows()}
-        _, text = load_qwen3(folder / "explain" / "text_decoder")
+        _, text = load_text_decoder(folder / "explain" / "text_decoder")
         found["scaffold"] = unflatten({f"pj_in/linear/{name}": jnp.asarray(x) for name, x in pj_in.items()})
         found["scaffold"]["text_decoder"] = text
     return found

@@ -1,4 +1,4 @@
-"""Sizes of records (S, P, T, C), by which they take their buckets: measured once, and kept beside the records.
+"""Sizes of records (S, P, T, C, W), by which they take their buckets: measured once, and kept beside the records.
 
 Measuring tokenises every record, which takes minutes where there are hundreds of thousands, and every start needs all of them. A file's
 name carries what its numbers depend on, so that a file for anything else is never opened. A size that was too small all the same could not
@@ -17,11 +17,12 @@ import numpy as np
 from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.records import RecordSource
 
+_SIZES = "SPTCW"
 _VERSION = 1  # raised where `Encoder.measure` or `Encoder.measure_text` come to count otherwise
 
 
 def sizes_of(source: RecordSource, encoder: Encoder) -> np.ndarray:
-    """[n, 4] int32: the prefix tokens, patches, answer tokens and tokens of the longest chain step that each record needs.
+    """[n, 5] int32: the prefix tokens, patches, answer tokens, tokens of the longest chain step and of the whole chain of each record.
 
     A folder that cannot be written is said on stderr, and measured again next time. Raises: as `Encoder.measure`.
     """
@@ -56,7 +57,7 @@ def _read(path: Path, count: int) -> np.ndarray | None:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return found if (found.shape, found.dtype) == ((count, 4), np.int32) else None
+    return found if (found.shape, found.dtype) == ((count, len(_SIZES)), np.int32) else None
 
 
 def _write(path: Path, sizes: np.ndarray) -> None:

@@ -15,8 +15,9 @@ import jax
 from ml_collections import ConfigDict
 
 from vital_jax.hub.encoders import identity
-from vital_jax.hub.load import load_qwen3_vl
+from vital_jax.hub.load import load_backbone
 from vital_jax.hub.place import check_base, located
+from vital_jax.models.backbone import LATENT_STATES
 from vital_jax.models.config import read_json
 from vital_jax.pipeline.batch import Encoder
 from vital_jax.run import setup
@@ -65,9 +66,14 @@ class Run:
         return max(phase.latent_steps for phase in self.phases)
 
     @property
+    def latent_state(self) -> str:
+        """Which state it feeds back: after the final norm, or before it."""
+        return self.config.method.get("latent_state", LATENT_STATES[0])
+
+    @property
     def eval_k(self) -> str:
         """How it was evaluated: at a `fixed` K, or `per_sample`, at each record's own."""
-        return self.config.method.eval_k
+        return setup.eval_k_of(self.config)
 
     @property
     def parts(self) -> frozenset[str]:
@@ -174,12 +180,12 @@ class Run:
     def read_params(self, parts: Collection[str] = ("base", "lora")) -> dict[str, Any]:
         """These parts (see `parts`; absent ones are left out) on the first device: the base as frozen, with what the run trained put in.
 
-        Raises: as `read_trained` and `load_qwen3_vl`.
+        Raises: as `read_trained` and `load_backbone`.
         """
         tree, model = {}, self.config.model
         if "base" in parts:
             quantize = model.get("quantize", "")
-            tree["base"] = load_qwen3_vl(self.base, None, model.param_dtype, quantize=quantize)[1]
+            tree["base"] = load_backbone(self.base, None, model.param_dtype, quantize=quantize)[1]
         return setup.overlay(tree, self.read_trained(parts))
 
 
