@@ -84,7 +84,7 @@ def test_only_what_is_asked_for_is_built_and_the_configuration_stays_as_it_was(w
     assert text.decoder.config == made.method.decoder.config and text.roi_width is None
     assert visual.visual == made.method.visual and visual.decoder is None
     assert (bare.model.remat, bare.model.attention) == ("none", "auto")
-    assert run.config.to_json() == before and run.config.phases[1].text == 1.0
+    assert run.config.to_json() == before and run.config.phases[1].weights.text == 1.0
 
 
 def test_parameters_are_read_part_by_part(written, monkeypatch):
