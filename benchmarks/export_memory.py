@@ -54,7 +54,6 @@ def write_run(folder: Path, base: Path, train_base: bool) -> None:
     """Rank-64 adapters, and with `train_base` one stacked leaf of the base, as a checkpoint."""
     import jax
     import trained
-
     from ml_collections import ConfigDict
 
     from configs import vital as recipe
