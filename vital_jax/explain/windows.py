@@ -24,7 +24,8 @@ from vital_jax.explain.pointing import Baselines, Pointed
 from vital_jax.hub.encoders import Encoder, identity, load_encoder
 from vital_jax.latent.engine import Reply, Request
 from vital_jax.latent.scaffold import VisualProjector
-from vital_jax.pipeline.images import decode, decode_mask
+from vital_jax.pipeline.images import decode
+from vital_jax.pipeline.masks import decode_mask
 
 SIMILAR = 3
 _NEVER = "\0"  # a group that no record has
