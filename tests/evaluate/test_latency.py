@@ -102,7 +102,7 @@ def test_stages_and_transformers_write_what_the_one_program_writes(small, refere
 
 
 def test_k_0_is_what_generate_of_transformers_writes(small, reference):
-    import torch
+    torch = pytest.importorskip("torch")
 
     decoding = Cell(2, 0, 3).decoding(9, (END,))
     ours = answers(small, 0, decoding, latency.program)[1]
