@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from configs import pretrain
-from vital_jax.hub.load import load_qwen3_vl
+from vital_jax.hub.load import load_backbone
 from vital_jax.methods import vital
 from vital_jax.pipeline.batch import collate
 from vital_jax.run import plan, setup
@@ -28,7 +28,7 @@ def main():
     config.model.folder = str(parser.parse_args().folder)
     plan.resolve(config)
     method = setup.make_method(config, None)
-    params = {"base": load_qwen3_vl(config.model.folder, param_dtype=np.float32)[1]}
+    params = {"base": load_backbone(config.model.folder, param_dtype=np.float32)[1]}
     feed = plan.open_feed(config, "val")
     make, index = feed.maker(0, "per_sample"), feed.source.index
 

@@ -25,10 +25,9 @@ def write_base(folder: Path, layers: int) -> None:
     import ml_dtypes
 
     from vital_jax.hub import tiny
-    from vital_jax.hub.names import qwen3_vl_entries
     from vital_jax.hub.writing import Pending, shards, write_files
-    from vital_jax.models.config import qwen3_vl_config
-    from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
+    from vital_jax.models.backbone import Backbone, abstract_backbone
+    from vital_jax.models.families import backbone_entries, read_config
     from vital_jax.training.partition import flatten
 
     tiny.write_backbone(folder, ["a"], width=64, layers=2, vocab=300)
@@ -41,9 +40,9 @@ def write_base(folder: Path, layers: int) -> None:
     table["text_config"]["rope_scaling"]["mrope_section"] = [24, 20, 20]
     table["vision_config"]["out_hidden_size"] = 2048
     (folder / "config.json").write_text(json.dumps(table))
-    config = qwen3_vl_config(folder)
-    leaves, pending = flatten(abstract_qwen3_vl(Qwen3VL(config))), {}
-    for entry in qwen3_vl_entries(config):
+    config = read_config(folder)
+    leaves, pending = flatten(abstract_backbone(Backbone(config))), {}
+    for entry in backbone_entries(config):
         shape = leaves[entry.path].shape[int(entry.stacked) :]
         for name in entry.names:
             draw = partial(np.random.default_rng(len(pending)).standard_normal, shape, np.float32)
@@ -58,13 +57,14 @@ def write_run(folder: Path, base: Path, train_base: bool) -> None:
 
     from configs import vital as recipe
     from vital_jax.hub.load import fingerprint
-    from vital_jax.models.config import LoraConfig, qwen3_vl_config
+    from vital_jax.models.config import LoraConfig
+    from vital_jax.models.families import read_config
     from vital_jax.models.lora import init_lora
     from vital_jax.run import setup
     from vital_jax.training.checkpoint import Checkpoints, make_meta
     from vital_jax.training.config import resolved
 
-    config, decoder = recipe.get_config(), qwen3_vl_config(base).decoder
+    config, decoder = recipe.get_config(), read_config(base).decoder
     config.model.folder, config.data.max_pixels = str(base), 128 * 128
     config.phases = (recipe.phase("all steps", 4, 0, steps=1, latent_steps=4, text=0.0, visual=0.0),)
     abstract = jax.eval_shape(lambda key: init_lora(decoder, LoraConfig(), key), jax.random.key(0))
@@ -80,10 +80,11 @@ def write_run(folder: Path, base: Path, train_base: bool) -> None:
 def measure(run: str, out: str, form: str, shard: str) -> None:
     """Exports in this process and prints what it took."""
     from vital_jax.hub.export import export
+    from vital_jax.run.open import open_run
 
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # noqa: E731
     before, start = peak(), time.perf_counter()
-    export(run, out, form, shard=int(shard), overwrite=True, say=lambda line: None)
+    export(open_run(run), out, form=form, shard=int(shard), overwrite=True, say=lambda line: None)
     size = sum(path.stat().st_size for path in Path(out).rglob("*.safetensors")) / 2**30
     took = time.perf_counter() - start
     print(

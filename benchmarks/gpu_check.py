@@ -31,8 +31,8 @@ from vital_jax.hub import parity
 from vital_jax.hub.tiny import save_backbone
 from vital_jax.latent.loop import embed, empty_suffix, extend, prefill
 from vital_jax.models.attention import Causal, attend
-from vital_jax.models.config import qwen3_vl_config
-from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
+from vital_jax.models.backbone import Backbone, abstract_backbone
+from vital_jax.models.families import read_config
 from vital_jax.training import chips
 from vital_jax.training.partition import flatten, unflatten
 
@@ -153,7 +153,7 @@ def small_models(folder: Path) -> tuple[Path, Path]:
 
 def redrawn(folder: Path) -> Path:
     """Weights for `folder`'s configuration with nothing at its neutral start."""
-    shapes = abstract_qwen3_vl(Qwen3VL(qwen3_vl_config(folder)))
+    shapes = abstract_backbone(Backbone(read_config(folder)))
     r = np.random.default_rng(0)
 
     def leaf(path: str, shape: tuple[int, ...]) -> np.ndarray:

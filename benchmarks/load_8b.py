@@ -5,7 +5,7 @@
 LAYOUT holds the config.json and the model.safetensors.index.json of a checkpoint: which tensor lies in which shard comes from the index,
 the shapes from the configuration, and their sizes must add up to the index's `total_size`. FOLDER gets the shards (17.5 GB for 8B), tensor
 by tensor, and is left there; a folder that is whole is used again. Then, on the CPU and one after the other, with the files put out of the
-page cache first: `load_qwen3_vl` in bfloat16, and transformers' `from_pretrained` (bfloat16, low_cpu_mem_usage).
+page cache first: `load_backbone` in bfloat16, and transformers' `from_pretrained` (bfloat16, low_cpu_mem_usage).
 
 transformers may leave the numbers in the files, mapped, until they are used: seconds are given to the return of the loader, and to when one
 byte of every page has been read. Peak memory is VmHWM, which counts mapped files; `own` is the largest RssAnon seen every 20 ms, the part
@@ -37,18 +37,17 @@ def layout(folder: Path) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
 
     Raises: ValueError where index and configuration do not describe the same tensors, or not the same number of bytes.
     """
-    from vital_jax.hub.names import qwen3_vl_entries
     from vital_jax.hub.safetensors import INDEX
-    from vital_jax.models.config import qwen3_vl_config
-    from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
+    from vital_jax.models.backbone import Backbone, abstract_backbone
+    from vital_jax.models.families import backbone_entries, read_config
     from vital_jax.training.partition import flatten
 
     index = json.loads((folder / INDEX).read_text())
-    config = qwen3_vl_config(folder)
-    leaves, v = flatten(abstract_qwen3_vl(Qwen3VL(config))), config.vision
+    config = read_config(folder)
+    leaves, v = flatten(abstract_backbone(Backbone(config))), config.vision
     shapes = {
         name: tuple(leaves[entry.path].shape[int(entry.stacked) :])
-        for entry in qwen3_vl_entries(config)
+        for entry in backbone_entries(config)
         for name in entry.names
     }
     shapes["model.visual.patch_embed.proj.weight"] = (v.width, v.channels, v.temporal_patch, v.patch, v.patch)
@@ -112,11 +111,11 @@ def ours(folder: Path) -> Iterator[Any]:
     """Loads onto the CPU as JAX: nothing but imports first, then the parameters."""
     import jax
 
-    from vital_jax.hub.load import load_qwen3_vl
+    from vital_jax.hub.load import load_backbone
 
     jax.block_until_ready(jax.numpy.zeros(1) + 1)
     yield
-    yield [np.asarray(leaf) for leaf in jax.tree.leaves(load_qwen3_vl(folder)[1])]
+    yield [np.asarray(leaf) for leaf in jax.tree.leaves(load_backbone(folder)[1])]
 
 
 def theirs(folder: Path) -> Iterator[Any]:

@@ -38,19 +38,18 @@ def write(folder: Path) -> None:
     """Writes config, shards and index."""
     import ml_dtypes
 
-    from vital_jax.hub.names import qwen3_vl_entries
     from vital_jax.hub.safetensors import INDEX, write_file
-    from vital_jax.models.config import qwen3_vl_config
-    from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
+    from vital_jax.models.backbone import Backbone, abstract_backbone
+    from vital_jax.models.families import backbone_entries, read_config
     from vital_jax.training.partition import flatten
 
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    config = qwen3_vl_config(folder)
-    leaves = flatten(abstract_qwen3_vl(Qwen3VL(config)))
+    config = read_config(folder)
+    leaves = flatten(abstract_backbone(Backbone(config)))
     pool = np.random.default_rng(0).standard_normal(1 << 22).astype(ml_dtypes.bfloat16)
     shapes = [
         (name, leaves[entry.path].shape[int(entry.stacked) :])
-        for entry in qwen3_vl_entries(config)
+        for entry in backbone_entries(config)
         for name in entry.names
     ]
     shard: dict[str, np.ndarray] = {}
@@ -74,17 +73,17 @@ def load(folder: Path) -> None:
     """Loads and prints baseline, peak, model and largest leaf in bytes. Runs in the child."""
     import jax
 
-    from vital_jax.hub.load import load_qwen3_vl
-    from vital_jax.models.config import qwen3_vl_config
-    from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
+    from vital_jax.hub.load import load_backbone
+    from vital_jax.models.backbone import Backbone, abstract_backbone
+    from vital_jax.models.families import read_config
     from vital_jax.training.partition import flatten
     from vital_jax.training.sharding import base_rows, make_mesh, shardings
 
-    base = {"base": abstract_qwen3_vl(Qwen3VL(qwen3_vl_config(folder)))}
+    base = {"base": abstract_backbone(Backbone(read_config(folder)))}
     placed = flatten(shardings(base, make_mesh(1, -1, 1), base_rows("fsdp")))
     jax.block_until_ready(jax.numpy.zeros(1) + 1)
     baseline = memory("VmRSS")
-    _, params = load_qwen3_vl(folder, lambda path, shape: placed[f"base/{path}"])
+    _, params = load_backbone(folder, lambda path, shape: placed[f"base/{path}"])
     sizes = [leaf.nbytes for leaf in jax.tree.leaves(params)]
     print(json.dumps([baseline, memory("VmHWM"), sum(sizes), max(sizes)]))
 

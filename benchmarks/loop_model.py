@@ -13,9 +13,9 @@ import numpy as np
 
 from vital_jax.latent.loop import embed, prefill, teacher_force
 from vital_jax.latent.loss import cross_entropy
-from vital_jax.models.config import DecoderConfig, LoraConfig, Qwen3VLConfig, VisionConfig
+from vital_jax.models.backbone import Backbone, abstract_backbone
+from vital_jax.models.config import BackboneConfig, DecoderConfig, LoraConfig, VisionConfig
 from vital_jax.models.lora import init_lora
-from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 
 
 def arguments(
@@ -77,8 +77,8 @@ def make(options: argparse.Namespace, dtype: Any, remat: str = "none", attention
     )  # fmt: skip
     vision = VisionConfig(8, 1, 1, 8, options.width, (), 2, patch=2)
     lora = LoraConfig(rank=16, alpha=32.0, dropout=0.0)
-    model = Qwen3VL(Qwen3VLConfig(decoder, vision, 1, 2, 3), lora, remat, attention, dtype)
-    base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_qwen3_vl(model))
+    model = Backbone(BackboneConfig("qwen3_vl", decoder, vision, 1, 2, 3), lora, remat, attention, dtype)
+    base = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), abstract_backbone(model))
     adapters = jax.eval_shape(lambda key: init_lora(decoder, lora, key), jax.random.key(0))
     r = np.random.default_rng(0)
     B, S = options.rows, options.prefix
@@ -103,7 +103,7 @@ def draw(shapes: Any, seed: int = 0) -> Any:
     return jax.tree.map(one, shapes)
 
 
-def loss(model: Qwen3VL, base: Any, lora: Any, batch: dict[str, Any], K: int, fused: bool = True) -> jax.Array:
+def loss(model: Backbone, base: Any, lora: Any, batch: dict[str, Any], K: int, fused: bool = True) -> jax.Array:
     """Mean answer loss through the cached loop, every row with K steps."""
     variables = {"params": base, "lora": lora}
     z0, prompt = prefill(model, variables, embed(model, variables, batch), batch["next_position"])
@@ -112,7 +112,7 @@ def loss(model: Qwen3VL, base: Any, lora: Any, batch: dict[str, Any], K: int, fu
     return answer_loss(model, base, thought.h, batch["answer"][:, None])
 
 
-def answer_loss(model: Qwen3VL, base: Any, h: jax.Array, answer: jax.Array) -> jax.Array:
+def answer_loss(model: Backbone, base: Any, h: jax.Array, answer: jax.Array) -> jax.Array:
     """Mean cross entropy of answers [B, G, T] under states [B, G, T, D]."""
     head = model.apply({"params": base}, method="head")
     h = model.apply({"params": base}, h, method="head_input")

@@ -15,12 +15,12 @@ from loop_model import alternate, answer_loss, arguments, device, draw, loss, ma
 
 from vital_jax.latent.loop import embed
 from vital_jax.models.attention import Causal
-from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.models.backbone import Backbone
 
 K = 4
 
 
-def uncached(model: Qwen3VL, base: Any, lora: Any, batch: dict[str, Any]) -> jax.Array:
+def uncached(model: Backbone, base: Any, lora: Any, batch: dict[str, Any]) -> jax.Array:
     """The loss by K + 1 full passes over columns that grow by one. All prompts are of one length."""
     variables = {"params": base, "lora": lora}
     prefix = embed(model, variables, batch)

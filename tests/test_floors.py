@@ -25,7 +25,8 @@ FLOORS = {
 }
 FLOOR_OF = {"": 0} | {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 TOP = 8  # its files are the doors of one storey and may use each other
-# A loader worker never initialises a device, and torch is the tests' oracle.
+# A loader worker never initialises a device, and scoring needs none; torch is the tests' oracle.
+HOST = ("pipeline", "scoring")
 DEVICE = ("jax", "jaxlib", "flax", "optax", "orbax", "torch")
 ORACLES = ("torch", "torchvision", "peft")
 # Programs of their own: what we are compared with, and what goes out to run without us.
@@ -38,6 +39,10 @@ APART = (
     "benchmarks/sft_torch.py",
 )
 MAX_LINES = 500
+# Model families are rows of tables in these rooms; above them nobody names one, not in a comment either. Programs outside the package
+# may name folders, but no type and no function.
+FAMILY = re.compile("qwen", re.IGNORECASE)
+FAMILY_ROOMS = ("models", "pipeline", "hub")
 
 
 def source_files() -> dict[str, str]:
@@ -61,6 +66,14 @@ def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
+def names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, name) of every name that code uses: variables, attributes, arguments, definitions and imports."""
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "arg", "name", "module"):
+            if isinstance(name := getattr(node, field, None), str):
+                yield getattr(node, "lineno", 0), name
+
+
 def room_of(module: str) -> str:
     """The room of a dotted name within the package; empty for the package itself."""
     parts = module.split(".")[1:]
@@ -76,6 +89,13 @@ def complaints(path: str, text: str) -> list[str]:
     if (lines := len(text.splitlines())) > MAX_LINES:
         found.append(f"{path}: {lines} lines, at most {MAX_LINES}")
     room = None
+    if path not in APART and not path.startswith(("tests/", "configs/")):
+        if path.startswith(f"{PACKAGE}/"):
+            named = {n for n, row in enumerate(text.splitlines(), 1) if FAMILY.search(row)}
+            named = set() if path.split("/")[1] in FAMILY_ROOMS else named
+        else:
+            named = {line for line, name in names(tree) if FAMILY.search(name)}
+        found += [f"{path}:{line}: names a model family above {', '.join(FAMILY_ROOMS)}" for line in sorted(named)]
     if path.startswith(f"{PACKAGE}/"):
         room = room_of(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
         if room not in FLOOR_OF:
@@ -88,8 +108,8 @@ def complaints(path: str, text: str) -> list[str]:
             found.append(f"{where}: {top} outside {', '.join(APART)} and the tests")
         if room is None or room not in FLOOR_OF:
             continue
-        if room == "pipeline" and top in DEVICE:
-            found.append(f"{where}: pipeline imports {top}")
+        if room in HOST and top in DEVICE:
+            found.append(f"{where}: {room} imports {top}")
         other = room_of(name)
         if top != PACKAGE or other == room:
             continue
@@ -143,15 +163,26 @@ GOOD = '"""A file."""\n'
         ("latent/x.py", "import importlib\nimportlib.import_module('vital_jax.api')", "imports api"),
         ("pipeline/x.py", "import numpy, jax.numpy as jnp", "pipeline imports jax"),
         ("pipeline/x.py", "from flax import linen", "pipeline imports flax"),
+        ("scoring/x.py", "def f():\n    import jax", r":3: scoring imports jax"),
         ("hub/parity.py", "def f():\n    import torch.nn", "torch outside vital_jax/hub/reference.py"),
         ("methods/x.py", "from peft import LoraConfig", "peft outside"),
         ("cellar/x.py", "import numpy", "'cellar' stands on no floor"),
         ("models/x.py", "x = 1\n" * 500, "501 lines, at most 500"),
+        ("latent/x.py", "# as in Qwen3-VL\nx = 1", ":2: names a model family above models, pipeline, hub"),
     ],
 )
 def test_the_checker_finds(path, text, message):
     found = complaints(f"{PACKAGE}/{path}", GOOD + text)
     assert len(found) == 1 and re.search(message, found[0]), found
+
+
+def test_the_checker_finds_families_in_programs_by_name_not_by_text():
+    text = GOOD + "folder = 'models/qwen3_vl_8b'\nqwen3_config(folder)"
+    assert complaints("benchmarks/x.py", text) == [
+        "benchmarks/x.py:3: names a model family above models, pipeline, hub"
+    ]
+    for path in ("vital_jax/hub/x.py", "tests/x.py", "configs/x.py"):
+        assert complaints(path, text) == []
 
 
 def test_the_checker_asks_for_docstrings_everywhere():

@@ -8,6 +8,7 @@ import warnings
 
 from vital_jax.commands import bench, data, evaluate, explain, export, figure, fit, models
 from vital_jax.commands.values import INTERRUPTED
+from vital_jax.pipeline.families import TITLES
 
 
 def _parity(arguments: argparse.Namespace) -> int:
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Latent-reasoning medical vision-language models. Research software, not a medical device.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parity = commands.add_parser("parity", help="compare a local Qwen3-VL folder with transformers")
+    parity = commands.add_parser("parity", help=f"compare a local folder ({TITLES}) with transformers")
     parity.add_argument(
         "--model", required=True, metavar="FOLDER", help="a Hugging Face folder with config and safetensors"
     )

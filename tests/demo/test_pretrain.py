@@ -18,7 +18,7 @@ from vital_jax.demo.pretrain.text import train_text
 from vital_jax.demo.pretrain.tower import CAPTIONS, region_captions, train_tower
 from vital_jax.hub import tiny
 from vital_jax.hub.encoders import load_encoder
-from vital_jax.hub.load import load_qwen3, load_qwen3_vl, load_siglip
+from vital_jax.hub.load import load_backbone, load_siglip, load_text_decoder
 from vital_jax.pipeline.features import distinctness
 
 WEIGHTS = Path(recipe.__file__).parent / "weights"
@@ -39,9 +39,9 @@ def words(tmp_path_factory):
 
 def test_a_text_decoder_learns_its_sentences(words, tmp_path):
     tiny.write_text_decoder(tmp_path, words, width=32, layers=1)
-    before = jax.tree.leaves(load_qwen3(tmp_path)[1])
+    before = jax.tree.leaves(load_text_decoder(tmp_path)[1])
     report = train_text(tmp_path, SENTENCES * 4, steps=40, batch=8)
-    after = jax.tree.leaves(load_qwen3(tmp_path)[1])
+    after = jax.tree.leaves(load_text_decoder(tmp_path)[1])
     assert report["accuracy"] > 0.9
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(before, after, strict=True))
 
@@ -76,8 +76,8 @@ def test_shipped_weights_are_small_complete_and_read(words):
     files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 8 * 2**20
     for folder, load in (
-        ("backbone", load_qwen3_vl),
-        ("text_decoder", load_qwen3),
+        ("backbone", load_backbone),
+        ("text_decoder", load_text_decoder),
         ("siglip", load_siglip),
         ("siglip_low", load_siglip),
     ):
@@ -117,9 +117,9 @@ def test_region_captions_name_what_covers_a_square():
 
 def test_a_backbones_tower_learns_regions(words, tmp_path):
     shutil.copytree(words, tmp_path, dirs_exist_ok=True)
-    before = load_qwen3_vl(tmp_path, param_dtype=np.float32)[1]
+    before = load_backbone(tmp_path, param_dtype=np.float32)[1]
     report = train_tower(tmp_path, images=16, steps=150, seed=4, batch=16)
-    after = load_qwen3_vl(tmp_path, param_dtype=np.float32)[1]
+    after = load_backbone(tmp_path, param_dtype=np.float32)[1]
     # Sixteen pictures and their mirrored forms, by heart: whoever always says nothing stays above 1.5.
     assert report["loss"] < 1.0 and report["seen"] > 0.2
     changed = {

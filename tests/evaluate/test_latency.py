@@ -15,7 +15,7 @@ import tiny
 from vital_jax.evaluate import latency, latency_page, latency_torch
 from vital_jax.evaluate.latency import Cell, Timed
 from vital_jax.hub import parity
-from vital_jax.hub.load import load_qwen3_vl
+from vital_jax.hub.load import load_backbone
 from vital_jax.latent.engine import Engine
 
 END = 7
@@ -64,7 +64,7 @@ class Inside(latency.Reference):
 def small(tmp_path_factory):
     """(folder, engine, variables) of a redrawn Qwen3-VL, float32."""
     folder = tiny.save(tiny.qwen3_vl("gqa4_untied"), tmp_path_factory.mktemp("latency") / "model")
-    model, params = load_qwen3_vl(folder, param_dtype=jnp.float32, dtype=jnp.float32)
+    model, params = load_backbone(folder, param_dtype=jnp.float32, dtype=jnp.float32)
     encoder = Encoder(model.config)
     return folder, Engine(model, encoder, (encoder.measure(None),)), {"params": params}
 

@@ -5,6 +5,7 @@ The bases are tiny checkpoints made by transformers with every parameter redrawn
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,14 @@ import pytest
 import tiny
 import trained
 from huggingface_hub import ModelCard
+from trained import export_run as write
 
 from vital_jax.hub import card, export, exported, peft, writing
-from vital_jax.hub.export import export as write
-from vital_jax.hub.load import load_qwen3, load_qwen3_vl
+from vital_jax.hub.load import load_backbone, load_text_decoder
 from vital_jax.hub.safetensors import INDEX, read_folder, read_header, write_file
-from vital_jax.models.config import LoraConfig, qwen3_vl_config
+from vital_jax.models.config import LoraConfig
+from vital_jax.models.families import read_config
+from vital_jax.training.checkpoint import Checkpoints
 from vital_jax.training.partition import flatten
 
 UP = "language_model/layers/mlp/up_proj/kernel"
@@ -57,7 +60,7 @@ def tensors(folder):
 
 def longhand(run, base, name):
     """A merged tensor in float64."""
-    entry = {n: (e, i) for e in export.qwen3_vl_entries(qwen3_vl_config(base)) for i, n in enumerate(e.names)}
+    entry = {n: (e, i) for e in export.backbone_entries(read_config(base)) for i, n in enumerate(e.names)}
     (entry, layer), leaves = entry[name], flatten(run.params)
     value = np.asarray(leaves[f"base/{entry.path}"], np.float64)
     value = value[layer] if entry.stacked else value
@@ -78,7 +81,7 @@ def test_merged_weights_are_those_of_the_run(work, run, whole):
         np.testing.assert_allclose(array, expected, rtol=0, atol=1e-6 * np.abs(expected).max(), err_msg=name)
         if not np.array_equal(array, base[name]):
             changed.add(name)
-    layers = qwen3_vl_config(work / "untied").decoder.layers
+    layers = read_config(work / "untied").decoder.layers
     assert len(changed) == 7 * layers and all("_proj.weight" in name for name in changed)
 
 
@@ -144,7 +147,7 @@ def test_the_adapter_has_pefts_names_and_our_numbers(run, whole):
 
 
 def test_every_adapter_of_a_published_model_is_named_once(real):
-    config = qwen3_vl_config(real("model_configs") / "Qwen3-VL-8B-Instruct")
+    config = read_config(real("model_configs") / "Qwen3-VL-8B-Instruct")
     leaves = peft.adapter_leaves(config, LoraConfig())
     names = [name for leaf in leaves.values() for name in leaf.names]
     assert len(set(names)) == len(names) == 36 * 7 * 2
@@ -157,7 +160,7 @@ def test_every_adapter_of_a_published_model_is_named_once(real):
 
 def test_the_scaffold_lies_apart_and_loads_again(work, run, whole):
     scaffold = run.params["scaffold"]
-    _, text = load_qwen3(whole / "explain" / "text_decoder")
+    _, text = load_text_decoder(whole / "explain" / "text_decoder")
     assert flatten(text).keys() == flatten(scaffold["text_decoder"]).keys()
     jax.tree.map(np.testing.assert_array_equal, text, scaffold["text_decoder"])
     held = read_header(whole / "explain" / "projector.safetensors")
@@ -200,7 +203,15 @@ def test_the_card_warns_first_and_shows_no_number_without_n(work, run):
     assert text.index("not a medical device") < text.index("## Use") < text.index("## Limits")
     assert "| exact answers | 598 | 45.7 | 41.7 to 49.7 | exact match, K = 4 |" in text
     assert "| MSD | 120 | CC-BY-SA-4.0 | file | ten tasks" in text and "Health AI Developer Foundations" in text
-    assert "| switch `lora_rank` | 4 |" in text and "latent_steps=4" in text and str(work) not in text
+    assert "| switch `lora_rank` | 4 |" in text and "latent_steps=4" in text
+
+
+def test_no_file_of_an_export_names_a_folder_of_this_machine(work, whole):
+    """Neither where the run was started nor where its models are: an export goes to strangers."""
+    for path in whole.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(str(place).encode() in content for place in (work, Path.cwd())), path
 
 
 def test_the_card_says_what_is_not_known(whole):
@@ -274,8 +285,8 @@ def test_a_disk_without_room_and_a_place_that_cannot_be_written_are_named(run, t
 
 def test_only_the_first_process_writes_and_the_others_read_along(run, tmp_path, monkeypatch):
     read = []
-    original = export.Checkpoints.read_parameters
-    monkeypatch.setattr(export.Checkpoints, "read_parameters", lambda *a: read.append(1) or original(*a))
+    original = Checkpoints.read_parameters
+    monkeypatch.setattr(Checkpoints, "read_parameters", lambda *a: read.append(1) or original(*a))
     monkeypatch.setattr(writing.jax, "process_index", lambda: 1)
     write(run.folder, tmp_path / "out", "both")
     assert not list(tmp_path.iterdir()) and read
@@ -287,9 +298,9 @@ def test_only_the_first_process_writes_and_the_others_read_along(run, tmp_path, 
 def test_a_wrong_base_and_an_absent_one_are_named(work, run, tmp_path):
     with pytest.raises(ValueError, match=r"trained on another base: it records the fingerprint \w+, .*tied has \w+"):
         write(run.folder, tmp_path / "out", base=work / "tied")
-    with pytest.raises(FileNotFoundError, match="--base: no folder"):
+    with pytest.raises(FileNotFoundError, match=r"base \(--base\): no folder"):
         write(run.folder, tmp_path / "out", base=work / "nowhere")
-    with pytest.raises(FileNotFoundError, match="--text-decoder: no folder"):
+    with pytest.raises(FileNotFoundError, match=r"text_decoder \(--text-decoder\): no folder"):
         write(run.folder, tmp_path / "out", text_decoder=work / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no checkpoints"):
         write(work / "untied", tmp_path / "out")
@@ -321,7 +332,7 @@ def test_an_exported_folder_loads_with_what_it_was_trained_for(work, run, whole)
     assert (found.base, found.lora, found.latent_steps, found.latent_state) == (whole, None, 4, "post_norm")
     assert (found.max_pixels, found.buckets, found.answer, found.chain) == (128 * 128, ((96, 64),), 10, 8)
     params = found.read_params(steps=True)
-    jax.tree.map(np.testing.assert_array_equal, params["base"], load_qwen3_vl(whole, param_dtype=jnp.float32)[1])
+    jax.tree.map(np.testing.assert_array_equal, params["base"], load_backbone(whole, param_dtype=jnp.float32)[1])
     own = {name: run.params["scaffold"][name] for name in ("pj_in", "text_decoder")}
     jax.tree.map(np.testing.assert_array_equal, params["scaffold"], own)
     with pytest.raises(ValueError, match="whole model: a base is for adapters"):
@@ -356,11 +367,11 @@ def test_another_kind_of_adapter_is_refused_by_name(work, whole, tmp_path, chang
     config = json.loads((folder / peft.CONFIG).read_text())
     (folder / peft.CONFIG).write_text(json.dumps({**config, **change}))
     with pytest.raises(ValueError, match=message):
-        peft.load_adapter(folder, qwen3_vl_config(work / "untied"))
+        peft.load_adapter(folder, read_config(work / "untied"))
 
 
 def test_an_adapter_that_reaches_elsewhere_or_lacks_a_half_is_refused(work, whole, tmp_path):
-    config, folder = qwen3_vl_config(work / "untied"), tmp_path
+    config, folder = read_config(work / "untied"), tmp_path
     shutil.copy(whole / "adapter" / peft.CONFIG, folder)
     with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors not found"):
         peft.load_adapter(folder, config)

@@ -14,12 +14,12 @@ import pytest
 import tiny
 import trained
 
-from vital_jax.hub import export, parity, peft
+from vital_jax.hub import parity, peft
 from vital_jax.hub.exported import open_exported
 from vital_jax.hub.safetensors import read_header
 from vital_jax.latent.loop import variables_of
-from vital_jax.models.config import qwen3_vl_config
-from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.models.backbone import Backbone
+from vital_jax.models.families import read_config
 
 torch = pytest.importorskip("torch")
 other = pytest.importorskip("exported")
@@ -54,7 +54,7 @@ def run(work):
 
 @pytest.fixture(scope="module")
 def folder(work, run):
-    return export.export(run.folder, work / "out", "both", say=lambda line: None)
+    return trained.export_run(run.folder, work / "out", "both", say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_the_regex_reaches_the_language_model_alone(adapted):
 
 def test_the_state_before_the_norm_is_fed_back_where_the_run_did(work):
     before = trained.write_run(work / "before", work / "base", latent_state="pre_norm")
-    folder = export.export(before.folder, work / "pre", say=lambda line: None)
+    folder = trained.export_run(before.folder, work / "pre", say=lambda line: None)
     case = trained.make_case(before.method.model.config, seed=1)
     found = trained.answers(before.method.model, variables_of(before.params), case, 3, (3,))[3]
     theirs = other.answers(other.model(folder), folder, other.inputs(case, tiny.IDS["image_token_id"]), 3)
@@ -143,7 +143,7 @@ def test_an_adapter_trained_with_peft_loads_here(work, run, case, given):
     model.save_pretrained(work / "elsewhere")
     found = open_exported(work / "elsewhere", work / "base")
     assert found.latent_steps == 0
-    ours = Qwen3VL(qwen3_vl_config(work / "base"), found.lora, dtype=jnp.float32)
+    ours = Backbone(read_config(work / "base"), found.lora, dtype=jnp.float32)
     variables = {"params": run.params["base"], "lora": found.read_params()["lora"]}
     batch = parity.make_batch(case, ours.config)
     with jax.default_matmul_precision("highest"):

@@ -11,11 +11,12 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from vital_jax.hub.load import check_coverage, fingerprint, load_params, load_qwen3, load_qwen3_vl, to_tensors
-from vital_jax.hub.names import Entry, qwen3_vl_entries
+from vital_jax.hub.load import check_coverage, fingerprint, load_backbone, load_params, load_text_decoder, to_tensors
 from vital_jax.hub.safetensors import INDEX, read_folder, read_header, write_file
+from vital_jax.models.backbone import abstract_backbone
+from vital_jax.models.families import backbone_entries
+from vital_jax.models.names import Entry
 from vital_jax.models.quantize import SCALE, quantize, scale_of
-from vital_jax.models.qwen3_vl import abstract_qwen3_vl
 from vital_jax.training.partition import flatten
 
 NAME = "gqa4_untied"
@@ -34,7 +35,7 @@ def folder(reference, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(folder):
-    return load_qwen3_vl(folder, param_dtype=jnp.float32)
+    return load_backbone(folder, param_dtype=jnp.float32)
 
 
 @pytest.fixture
@@ -71,14 +72,14 @@ def test_values_are_those_of_the_state_dict(reference, loaded):
 def test_shards_with_an_index_equal_one_file(reference, folder, loaded, tmp_path):
     sharded = tiny.save(reference, tmp_path / "sharded", shard="100KB")
     assert len(list(sharded.glob("model-*.safetensors"))) > 3 and not (sharded / "model.safetensors").exists()
-    equal(load_qwen3_vl(sharded, param_dtype=jnp.float32)[1], loaded[1])
+    equal(load_backbone(sharded, param_dtype=jnp.float32)[1], loaded[1])
     assert fingerprint(sharded) == fingerprint(folder)
 
 
 def test_a_tied_head_has_no_leaf(tmp_path):
-    _, params = load_qwen3(tiny.save(tiny.qwen3(tied=True), tmp_path / "tied"))
+    _, params = load_text_decoder(tiny.save(tiny.qwen3(tied=True), tmp_path / "tied"))
     assert "lm_head" not in params
-    _, params = load_qwen3(tiny.save(tiny.qwen3(tied=False), tmp_path / "untied"))
+    _, params = load_text_decoder(tiny.save(tiny.qwen3(tied=False), tmp_path / "untied"))
     assert params["lm_head"].shape == params["embed_tokens"]["embedding"].shape
 
 
@@ -89,7 +90,7 @@ def test_half_precision_is_bit_equal_to_torch(folder, tmp_path, kept):
 
     half = tiny.qwen3_vl(NAME).to(torch.bfloat16)
     where = folder if kept == "float32" else tiny.save(half, tmp_path / "half")
-    _, params = load_qwen3_vl(where)
+    _, params = load_backbone(where)
     theirs = half.state_dict()["model.language_model.embed_tokens.weight"].view(torch.int16).numpy()
     ours = np.asarray(params["language_model"]["embed_tokens"]["embedding"])
     assert ours.dtype == jnp.bfloat16
@@ -115,7 +116,7 @@ def test_eight_devices_hold_the_same_values(folder, loaded, first):
                 cut.add((len(shape), axis))
         return NamedSharding(mesh, PartitionSpec(*spec))
 
-    _, params = load_qwen3_vl(folder, sharding, jnp.float32)
+    _, params = load_backbone(folder, sharding, jnp.float32)
     assert len(cut) >= 4
     assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(params))
     equal(params, loaded[1])
@@ -146,8 +147,8 @@ def test_int8_is_what_quantising_whole_rows_gives(folder, loaded, place):
         return PLACES[place][: len(shape)] if path.endswith(("kernel", SCALE)) and "layers" in path else ()
 
     sharding = (lambda path, shape: NamedSharding(mesh, PartitionSpec(*spec(path, shape)))) if place else None
-    model, params = load_qwen3_vl(folder, sharding, jnp.bfloat16, quantize="int8")
-    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, abstract_qwen3_vl(model))
+    model, params = load_backbone(folder, sharding, jnp.bfloat16, quantize="int8")
+    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(lambda x: x.shape, abstract_backbone(model))
     leaves, exact = flatten(params), flatten(loaded[1])
     ours = {path: leaf for path, leaf in leaves.items() if leaf.dtype == jnp.int8}
     assert len(ours) == 7 and all(path.startswith("language_model/layers/") for path in ours)
@@ -192,7 +193,7 @@ def test_one_error_lists_missing_extra_and_misshapen(copy):
 
     edit(copy, change)
     with pytest.raises(ValueError) as error:
-        load_qwen3_vl(copy)
+        load_backbone(copy)
     text = str(error.value)
     assert str(copy) in text and "\n" not in text
     assert "missing tensors: model.visual.blocks.3.norm1.bias;" in text
@@ -205,7 +206,7 @@ def test_one_error_lists_missing_extra_and_misshapen(copy):
 def test_a_long_list_is_cut_short(copy):
     edit(copy, lambda tensors: tensors.update({f"extra.{i:02}": np.zeros(1, np.float32) for i in range(40)}))
     with pytest.raises(ValueError, match=r"extra\.11 and 28 more$"):
-        load_qwen3_vl(copy)
+        load_backbone(copy)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -215,7 +216,7 @@ def test_a_head_that_contradicts_the_configuration_gets_a_hint(tmp_path, tied):
     (folder / "config.json").write_text(json.dumps({**table, "tie_word_embeddings": not tied}))
     kind = "missing" if tied else "extra"
     with pytest.raises(ValueError, match=rf"{kind} tensors: lm_head\.weight; lm_head\.weight follows tie_word_embed"):
-        load_qwen3(folder)
+        load_text_decoder(folder)
 
 
 def test_a_stack_of_other_depth_is_misshapen(folder):
@@ -231,7 +232,7 @@ def test_a_truncated_file_is_named(copy):
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors: tensor .* does not lie inside the file"):
-        load_qwen3_vl(copy)
+        load_backbone(copy)
 
 
 def test_a_file_cut_short_while_it_is_read_is_named(copy):
@@ -325,24 +326,24 @@ def test_the_way_back_is_read_by_transformers(reference, folder, loaded, tmp_pat
 
     model, params = loaded
     shapes = {CONVOLUTION: tuple(reference.state_dict()[CONVOLUTION].shape)}
-    tensors = to_tensors(qwen3_vl_entries(model.config), params, shapes)
+    tensors = to_tensors(backbone_entries(model.config), params, shapes)
     write_file(tmp_path / "model.safetensors", tensors)
     shutil.copy(folder / "config.json", tmp_path)
     again = Qwen3VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32, local_files_only=True)
     ours, theirs = again.state_dict(), reference.state_dict()
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    equal(load_qwen3_vl(tmp_path, param_dtype=jnp.float32)[1], params)
+    equal(load_backbone(tmp_path, param_dtype=jnp.float32)[1], params)
 
 
 def test_half_precision_survives_the_way_back(folder, tmp_path):
-    model, params = load_qwen3_vl(folder)
-    entries = qwen3_vl_entries(model.config)
+    model, params = load_backbone(folder)
+    entries = backbone_entries(model.config)
     write_file(tmp_path / "model.safetensors", to_tensors(entries, params))
     shutil.copy(folder / "config.json", tmp_path)
     assert {tensor.dtype for tensor in read_folder(tmp_path).values()} == {np.dtype(jnp.bfloat16)}
     check_coverage(entries, flatten(params), read_folder(tmp_path), "written")
-    equal(load_qwen3_vl(tmp_path)[1], params)
+    equal(load_backbone(tmp_path)[1], params)
 
 
 def test_a_fingerprint_knows_a_checkpoint(folder, copy):

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vital_jax.hub.load import load_qwen3_vl
-from vital_jax.hub.names import qwen3_vl_entries
+from vital_jax.hub.load import load_backbone
 from vital_jax.hub.safetensors import INDEX, read_folder
-from vital_jax.models.config import qwen3_vl_config
+from vital_jax.models.families import backbone_entries, read_config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -34,7 +33,7 @@ def layout(load_8b, tmp_path_factory):
     folder = tmp_path_factory.mktemp("layout")
     config = {**CONFIG, "text_config": {**CONFIG["text_config"], "num_hidden_layers": 3}}
     (folder / "config.json").write_text(json.dumps(config))
-    names = [name for entry in qwen3_vl_entries(qwen3_vl_config(folder)) for name in entry.names]
+    names = [name for entry in backbone_entries(read_config(folder)) for name in entry.names]
     weight_map = {name: f"model-{i % 3 + 1:05}-of-00003.safetensors" for i, name in enumerate(names)}
     index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index))
@@ -82,5 +81,5 @@ def test_a_missing_shard_is_one_line_before_anything_is_read(folder, tmp_path, m
             (tmp_path / path.name).symlink_to(path)
     monkeypatch.setattr("vital_jax.hub.safetensors.Tensor.rows", lambda *_: pytest.fail("read"))
     with pytest.raises(FileNotFoundError, match=r"are absent: model-00002-of-00003\.safetensors$") as error:
-        load_qwen3_vl(tmp_path)
+        load_backbone(tmp_path)
     assert "\n" not in str(error.value)

@@ -12,8 +12,8 @@ from flax import linen as nn
 
 from vital_jax import cli
 from vital_jax.hub import parity
-from vital_jax.hub.load import load_qwen3_vl
-from vital_jax.models import decoder, qwen3_vl, rope, vision
+from vital_jax.hub.load import load_backbone
+from vital_jax.models import backbone, decoder, rope, vision
 
 
 @pytest.fixture(scope="session")
@@ -31,21 +31,21 @@ def references(folders):
 
     def get(name, dtype="float32"):
         if (name, dtype) not in held:
-            case = parity.make_case(qwen3_vl_config(folders[name]))
+            case = parity.make_case(read_config(folders[name]))
             held[name, dtype] = (case, parity.run_reference(folders[name], case, dtype))
         return held[name, dtype]
 
     return get
 
 
-def qwen3_vl_config(folder):
-    from vital_jax.models.config import qwen3_vl_config as read
+def read_config(folder):
+    from vital_jax.models.config import read_config as read
 
     return read(folder)
 
 
 def load(folder, **options):
-    return load_qwen3_vl(folder, param_dtype=jnp.float32, dtype=jnp.float32, **options)
+    return load_backbone(folder, param_dtype=jnp.float32, dtype=jnp.float32, **options)
 
 
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
@@ -101,7 +101,7 @@ def _paired(x, angles):
     return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
 
 
-class _EditedEmbed(qwen3_vl.Qwen3VL):
+class _EditedEmbed(backbone.Backbone):
     """Edits the prefix after embedding it."""
 
     def embed(self, batch):

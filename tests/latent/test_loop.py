@@ -10,8 +10,8 @@ import toy
 
 from vital_jax.latent.loop import embed, empty_suffix, extend, grow, prefill, teacher_force, think
 from vital_jax.models.attention import Causal
+from vital_jax.models.backbone import Prefix
 from vital_jax.models.lora import merge_lora
-from vital_jax.models.qwen3_vl import Prefix
 
 # Float32 on a CPU with sums taken in another order: a few units in the seventh digit of numbers of order one to ten.
 CLOSE = dict(rtol=1e-5, atol=1e-5)

@@ -14,7 +14,7 @@ import tiny
 import toy
 
 from vital_jax.hub import parity
-from vital_jax.hub.load import load_qwen3_vl
+from vital_jax.hub.load import load_backbone
 from vital_jax.latent.loop import embed, prefill, teacher_force
 from vital_jax.latent.sample import Decoding, choose, respond, row_keys
 from vital_jax.models.attention import Causal
@@ -361,7 +361,7 @@ def test_without_latents_greedy_equals_transformers_generate(tmp_path):
     from transformers import Qwen3VLForConditionalGeneration
 
     folder, length = tiny.save(tiny.qwen3_vl("gqa4_untied"), tmp_path), 8
-    model, params = load_qwen3_vl(folder, param_dtype=jnp.float32, dtype=jnp.float32)
+    model, params = load_backbone(folder, param_dtype=jnp.float32, dtype=jnp.float32)
     case = parity.make_case(model.config)
 
     def generate():

@@ -9,14 +9,14 @@ import toy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vital_jax.hub import parity
-from vital_jax.hub.load import load_qwen3, load_qwen3_vl
+from vital_jax.hub.load import load_backbone, load_text_decoder
 from vital_jax.latent.loop import empty_suffix, extend, prefill, think
 from vital_jax.models.attention import Causal
+from vital_jax.models.backbone import Prefix
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.decoder import Decoder, abstract_decoder
 from vital_jax.models.layers import Linear, kept
 from vital_jax.models.lora import init_lora, merge_lora
-from vital_jax.models.qwen3_vl import Prefix
 from vital_jax.training.partition import flatten
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -33,7 +33,7 @@ def test_equals_transformers(tmp_path, kind):
     torch = pytest.importorskip("torch")
 
     reference = tiny.qwen3(**KINDS[kind])
-    model, params = load_qwen3(tiny.save(reference, tmp_path))
+    model, params = load_text_decoder(tiny.save(reference, tmp_path))
     r = np.random.default_rng(0)
     lengths = np.array([17, 9], np.int32)
     tokens = r.integers(0, tiny.VOCAB, (2, 20))  # random on padding too: it must not be read
@@ -67,7 +67,7 @@ def adapted(tmp_path_factory):
 
     reference = tiny.qwen3_vl("gqa2_tied")
     folder = tiny.save(reference, tmp_path_factory.mktemp("lora"))
-    model, params = load_qwen3_vl(
+    model, params = load_backbone(
         folder, param_dtype=jnp.float32, dtype=jnp.float32, lora=LoraConfig(rank=4, alpha=12.0, dropout=0.05)
     )
     target = rf".*language_model.*\.({'|'.join(PROJECTIONS)})"

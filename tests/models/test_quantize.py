@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import toy
 
+from vital_jax.models.backbone import abstract_backbone
 from vital_jax.models.layers import Linear
 from vital_jax.models.lora import merge_lora
 from vital_jax.models.quantize import SCALE, is_scale, quantize, quantized_shapes, scale_of
-from vital_jax.models.qwen3_vl import abstract_qwen3_vl
 from vital_jax.training.partition import flatten, unflatten
 
 # Prompts without images: the tower is not what is quantised.
@@ -59,13 +59,13 @@ def test_a_number_moves_by_half_a_step_at_most(dtype):
 
 def test_the_decoders_kernels_alone_are_kept_so():
     model = toy.backbone(quantize="int8")
-    shapes, plain = flatten(abstract_qwen3_vl(model)), flatten(abstract_qwen3_vl(toy.backbone()))
+    shapes, plain = flatten(abstract_backbone(model)), flatten(abstract_backbone(toy.backbone()))
     changed = {path for path in plain if shapes[path].dtype == jnp.int8}
     assert changed == {path for path in plain if path.startswith("language_model/layers/") and path.endswith("/kernel")}
     assert set(shapes) - set(plain) == {scale_of(path) for path in changed}
     assert all(shapes[scale_of(path)].shape == shapes[path].shape[:2] for path in changed)
     with pytest.raises(ValueError, match="unknown quantize 'int3': use one of '', 'int8'"):
-        abstract_qwen3_vl(toy.backbone(quantize="int3"))
+        abstract_backbone(toy.backbone(quantize="int3"))
 
 
 def test_logits_and_adapter_gradients_are_those_of_the_kernel_kept(params):

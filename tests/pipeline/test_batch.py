@@ -126,7 +126,7 @@ def test_chain_may_have_its_own_tokenizer(encoder):
             calls.append((text, name))
             return np.arange(3, dtype=np.int32)
 
-    other = Encoder(encoder.prompter, encoder.image_config, encoder.num_grid, chain_prompter=Other())
+    other = Encoder(encoder.prompter, encoder.image_config, encoder.geometry, chain_prompter=Other())
     row = other.encode(record(), LAYOUT, 0)
     assert calls == [("A round shape.", "record 'r1' chain step 1"), ("It is a polyp.", "record 'r1' chain step 2")]
     assert row["chain"][1, :4].tolist() == [0, 1, 2, 0] and row["chain_mask"].sum() == 6
@@ -169,7 +169,7 @@ def test_parts_can_be_left_out(encoder):
 
 
 def test_system_message(encoder):
-    spoken = Encoder(encoder.prompter, encoder.image_config, encoder.num_grid, system="Be brief.")
+    spoken = Encoder(encoder.prompter, encoder.image_config, encoder.geometry, system="Be brief.")
     row = spoken.encode(record(), LAYOUT, 0)
     assert encoder.prompter.tokenizer.decode(row["tokens"][:20]).startswith("<|im_start|>system\nBe brief.<|im_end|>")
     assert spoken.measure(record())[0] == row["lengths"] > encoder.measure(record())[0]
@@ -239,13 +239,13 @@ def test_bad_layouts():
 
 def test_folders_that_do_not_belong_together(encoder, tmp_path, real):
     with pytest.raises(ValueError, match=r"config\.json merges 2 patches a side, the image processor 4"):
-        Encoder(encoder.prompter, ImageConfig(merge_size=4), 48)
+        Encoder(encoder.prompter, ImageConfig(merge_size=4), encoder.geometry)
     for path in encoder.prompter.folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").symlink_to(real("model_configs") / "Qwen3-1.7B" / "config.json")
     assert Prompter(tmp_path).image_token_id is None
-    with pytest.raises(ValueError, match="no num_position_embeddings"):
+    with pytest.raises(ValueError, match="model_type='qwen3' is not read as a backbone; use one of qwen3_vl"):
         Encoder.from_folder(tmp_path)
 
 

@@ -16,7 +16,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 import vital_jax.pipeline
-from vital_jax.pipeline.prompts import Prompter, rope_index
+from vital_jax.pipeline.families import rope_index
+from vital_jax.pipeline.prompts import Prompter
 
 IMAGE, START, END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 QUESTIONS = (

@@ -127,7 +127,7 @@ def toy_terms():
     sizes = r(toy.CONFIG, decoder=decoder, vision=r(toy.CONFIG.vision, layers=2))
     text = Decoder(r(toy.TEXT, layers=1))
     batch = toy.batch(P=16, K=4)
-    whole = setup.abstract_params(vital.Vital(toy.Qwen3VL(sizes, toy.LORA), text, toy.ROI))
+    whole = setup.abstract_params(vital.Vital(toy.Backbone(sizes, toy.LORA), text, toy.ROI))
     drawn = {name: toy.draw(whole[name]) for name in ("base", "lora")}
     drawn["scaffold"] = {name: toy.draw(whole["scaffold"][name]) for name in ("pj_in", "text_decoder")}
     latent_pass, passes = vital.thoughts, {}
@@ -136,7 +136,7 @@ def toy_terms():
         phase = max(config.phases, key=lambda phase: phase.latent_steps)
         K, weights = phase.latent_steps, {"task": 1.0, "text": phase.text, "visual": phase.visual}
         made = setup.make_method(config, 64)
-        model = toy.Qwen3VL(sizes, toy.LORA, dtype=np.float32, latent_state=made.model.latent_state)
+        model = toy.Backbone(sizes, toy.LORA, dtype=np.float32, latent_state=made.model.latent_state)
         method = r(made, model=model, decoder=made.decoder and text, roi_width=made.roi_width and toy.ROI)
         # Each part drawn for itself, so that parts which two rows share are the same.
         parts = method.abstract_scaffold()

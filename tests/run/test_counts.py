@@ -10,10 +10,11 @@ import jax
 import pytest
 
 from vital_jax.methods.vital import Vital
-from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config
+from vital_jax.models.backbone import Backbone, abstract_backbone
+from vital_jax.models.config import LoraConfig
 from vital_jax.models.decoder import Decoder
+from vital_jax.models.families import read_config, read_text_config
 from vital_jax.models.lora import init_lora
-from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 
 ROI_WIDTH = 1152  # MedSigLIP
 
@@ -22,11 +23,11 @@ ROI_WIDTH = 1152  # MedSigLIP
 def shapes(real):
     """base, lora and scaffold of VITAL on Qwen3-VL-8B with Qwen3-1.7B as text decoder."""
     configs = real("model_configs")
-    model = Qwen3VL(qwen3_vl_config(configs / "Qwen3-VL-8B-Instruct"), LoraConfig())
-    decoder = Decoder(qwen3_config(configs / "Qwen3-1.7B"))
+    model = Backbone(read_config(configs / "Qwen3-VL-8B-Instruct"), LoraConfig())
+    decoder = Decoder(read_text_config(configs / "Qwen3-1.7B"))
     lora = jax.eval_shape(lambda key: init_lora(model.config.decoder, model.lora, key), jax.random.key(0))
     scaffold = Vital(model, decoder, ROI_WIDTH).abstract_scaffold()
-    return {"model": model, "base": abstract_qwen3_vl(model), "lora": lora, "scaffold": scaffold}
+    return {"model": model, "base": abstract_backbone(model), "lora": lora, "scaffold": scaffold}
 
 
 def count(tree):
@@ -54,7 +55,7 @@ def test_frozen_parts_as_published_and_as_the_paper_counts(shapes):
     assert millions(base["language_model"]) == 8190.7
     untied = shapes["model"]
     config = dataclasses.replace(untied.config, decoder=dataclasses.replace(untied.config.decoder, tied=True))
-    tied = abstract_qwen3_vl(untied.clone(config=config))
+    tied = abstract_backbone(untied.clone(config=config))
     assert millions(tied["language_model"]) == 7568.4
     total, trainable = count([tied, shapes["lora"], shapes["scaffold"]]), count([shapes["lora"], shapes["scaffold"]])
     assert round(total / 1e6, 1) == 10_069.9 and round(100 * trainable / total, 1) == 19.1

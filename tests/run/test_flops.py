@@ -5,9 +5,10 @@ import pytest
 import toy
 
 from vital_jax.methods.vital import Vital
-from vital_jax.models.config import LoraConfig, qwen3_config, qwen3_vl_config
+from vital_jax.models.backbone import Backbone
+from vital_jax.models.config import LoraConfig
 from vital_jax.models.decoder import Decoder
-from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.models.families import read_config, read_text_config
 from vital_jax.run.flops import Arithmetic, Work, work_of
 
 LORA = (("base/.*", "frozen"), ("lora/.*", "trainable"), ("scaffold/.*", "trainable"))
@@ -32,8 +33,8 @@ def one_row(S: int, answer: int = 12, steps: int = 4, words: int = 48, patches: 
 @pytest.mark.parametrize("S, model, hardware", [(350, 13.9, 19.8), (1000, 33.5, 48.9)])
 def test_the_8b_step_is_what_was_estimated(real, S, model, hardware):
     configs = real("model_configs")
-    backbone = Qwen3VL(qwen3_vl_config(configs / "Qwen3-VL-8B-Instruct"), LoraConfig())
-    arithmetic = Arithmetic(Vital(backbone, Decoder(qwen3_config(configs / "Qwen3-1.7B")), 1152), LORA)
+    backbone = Backbone(read_config(configs / "Qwen3-VL-8B-Instruct"), LoraConfig())
+    arithmetic = Arithmetic(Vital(backbone, Decoder(read_text_config(configs / "Qwen3-1.7B")), 1152), LORA)
     assert round(arithmetic.weights["context"] / 1e9, 3) == 7.120  # 6.946 of the base, 0.175 of the adapters
     assert round(arithmetic.weights["chains"] / 1e9 + arithmetic.weights["words"] / 1e9, 2) == 1.72
     assert arithmetic(one_row(S), toy.WEIGHTS) / 1e12 == pytest.approx(model, rel=0.02)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vital_jax.hub import safetensors
-from vital_jax.hub.load import load_qwen3_vl
+from vital_jax.hub.load import load_backbone
 from vital_jax.training import distributed
 from vital_jax.training.checkpoint import Checkpoints, make_meta
 from vital_jax.training.partition import flatten, unflatten
@@ -62,7 +62,7 @@ def part(act: str, folder: Path) -> None:
                 {"base": unflatten({path: jax.ShapeDtypeStruct(shape, "float32")})}, mesh, table, allow_unused=True
             )
         )[f"base/{path}"]
-        load_qwen3_vl(folder / "model", place, "float32")
+        load_backbone(folder / "model", place, "float32")
         (folder / f"read{index}").write_text(json.dumps(read))
     elif act == "first":
         mesh, own = make_mesh(data=1, fsdp=-1), own_mesh("fsdp")

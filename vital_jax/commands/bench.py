@@ -15,6 +15,7 @@ from typing import Any
 
 from vital_jax.commands import models
 from vital_jax.commands.values import count, whole
+from vital_jax.pipeline.families import TITLES
 
 _RESEARCH = "Research software, not a medical device."
 _FILES = ("latency.md", "latency.csv", "latency.json", "latency.svg")
@@ -44,7 +45,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     )
     latency.set_defaults(run=_latency, text_decoder=None)
     latency.add_argument(
-        "--model", required=True, metavar="FOLDER", help="a training run's folder, or a Hugging Face Qwen3-VL folder"
+        "--model", required=True, metavar="FOLDER", help=f"a training run's folder, or a Hugging Face folder ({TITLES})"
     )
     latency.add_argument("--base", metavar="FOLDER", help="the run's base, where it is no longer where it was trained")
     asked = latency.add_mutually_exclusive_group(required=True)
@@ -173,12 +174,12 @@ def _opened(arguments: argparse.Namespace, model: Any) -> Iterator[tuple[Any, An
     import jax.numpy as jnp
 
     from vital_jax.hub.export import export
-    from vital_jax.hub.load import load_qwen3_vl
+    from vital_jax.hub.load import load_backbone
     from vital_jax.latent.engine import Engine
     from vital_jax.latent.loop import variables_of
 
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    folder, run = Path(arguments.model), (Path(arguments.model) / "checkpoints").is_dir()
+    folder = Path(arguments.model)
     if not arguments.against:
         cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
         params = {**model.params, "base": jax.tree.map(cast, model.params["base"])}
@@ -190,14 +191,14 @@ def _opened(arguments: argparse.Namespace, model: Any) -> Iterator[tuple[Any, An
         raise ValueError(
             f"{folder} feeds back {model.method.model.latent_state} states, which the comparison does not know; leave out --against"
         )
-    if not run and not (folder / "config.json").is_file():
+    if not model.run and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no whole weights; for --against give a run's folder or a merged export")
     with tempfile.TemporaryDirectory(prefix="vital-bench-") as scratch:
-        if run:
-            folder = export(folder, Path(scratch) / "merged", base=arguments.base, explain=False, say=_say)
-        backbone, base = load_qwen3_vl(folder, None, jnp.dtype(dtype), dtype=jnp.dtype(dtype))
+        if model.run:
+            folder = export(model.run, Path(scratch) / "merged", explain=False, say=_say)
+        backbone, base = load_backbone(folder, None, jnp.dtype(dtype), dtype=jnp.dtype(dtype))
         engine = Engine(backbone, model.encoder, model.buckets)
-        yield engine, {"params": base}, dtype, folder, "adapters merged" if run else "whole"
+        yield engine, {"params": base}, dtype, folder, "adapters merged" if model.run else "whole"
 
 
 def _setting(

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from vital_jax.commands.values import DONE, EXITS, INCOMPLETE, RECORDS, shard, share
+from vital_jax.pipeline.families import TITLES
 
 
 def register(parts: argparse._SubParsersAction) -> None:
@@ -39,11 +40,11 @@ def _common(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="a SigLIP, a CLIP, or a Qwen3-VL for its own tower",
+        help=f"a SigLIP, a CLIP, or a {TITLES} for its own tower",
     )
     parser.add_argument("--hook", default="block", help="block (default), or post_layernorm")
     parser.add_argument("--batch", type=int, metavar="N", help="images per call over all devices; default 8 a device")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="cap on the image area of a Qwen3-VL tower")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="cap on the image area of a backbone's own tower")
 
 
 def _say(line: str) -> None:

@@ -33,7 +33,7 @@ import numpy as np
 from vital_jax.latent.engine import Engine, Request
 from vital_jax.latent.loop import Prompt, Variables, embed, empty_suffix, prefill, think
 from vital_jax.latent.sample import Decoding, decode, respond
-from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.models.backbone import Backbone
 
 STAGES = ("image", "prefill", "latent", "decode")
 FORMS = {"eager": "eager, dynamic cache", "compiled": "torch.compile, static cache"}  # of transformers
@@ -101,7 +101,7 @@ class Timed:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _latents(model: Qwen3VL, variables: Variables, prompt: Prompt, z0: jax.Array, K: int):
+def _latents(model: Backbone, variables: Variables, prompt: Prompt, z0: jax.Array, K: int):
     """z_0..z_K [B, 1, K + 1, D] from z0 [B, D], and their cache: what `latent.sample.sample` does between prefill and decode."""
     states = z0[:, None, None]
     if not K:

@@ -36,7 +36,7 @@ def _torch():
 
 
 class Reference:
-    """A Qwen3-VL of transformers and the rows it is asked to answer.
+    """A vision-language model of transformers and the rows it is asked to answer.
 
     Args:
       folder: whole weights in the Hugging Face layout. dtype: float32 or bfloat16. device: cpu or cuda. threads: of torch on the host.
@@ -52,7 +52,7 @@ class Reference:
         torch.set_num_threads(threads)
         torch._dynamo.config.recompile_limit = 256  # one shape of rows and one length of cache each has its own graph
         self.device = torch.device(device)
-        self.model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(
+        self.model = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
         )
         self.model = self.model.to(self.device).eval()

@@ -22,27 +22,17 @@ from einops import rearrange, repeat
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vital_jax.hub.load import fingerprint, load_clip, load_params, load_siglip
-from vital_jax.hub.names import qwen3_vl_entries
-from vital_jax.models.config import (
-    OPEN_CLIP,
-    VisionConfig,
-    clip_config,
-    config_file,
-    qwen3_vl_config,
-    read_json,
-    siglip_config,
-)
-from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
+from vital_jax.models.backbone import Backbone, abstract_backbone
+from vital_jax.models.config import OPEN_CLIP, BackboneConfig, clip_config, config_file, read_json, siglip_config
+from vital_jax.models.families import FAMILIES, backbone_entries, family_of, read_config
 from vital_jax.models.siglip import SiglipVision
-from vital_jax.models.vision import VisionTower
 from vital_jax.pipeline.images import MAX_PIXELS, ImageConfig
-from vital_jax.pipeline.patches import PatchPlan, plan
 from vital_jax.training.sharding import ROWS, make_mesh
 
 # Our names of the states that can be read, and the models'.
 HOOKS = {"block": "last_block", "post_layernorm": "post_layernorm"}
 TOWER_SIDE = 448  # MedSigLIP's side, so that "self" and it see the same pixels
-_SIGLIP, _CLIP, _TOWER = ("siglip", "siglip_vision_model"), ("clip", "clip_vision_model"), "qwen3_vl"
+_SIGLIP, _CLIP = ("siglip", "siglip_vision_model"), ("clip", "clip_vision_model")
 _NOT_THE_TOWER = r"model\.language_model\..*|lm_head\.weight"
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _PROCESSOR = "preprocessor_config.json"
@@ -88,7 +78,7 @@ def load_encoder(
     devices: Sequence[jax.Device] | None = None,
 ) -> Encoder:
     """Loads the encoder of a model folder: a SigLIP or a CLIP (whole, or the vision tower alone; transformers' layout, and open_clip's with
-    a tower from timm, as BiomedCLIP), or the vision tower of a Qwen3-VL.
+    a tower from timm, as BiomedCLIP), or the vision tower of a backbone.
 
     Args:
       hook: "block", the output of the last block (before the final norm, before the tower's merger), or "post_layernorm" (SigLIP, CLIP).
@@ -104,7 +94,7 @@ def load_encoder(
     if hook not in HOOKS:
         raise ValueError(f"unknown hook {hook!r}: use one of {', '.join(HOOKS)}")
     kind, place = _kind(folder), _Placement(devices)
-    if kind == _TOWER:
+    if kind in FAMILIES:
         return _load_tower(folder, hook, size, max_pixels, place)
     return (_load_clip if kind in (*_CLIP, OPEN_CLIP) else _load_siglip)(folder, hook, size, place)
 
@@ -114,7 +104,7 @@ def identity(folder: str | Path, max_pixels: int | None = None) -> str:
 
     Raises: as `load_encoder`.
     """
-    side = f"-{_tower_side(folder, None, max_pixels)}px" if _kind(folder) == _TOWER else ""
+    side = f"-{_tower_side(folder, None, max_pixels)}px" if _kind(folder) in FAMILIES else ""
     return fingerprint(folder) + side
 
 
@@ -122,7 +112,7 @@ def _kind(folder: str | Path) -> str:
     if config_file(folder) == OPEN_CLIP:
         return OPEN_CLIP
     kind = read_json(folder).get("model_type")
-    known = (*_SIGLIP, *_CLIP, _TOWER)
+    known = (*_SIGLIP, *_CLIP, *FAMILIES)
     if kind not in known:
         raise ValueError(
             f"{folder}/config.json: model_type={kind!r} is not read as an image encoder; use one of {', '.join(known)}"
@@ -133,8 +123,8 @@ def _kind(folder: str | Path) -> str:
 def width(folder: str | Path) -> int:
     """E of the features that an encoder's folder makes, from its configuration alone. Raises: as `load_encoder`."""
     kind = _kind(folder)
-    if kind == _TOWER:
-        return qwen3_vl_config(folder).vision.width
+    if kind in FAMILIES:
+        return read_config(folder).vision.width
     return (clip_config if kind in (*_CLIP, OPEN_CLIP) else siglip_config)(folder).width
 
 
@@ -201,7 +191,7 @@ def _load_clip(folder: str | Path, hook: str, size: int | None, place: _Placemen
 
 
 def _tower_side(folder: str | Path, size: int | None, max_pixels: int | None) -> int:
-    config = qwen3_vl_config(folder).vision
+    config = read_config(folder).vision
     images = ImageConfig.from_folder(folder, MAX_PIXELS if max_pixels is None else max_pixels)
     _check_scale(folder, {"image_mean": images.mean, "image_std": images.std})
     step, most = config.patch * config.merge, math.isqrt(images.max_pixels)
@@ -214,39 +204,39 @@ def _tower_side(folder: str | Path, size: int | None, max_pixels: int | None) ->
 def _load_tower(folder: str | Path, hook: str, size: int | None, max_pixels: int | None, place: _Placement) -> Encoder:
     if hook != "block":
         raise ValueError(
-            f"{folder}: the vision tower of Qwen3-VL ends in a merger, it has no {hook}; use the hook 'block'"
+            f"{folder}: the vision tower of a backbone ends in a merger, it has no {hook}; use the hook 'block'"
         )
     side = _tower_side(folder, size, max_pixels)
-    config = qwen3_vl_config(folder)
-    entries = [entry for entry in qwen3_vl_entries(config) if entry.path.startswith("visual/")]
-    abstract = {"visual": abstract_qwen3_vl(Qwen3VL(config))["visual"]}
+    config = read_config(folder)
+    entries = [entry for entry in backbone_entries(config) if entry.path.startswith("visual/")]
+    abstract = {"visual": abstract_backbone(Backbone(config))["visual"]}
     params = load_params(folder, entries, abstract, jnp.float32, place.sharding, unused=_NOT_THE_TOWER)["visual"]
-    apply = place.program(partial(_hidden, config.vision, side), params)
+    apply = place.program(partial(_hidden, config, side), params)
     return Encoder(apply, side, side // config.vision.patch, config.vision.width, place.count)
 
 
-def _hidden(config: VisionConfig, side: int, params: dict, images: jax.Array) -> jax.Array:
+def _hidden(config: BackboneConfig, side: int, params: dict, images: jax.Array) -> jax.Array:
     """Images [n, side, side, 3] to the state after the tower's last block [n, P, E], row by row. Raises: ValueError for another size."""
     if images.shape[1:] != (side, side, 3):
         raise ValueError(f"images are {list(images.shape)}, the encoder takes [n, {side}, {side}, 3]")
     inputs = tower_inputs(config, side, images)
-    tower = VisionTower(config, attention="xla")
+    tower = family_of(config).tower(config.vision, attention="xla")
     _, states = tower.apply({"params": params}, *inputs, mutable=["intermediates"])
     (x,) = states["intermediates"]["last_block"]
     coords = np.asarray(_plan(config, side).patch_coords)
     return x[:, np.lexsort((coords[:, 1], coords[:, 0]))]
 
 
-def _plan(config: VisionConfig, side: int) -> PatchPlan:
+def _plan(config: BackboneConfig, side: int) -> NamedTuple:
     """One size, one plan: a constant of the program."""
-    grid = side // config.patch
-    return plan([(1, grid, grid)], grid * grid, config.merge, config.grid, "square images")
+    grid = side // config.vision.patch
+    return family_of(config).geometry(config).plan([(1, grid, grid)], grid * grid, "square images")
 
 
-def tower_inputs(config: VisionConfig, side: int, images: jax.Array) -> tuple[jax.Array, ...]:
-    """What `VisionTower` takes, of square images [n, side, side, 3] in -1..1, in the layout of pipeline.images.patchify."""
-    merge, patch = config.merge, config.patch
+def tower_inputs(config: BackboneConfig, side: int, images: jax.Array) -> tuple[jax.Array, ...]:
+    """What the tower takes, of square images [n, side, side, 3] in -1..1, in the layout of pipeline.images.patchify."""
+    merge, patch = config.vision.merge, config.vision.patch
     # Merge blocks, and within a patch channel, time, row, column.
     patches = rearrange(images, "n (R a h) (S b w) c -> n (R S a b) c h w", a=merge, b=merge, h=patch, w=patch)
-    patches = repeat(patches, "n P c h w -> n P (c t h w)", t=config.temporal_patch)
+    patches = repeat(patches, "n P c h w -> n P (c t h w)", t=config.vision.temporal_patch)
     return patches, *(jnp.broadcast_to(values, (len(images), *values.shape)) for values in _plan(config, side))

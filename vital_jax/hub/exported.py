@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from vital_jax.hub import peft
 from vital_jax.hub.export import FACTS
-from vital_jax.hub.load import fingerprint, load_qwen3, load_qwen3_vl
+from vital_jax.hub.load import load_backbone, load_text_decoder
+from vital_jax.hub.place import check_base, located
 from vital_jax.hub.safetensors import read_header
-from vital_jax.models.config import LoraConfig, qwen3_vl_config, read_json
+from vital_jax.models.config import LoraConfig, read_json
+from vital_jax.models.families import read_config
 from vital_jax.training.partition import unflatten
 
 _FORMAT = 1
@@ -69,7 +71,7 @@ def open_exported(folder: str | Path, base: str | Path | None = None) -> Exporte
     lora, home = None, folder
     if peft.is_adapter(folder):
         home = _base_of(folder, base, facts)
-        tree["lora"], lora = peft.load_adapter(folder, qwen3_vl_config(home))
+        tree["lora"], lora = peft.load_adapter(folder, read_config(home))
     elif base is not None:
         raise ValueError(f"{folder} holds a whole model: a base is for adapters")
     model, data = facts.get("model", {}), facts.get("data", {})
@@ -103,27 +105,27 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def _base_of(folder: Path, given: str | Path | None, facts: dict[str, Any]) -> Path:
     named = read_json(folder, peft.CONFIG).get("base_model_name_or_path") or ""
-    home = Path(given or named)
-    if not (home / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is an adapter to {named or 'a base it does not name'}, and {str(home)!r} is no model folder here: "
-            "name the base's folder (--base FOLDER)"
-        )
     recorded = facts.get("base", {}).get("fingerprint")
-    if recorded and (found := fingerprint(home)) != recorded:
-        raise ValueError(
-            f"{folder} was trained on another base: it records the fingerprint {recorded}, {home} has {found}; "
-            "name the folder it was trained on as base (--base)"
-        )
-    return home
+    absent = (
+        f"{folder} is an adapter to {named or 'a base it does not name'}, and {str(given or named)!r} is no model folder here: "
+        "name the base's folder (--base FOLDER)"
+    )
+
+    def check(home: Path) -> None:
+        if not (home / "config.json").is_file():
+            raise FileNotFoundError(absent)
+        if recorded:
+            check_base(folder, home, recorded)
+
+    return located([Path(given or named)], check, absent)
 
 
 def _read(folder: Path, home: Path, tree: dict[str, Any], dtype: Any, steps: bool = False) -> dict[str, Any]:
-    found = {"base": load_qwen3_vl(home, None, dtype)[1], **jax.tree.map(jnp.asarray, tree)}
+    found = {"base": load_backbone(home, None, dtype)[1], **jax.tree.map(jnp.asarray, tree)}
     if steps:
         tensors = read_header(folder / "explain" / "projector.safetensors")
         pj_in = {"kernel": tensors["pj_in.linear.weight"].rows(), "bias": tensors["pj_in.linear.bias"].rows()}
-        _, text = load_qwen3(folder / "explain" / "text_decoder")
+        _, text = load_text_decoder(folder / "explain" / "text_decoder")
         found["scaffold"] = unflatten({f"pj_in/linear/{name}": jnp.asarray(x) for name, x in pj_in.items()})
         found["scaffold"]["text_decoder"] = text
     return found

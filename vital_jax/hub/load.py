@@ -18,22 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vital_jax.hub import names
-from vital_jax.hub.names import Entry
 from vital_jax.hub.safetensors import Tensor, read_folder
+from vital_jax.models import names
+from vital_jax.models.backbone import Backbone, abstract_backbone
 from vital_jax.models.clip import ClipVision, abstract_clip
-from vital_jax.models.config import (
-    DecoderConfig,
-    clip_config,
-    config_file,
-    qwen3_config,
-    qwen3_vl_config,
-    read_json,
-    siglip_config,
-)
+from vital_jax.models.config import DecoderConfig, clip_config, config_file, read_json, siglip_config
 from vital_jax.models.decoder import Decoder, abstract_decoder
+from vital_jax.models.families import backbone_entries, read_config, read_text_config
+from vital_jax.models.names import Entry
 from vital_jax.models.quantize import is_scale, quantize, scale_of
-from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
 from vital_jax.models.siglip import SiglipVision, abstract_siglip
 from vital_jax.training.partition import flatten, unflatten
 
@@ -189,11 +182,11 @@ def check_folder(
 
 def check_weights(backbone: str | Path, text_decoder: str | Path | None = None) -> None:
     """Refuses, before anything is read, folders whose weights are not whole. Raises: as `check_folder`."""
-    model = Qwen3VL(qwen3_vl_config(backbone))
-    check_folder(backbone, names.qwen3_vl_entries(model.config), abstract_qwen3_vl(model))
+    model = Backbone(read_config(backbone))
+    check_folder(backbone, backbone_entries(model.config), abstract_backbone(model))
     if text_decoder is not None:
-        config = qwen3_config(text_decoder)
-        check_folder(text_decoder, names.qwen3_entries(config), abstract_decoder(Decoder(config)))
+        config = read_text_config(text_decoder)
+        check_folder(text_decoder, names.decoder_entries(config), abstract_decoder(Decoder(config)))
 
 
 def load_params(
@@ -260,23 +253,25 @@ def fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_qwen3_vl(
+def load_backbone(
     folder: str | Path, sharding: Callable | None = None, param_dtype: Any = jnp.bfloat16, **options: Any
 ):
-    """A Qwen3-VL folder as (model, parameters).
+    """A backbone's folder as (model, parameters).
 
-    `options` go to `Qwen3VL` (with `quantize="int8"` the decoder's kernels become int8); `param_dtype` is what the base is kept in.
+    `options` go to `Backbone` (with `quantize="int8"` the decoder's kernels become int8); `param_dtype` is what the base is kept in.
     """
-    model = Qwen3VL(qwen3_vl_config(folder), **options)
-    entries = names.qwen3_vl_entries(model.config)
-    return model, load_params(folder, entries, abstract_qwen3_vl(model), param_dtype, sharding)
+    model = Backbone(read_config(folder), **options)
+    entries = backbone_entries(model.config)
+    return model, load_params(folder, entries, abstract_backbone(model), param_dtype, sharding)
 
 
-def load_qwen3(folder: str | Path, sharding: Callable | None = None, param_dtype: Any = jnp.float32, **options: Any):
-    """A Qwen3 text folder as (model, parameters)."""
-    config: DecoderConfig = qwen3_config(folder)
+def load_text_decoder(
+    folder: str | Path, sharding: Callable | None = None, param_dtype: Any = jnp.float32, **options: Any
+):
+    """A text decoder's folder as (model, parameters)."""
+    config: DecoderConfig = read_text_config(folder)
     model = Decoder(config, **options)
-    return model, load_params(folder, names.qwen3_entries(config), abstract_decoder(model), param_dtype, sharding)
+    return model, load_params(folder, names.decoder_entries(config), abstract_decoder(model), param_dtype, sharding)
 
 
 def load_siglip(folder: str | Path, sharding: Callable | None = None, param_dtype: Any = jnp.float32, **options: Any):

@@ -1,4 +1,4 @@
-"""Does our Qwen3-VL compute what transformers computes, on this checkpoint? Vision features, deepstack features, rope indices, logits.
+"""Does our backbone compute what transformers computes, on this checkpoint? Vision features, deepstack features, rope indices, logits.
 
 The prompts are made here from random tokens and pixels, so no tokenizer is needed: one with two images of unlike sizes between words, one
 shorter with a single image. The reference reads them one at a time and unpadded; ours are one padded batch with spare budget. The sides run
@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vital_jax.hub.load import load_qwen3_vl
+from vital_jax.hub.load import load_backbone
 from vital_jax.hub.safetensors import read_folder
 from vital_jax.models.attention import Causal
-from vital_jax.models.config import Qwen3VLConfig, qwen3_vl_config
-from vital_jax.models.qwen3_vl import Qwen3VL
-from vital_jax.pipeline.patches import plan
-from vital_jax.pipeline.prompts import rope_index
+from vital_jax.models.backbone import Backbone
+from vital_jax.models.config import BackboneConfig
+from vital_jax.models.families import family_of, read_config
 
 # Allowed difference per unit of the largest number compared, which counts as at least 8: 2e-5 up to |logit| = 8 in float32. bfloat16 keeps
 # eight bits, and the two sides round after other operations; four units in its last place.
@@ -33,7 +32,7 @@ _PROMPTS = (  # words, then images as (rows, columns) of patches, in turn
 Case = dict[str, np.ndarray]
 
 
-def make_case(config: Qwen3VLConfig, seed: int = 0) -> Case:
+def make_case(config: BackboneConfig, seed: int = 0) -> Case:
     """Random prompts: `rows`, and for each row ids [S], grids [images, 3], patches [P, patch_width]."""
     r = np.random.default_rng(seed)
     special = min(config.image_token_id, config.vision_start_token_id, config.vision_end_token_id)
@@ -55,17 +54,17 @@ def make_case(config: Qwen3VLConfig, seed: int = 0) -> Case:
     return case
 
 
-def make_batch(case: Case, config: Qwen3VLConfig, spare: int = 8) -> dict[str, np.ndarray]:
+def make_batch(case: Case, config: BackboneConfig, spare: int = 8) -> dict[str, np.ndarray]:
     """The prompts as one padded batch (pipeline/batch.py), with `spare` columns and patches more than the longest needs."""
     rows = range(int(case["rows"]))
-    merge = config.vision.merge
+    merge, geometry = config.vision.merge, family_of(config).geometry(config)
     S = max(len(case[f"ids_{row}"]) for row in rows) + spare
     P = max(len(case[f"patches_{row}"]) for row in rows) + spare * merge**2
     made = []
     for row in rows:
         ids, patches = case[f"ids_{row}"], case[f"patches_{row}"]
         grids = [tuple(int(x) for x in grid) for grid in case[f"grids_{row}"]]
-        positions, following = rope_index(ids, grids, config.image_token_id, merge)
+        positions, following = geometry.positions(ids, grids)
         target = np.flatnonzero(ids == config.image_token_id)
         made.append(
             {
@@ -75,13 +74,13 @@ def make_batch(case: Case, config: Qwen3VLConfig, spare: int = 8) -> dict[str, n
                 "next_position": np.int32(following),
                 "patches": np.pad(patches, ((0, P - len(patches)), (0, 0))),
                 "patch_target": np.pad(target, (0, P // merge**2 - len(target)), constant_values=S).astype(np.int32),
-                **plan(grids, P, merge, config.vision.grid, f"prompt {row}")._asdict(),
+                **geometry.plan(grids, P, f"prompt {row}")._asdict(),
             }
         )
     return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 
-def run_ours(model: Qwen3VL, params: dict[str, Any], case: Case) -> dict[str, np.ndarray]:
+def run_ours(model: Backbone, params: dict[str, Any], case: Case) -> dict[str, np.ndarray]:
     """What `compare` compares, from our model: per row vision, deepstack, positions and logits, padding cut away."""
     batch = make_batch(case, model.config)
 
@@ -91,7 +90,9 @@ def run_ours(model: Qwen3VL, params: dict[str, Any], case: Case) -> dict[str, np
         vision, deepstack = model.apply(variables, batch, method="encode_images")
         prefix = model.apply(variables, batch, method="embed")
         x, positions = prefix.x[:, None], prefix.positions[:, :, None]
-        h, _ = model.apply(variables, x, positions, Causal(prefix.lengths), deepstack=prefix.deepstack, method="decode")
+        h, *_ = model.apply(
+            variables, x, positions, Causal(prefix.lengths), deepstack=prefix.deepstack, method="decode"
+        )
         return vision, deepstack, model.apply(variables, h[:, 0], method="logits")
 
     with jax.default_matmul_precision("highest"):
@@ -174,14 +175,14 @@ def check(folder: str | Path, dtype: str = "float32", seed: int = 0, device: str
     """The whole comparison on a local folder.
 
     Args:
-      folder: a Qwen3-VL folder. dtype: float32 | bfloat16, what both sides keep and compute in. seed: of the prompts.
+      folder: a backbone's folder. dtype: float32 | bfloat16, what both sides keep and compute in. seed: of the prompts.
       device: of the reference; ours computes where jax does.
     Returns: {"logits": {...}, "vision": {...}, "deepstack": [{...}], "rope": {"equal": b}, "dtype", "passed"}.
     Raises: FileNotFoundError or ValueError naming what is wrong with the folder; RuntimeError where the reference fails.
     """
     if dtype not in _RELATIVE:
         raise ValueError(f"dtype {dtype!r}: use one of {', '.join(_RELATIVE)}")
-    case = make_case(qwen3_vl_config(folder), seed)
+    case = make_case(read_config(folder), seed)
     reference = run_reference(folder, case, dtype, device)
-    model, params = load_qwen3_vl(folder, param_dtype=jnp.dtype(dtype), dtype=jnp.dtype(dtype), attention="xla")
+    model, params = load_backbone(folder, param_dtype=jnp.dtype(dtype), dtype=jnp.dtype(dtype), attention="xla")
     return compare(run_ours(model, params, case), reference, dtype)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vital_jax.hub.names import qwen3_vl_entries
 from vital_jax.hub.safetensors import read_header
-from vital_jax.models.config import LoraConfig, Qwen3VLConfig, read_json
+from vital_jax.models.config import BackboneConfig, LoraConfig, read_json
+from vital_jax.models.families import backbone_entries
 from vital_jax.models.lora import init_lora
 from vital_jax.training.partition import flatten, unflatten
 
@@ -44,9 +44,9 @@ class Leaf(NamedTuple):
     names: tuple[str, ...]
 
 
-def adapter_leaves(config: Qwen3VLConfig, lora: LoraConfig) -> dict[str, Leaf]:
+def adapter_leaves(config: BackboneConfig, lora: LoraConfig) -> dict[str, Leaf]:
     """Every leaf that the `lora` tree of this backbone can have, by path."""
-    kernels = {entry.path: entry.names for entry in qwen3_vl_entries(config)}
+    kernels = {entry.path: entry.names for entry in backbone_entries(config)}
     abstract = jax.eval_shape(lambda key: init_lora(config.decoder, lora, key), jax.random.key(0))
     leaves = {}
     for path, leaf in flatten(abstract).items():
@@ -107,7 +107,7 @@ def _lora_config(folder: Path) -> LoraConfig:
     return LoraConfig(rank, scaled, float(table.get("lora_dropout") or 0.0))
 
 
-def load_adapter(folder: str | Path, config: Qwen3VLConfig) -> tuple[dict[str, Any], LoraConfig]:
+def load_adapter(folder: str | Path, config: BackboneConfig) -> tuple[dict[str, Any], LoraConfig]:
     """A PEFT folder as (our `lora` tree in float32, its settings). A projection without adapter has no leaves, a layer without one zeros.
 
     Raises: FileNotFoundError without its two files; ValueError naming the file for another kind of adapter, for tensors that belong to no

@@ -14,7 +14,7 @@ def main(case_path: str, folder: str, out_path: str, dtype: str, device: str = "
     """Runs the reference. Raises SystemExit that names the extra where torch is not installed."""
     try:
         import torch
-        from transformers import Qwen3VLForConditionalGeneration
+        from transformers import AutoModelForImageTextToText
     except ImportError as error:
         raise SystemExit(
             f"the reference needs torch ({error.name} not found): pip install 'vital_jax[test]'"
@@ -24,7 +24,7 @@ def main(case_path: str, folder: str, out_path: str, dtype: str, device: str = "
     torch.backends.cudnn.allow_tf32 = False  # the patch embedding is a convolution; products are exact by default
     with np.load(case_path, allow_pickle=False) as held:
         case = dict(held)
-    model = Qwen3VLForConditionalGeneration.from_pretrained(
+    model = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
     )
     model = model.to(device).eval()

@@ -14,11 +14,12 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from vital_jax.hub.load import to_tensors
-from vital_jax.hub.names import Entry, qwen3_entries, qwen3_vl_entries, siglip_entries
 from vital_jax.hub.safetensors import write_file
-from vital_jax.models.config import qwen3_config, qwen3_vl_config, siglip_config
+from vital_jax.models.backbone import Backbone, init_backbone
+from vital_jax.models.config import siglip_config
 from vital_jax.models.decoder import Decoder, init_decoder
-from vital_jax.models.qwen3_vl import Qwen3VL, init_qwen3_vl
+from vital_jax.models.families import backbone_entries, read_config, read_text_config
+from vital_jax.models.names import Entry, decoder_entries, siglip_entries
 from vital_jax.models.siglip import SiglipVision, init_siglip
 
 _CONTROL = (
@@ -71,17 +72,17 @@ def _write_weights(
 
 
 def save_backbone(folder: str | Path, params: dict, dtype: Any = np.float32) -> None:
-    """Writes a Qwen3-VL parameter tree as the weights of `folder`, whose config it must fit, in place of those there."""
-    config = qwen3_vl_config(folder)
+    """Writes a backbone's parameter tree as the weights of `folder`, whose config it must fit, in place of those there."""
+    config = read_config(folder)
     v = config.vision
     convolution = (v.width, 3, v.temporal_patch, v.patch, v.patch)
-    entries = qwen3_vl_entries(config)
+    entries = backbone_entries(config)
     _write_weights(Path(folder), entries, params, {"model.visual.patch_embed.proj.weight": convolution}, dtype)
 
 
 def save_text_decoder(folder: str | Path, params: dict, dtype: Any = np.float32) -> None:
-    """Writes a Qwen3 parameter tree as the weights of `folder`, whose config it must fit."""
-    _write_weights(Path(folder), qwen3_entries(qwen3_config(folder)), params, None, dtype)
+    """Writes a text decoder's parameter tree as the weights of `folder`, whose config it must fit."""
+    _write_weights(Path(folder), decoder_entries(read_text_config(folder)), params, None, dtype)
 
 
 def save_siglip(folder: str | Path, params: dict, dtype: Any = np.float32) -> None:
@@ -156,8 +157,8 @@ def write_backbone(
         "image_std": [0.5] * 3,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
-    config = qwen3_vl_config(folder)
-    params = jax.jit(lambda key: init_qwen3_vl(Qwen3VL(config), key))(jax.random.key(seed))
+    config = read_config(folder)
+    params = jax.jit(lambda key: init_backbone(Backbone(config), key))(jax.random.key(seed))
     params["language_model"]["embed_tokens"]["embedding"] *= width**-0.5
     save_backbone(folder, params)
 
@@ -176,7 +177,7 @@ def write_text_decoder(
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
             "hidden_act": "silu",
-            "vocab_size": qwen3_vl_config(backbone).decoder.vocab,
+            "vocab_size": read_config(backbone).decoder.vocab,
             "hidden_size": width,
             "num_hidden_layers": layers,
             "num_attention_heads": width // 32,
@@ -189,7 +190,7 @@ def write_text_decoder(
             "tie_word_embeddings": True,
         },
     )
-    config = qwen3_config(folder)
+    config = read_text_config(folder)
     params = jax.jit(lambda key: init_decoder(Decoder(config), key))(jax.random.key(seed))
     params["embed_tokens"]["embedding"] *= width**-0.5
     save_text_decoder(folder, params)

@@ -16,7 +16,7 @@ import numpy as np
 
 from vital_jax.latent.loop import Variables
 from vital_jax.latent.sample import Decoding, Sample, respond, row_keys
-from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.models.backbone import Backbone
 from vital_jax.pipeline.batch import Encoder, Layout, collate
 
 EVAL_K = {"fixed": "phase_max", "per_sample": "per_sample"}  # how rows choose their steps, in the layout's words
@@ -84,7 +84,7 @@ class Engine:
       buckets: (S, P) budgets that training used; a question that fits none takes rounded sizes.
     """
 
-    model: Qwen3VL
+    model: Backbone
     encoder: Encoder
     buckets: tuple[tuple[int, int], ...] = ()
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from vital_jax.latent.loop import Prompt, Variables, embed, empty_suffix, extend, grow, prefill, think
 from vital_jax.models.attention import KeyValues
-from vital_jax.models.qwen3_vl import Qwen3VL
+from vital_jax.models.backbone import Backbone
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Sample(NamedTuple):
     z0: jax.Array  # [B, G, D] the state at the prefix's last column
 
 
-def replay(model: Qwen3VL, variables: Variables, prompt: Prompt, vectors: jax.Array) -> tuple[jax.Array, KeyValues]:
+def replay(model: Backbone, variables: Variables, prompt: Prompt, vectors: jax.Array) -> tuple[jax.Array, KeyValues]:
     """Runs given vectors [B, G, K, D] through the latent slots in one causal pass; returns as `think`, which it equals for its own u."""
     B, G, K, _ = vectors.shape
     vectors = vectors.astype(model.dtype)  # recorded ones come back as float32, and would make the whole pass so
@@ -98,7 +98,7 @@ def choose(logits: jax.Array, decoding: Decoding, keys: jax.Array | None) -> tup
 
 
 def decode(
-    model: Qwen3VL,
+    model: Backbone,
     variables: Variables,
     prompt: Prompt,
     states: jax.Array,
@@ -146,7 +146,7 @@ def decode(
 
 
 def sample(
-    model: Qwen3VL,
+    model: Backbone,
     variables: Variables,
     prompt: Prompt,
     z0: jax.Array,
@@ -192,7 +192,7 @@ def row_keys(seed: int, numbers: jax.Array, groups: int) -> jax.Array:
 # Takes the backbone alone, not the method: runs that differ in their scaffold share the compiled program.
 @functools.partial(jax.jit, static_argnames=("model", "max_steps", "decoding", "groups"))
 def respond(
-    model: Qwen3VL,
+    model: Backbone,
     variables: Variables,
     batch: Mapping[str, jax.Array],
     max_steps: int,

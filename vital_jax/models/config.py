@@ -56,9 +56,14 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Qwen3VLConfig:
-    """Qwen3-VL: a decoder, a vision tower, and the token ids that join them."""
+class BackboneConfig:
+    """A vision-language model: a decoder, a vision tower, and the token ids that join them.
 
+    `family` is the row of `models/families.py` that it belongs to. A tower has a configuration of its family's own; every one of them has
+    `width`, `layers`, `out_width`, `patch`, `merge` and `patch_width`.
+    """
+
+    family: str
     decoder: DecoderConfig
     vision: VisionConfig
     image_token_id: int
@@ -157,13 +162,13 @@ def _rope(text: dict[str, Any], where: str) -> tuple[float, tuple[int, int, int]
     return float(theta), tuple(section) if section else None
 
 
-def decoder_config(text: dict[str, Any], tied: bool | None = None, where: str = "config.json") -> DecoderConfig:
+def decoder_config(text: dict[str, Any], where: str = "config.json", tied: bool | None = None) -> DecoderConfig:
     """Reads a Qwen3 text configuration.
 
     Args:
       text: the text model's table (`text_config` of a VL model, the whole file of a text model).
-      tied: the enclosing file's `tie_word_embeddings`, which wins where both are given.
       where: named in errors.
+      tied: the enclosing file's `tie_word_embeddings`, which wins where both are given.
     Raises: ValueError naming a key this decoder does not implement.
     """
     _refuse(where, "hidden_act", text.get("hidden_act"), "silu")
@@ -196,12 +201,9 @@ def decoder_config(text: dict[str, Any], tied: bool | None = None, where: str = 
     )
 
 
-def qwen3_vl_config(folder: str | Path) -> Qwen3VLConfig:
-    """Reads the config.json of a Qwen3-VL folder, in the 4.57 or the 5.x style. Raises as `decoder_config`."""
-    where = str(Path(folder) / "config.json")
-    table = read_json(folder)
-    _refuse(where, "model_type", table.get("model_type"), "qwen3_vl")
-    decoder = decoder_config(table["text_config"], table.get("tie_word_embeddings"), where)
+def qwen3_vl_config(table: dict[str, Any], where: str = "config.json") -> BackboneConfig:
+    """Reads Qwen3-VL's config.json, in the 4.57 or the 5.x style. Raises as `decoder_config`."""
+    decoder = decoder_config(table["text_config"], where, table.get("tie_word_embeddings"))
     if decoder.mrope_section is None:
         raise ValueError(f"{where}: no mrope_section in rope_parameters or rope_scaling of text_config")
     vision = table["vision_config"]
@@ -220,7 +222,8 @@ def qwen3_vl_config(folder: str | Path) -> Qwen3VLConfig:
         )
     if list(deepstack) != sorted(set(deepstack)):
         raise ValueError(f"{where}: deepstack_visual_indexes {list(deepstack)} are not in ascending order")
-    return Qwen3VLConfig(
+    return BackboneConfig(
+        family="qwen3_vl",
         decoder=decoder,
         vision=VisionConfig(
             width=vision["hidden_size"],
@@ -240,14 +243,6 @@ def qwen3_vl_config(folder: str | Path) -> Qwen3VLConfig:
         vision_start_token_id=table["vision_start_token_id"],
         vision_end_token_id=table["vision_end_token_id"],
     )
-
-
-def qwen3_config(folder: str | Path) -> DecoderConfig:
-    """Reads the config.json of a Qwen3 text folder. Raises as `decoder_config`."""
-    table = read_json(folder)
-    where = str(Path(folder) / "config.json")
-    _refuse(where, "model_type", table.get("model_type"), "qwen3")
-    return decoder_config(table, where=where)
 
 
 def siglip_config(folder: str | Path) -> SiglipVisionConfig:

@@ -6,14 +6,21 @@ contains a control token would change the prompt's structure (one more image, an
 further on, so it is refused here.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import transformers  # its attributes are loaded on first use: importing this file brings in no deep-learning framework
 
 from vital_jax.pipeline.images import Grid
+
+_FILES = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja"),
+)
 
 
 class Prompter:
@@ -92,6 +99,14 @@ class Prompter:
             raise ValueError(f"{self.folder}: no chat template; copy chat_template.json from the original checkpoint")
         return template
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells its tokens from another's: the bytes of every file that they may come from, and the library that reads them."""
+        digest = hashlib.sha256(transformers.__version__.encode())
+        for path in filter(Path.is_file, (self.folder / name for name in _FILES)):
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()[:16]
+
     def __reduce__(self):
         return Prompter, (str(self.folder),)
 
@@ -150,6 +165,10 @@ class Prompter:
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return np.asarray([*ids, self.end_token_id] if end else ids, np.int32)
 
+    def literal(self, text: str) -> list[int]:
+        """Tokens of a text that a method's layout writes itself, control tokens included."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of generated tokens up to the first that ends an answer, without special tokens."""
         ids = np.asarray(ids, np.int64).reshape(-1)
@@ -162,38 +181,3 @@ class Prompter:
             raise ValueError(
                 f"{name}: the text contains the control token {found[0]}; remove it or spell it differently"
             )
-
-
-def rope_index(ids: np.ndarray, grids: Sequence[Grid], image_token_id: int, merge_size: int) -> tuple[np.ndarray, int]:
-    """M-RoPE positions of a prompt (Qwen2-VL, section 2.1; transformers' `Qwen3VLModel.get_rope_index`).
-
-    Text advances all three axes together. An image's tokens share one time and take their row and column as offsets
-    from it; the text behind it goes on after the longer side.
-
-    Args:
-      ids: [S'] without padding.
-      grids: (1, rows, columns) of each image, in patches.
-
-    Returns:
-      positions [3, S'] int32 (time, row, column) and the next free position, one more than the largest.
-
-    Raises:
-      ValueError: the image tokens are not those of the grids.
-    """
-    pads = np.flatnonzero(ids == image_token_id)
-    shapes = [(rows // merge_size, columns // merge_size) for _, rows, columns in grids]
-    expected = sum(rows * columns for rows, columns in shapes)
-    if len(pads) != expected:
-        raise ValueError(f"the prompt holds {len(pads)} image tokens, its grids {list(grids)} make {expected}")
-    positions = np.empty((3, len(ids)), np.int32)
-    column = position = used = 0
-    for shape in shapes:
-        first, size = pads[used], shape[0] * shape[1]
-        if pads[used + size - 1] != first + size - 1:
-            raise ValueError(f"the image tokens at column {first} are not {size} in a row")
-        positions[:, column:first] = np.arange(position, position := position + first - column)
-        positions[0, first : first + size] = position
-        positions[1:, first : first + size] = position + np.indices(shape).reshape(2, -1)
-        column, position, used = first + size, position + max(shape), used + size
-    positions[:, column:] = np.arange(position, position := position + len(ids) - column)
-    return positions, int(position)

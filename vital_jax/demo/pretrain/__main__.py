@@ -18,7 +18,7 @@ from vital_jax.demo.phantoms import phantoms
 from vital_jax.demo.pretrain.siglip import train_siglip
 from vital_jax.demo.pretrain.text import train_text
 from vital_jax.hub import tiny
-from vital_jax.hub.load import load_qwen3, load_qwen3_vl, load_siglip
+from vital_jax.hub.load import load_backbone, load_siglip, load_text_decoder
 from vital_jax.pipeline.records import new_folder
 from vital_jax.training.checkpoint import init_from
 
@@ -30,7 +30,7 @@ TOWERS = {"siglip": 112, "siglip_low": 56}
 def save_trained_backbone(run: Path, folder: Path) -> None:
     """The backbone of a run that trained all of it, as a folder. Raises: FileNotFoundError without a checkpoint."""
     start = run / "models/backbone"
-    trained, _ = init_from(run / "checkpoints", {"base": load_qwen3_vl(start, param_dtype=np.float32)[1]})
+    trained, _ = init_from(run / "checkpoints", {"base": load_backbone(start, param_dtype=np.float32)[1]})
     shutil.copytree(start, folder, dirs_exist_ok=True)
     tiny.save_backbone(folder, trained["base"], STORED)
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             elif part == "text_decoder":
                 tiny.write_text_decoder(folder, words)
                 train_text(folder, _chains(arguments.images // 4), arguments.steps)
-                tiny.save_text_decoder(folder, load_qwen3(folder)[1], STORED)
+                tiny.save_text_decoder(folder, load_text_decoder(folder)[1], STORED)
             else:
                 tiny.write_siglip(folder, image=TOWERS[part])
                 train_siglip(folder, words, list(phantoms(arguments.images, SEED)), arguments.steps)

@@ -1,4 +1,4 @@
-"""A small text decoder learned from sentences alone: what Qwen3-1.7B brings to the scaffold, at the size of the quickstart."""
+"""A small text decoder learned from sentences alone: what a pretrained one brings to the scaffold, at the size of the quickstart."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vital_jax.demo.pretrain.fit import fit
-from vital_jax.hub.load import load_qwen3
+from vital_jax.hub.load import load_text_decoder
 from vital_jax.hub.tiny import save_text_decoder
 from vital_jax.latent.loss import cross_entropy
 from vital_jax.models.attention import Causal
@@ -37,10 +37,10 @@ def train_text(
     """Trains the text decoder in `folder` in place to predict each sentence's next token.
 
     Args:
-      folder: a Qwen3 folder with its tokenizer. sentences: longer ones than `length` tokens are cut. steps, batch: of the training.
+      folder: a text decoder with its tokenizer. sentences: longer ones than `length` tokens are cut. steps, batch: of the training.
     Returns: the last step's metrics.
     """
-    model, params = load_qwen3(folder)
+    model, params = load_text_decoder(folder)
     prompter = Prompter(folder)
     # Column 0 stays padding: it stands where a latent will, and predicts the first word.
     ids = np.zeros((len(sentences), length + 1), np.int32)

@@ -1,7 +1,7 @@
 """The backbone's vision tower, warmed up on captions of regions: each image token is told what lies in its own square of the image.
 
 From random weights, a whole caption teaches its words long before it teaches a tower to see: after a thousand steps the small backbone told
-right images from exchanged ones by 0.02 of loss. Real backbones start from a tower that sees (Qwen3-VL from SigLIP-2); this is what stands
+right images from exchanged ones by 0.02 of loss. Real backbones start from a tower that sees (SigLIP-2, say); this is what stands
 for that start here. A region's caption is short (`the liver, brighter`, or `nothing`), so it is a choice among a few dozen texts, read off
 the merged tokens by a linear head that is dropped afterwards.
 """
@@ -17,10 +17,10 @@ from flax import linen as nn
 from vital_jax.demo.phantoms import LEXICONS, draw
 from vital_jax.demo.pretrain.fit import fit
 from vital_jax.hub.encoders import tower_inputs
-from vital_jax.hub.load import load_qwen3_vl
+from vital_jax.hub.load import load_backbone
 from vital_jax.hub.tiny import save_backbone
+from vital_jax.models.families import family_of
 from vital_jax.models.layers import Linear
-from vital_jax.models.vision import VisionTower
 
 _LEAST = 0.1  # of a square's area, before it is said to show a structure
 CAPTIONS = (
@@ -50,15 +50,15 @@ def train_tower(folder: Path, images: int, steps: int, seed: int, batch: int = 6
       images: how many phantoms of `seed` to draw; they are mirrored at random, too. steps, batch: of the training.
     Returns: the last step's metrics; `seen` is the share of right captions among squares that show something.
     """
-    model, params = load_qwen3_vl(folder, param_dtype=np.float32)
+    model, params = load_backbone(folder, param_dtype=np.float32)
     config = model.config.vision
     grid = 4
     size = grid * config.patch * config.merge
     pixels, captions = map(np.stack, zip(*(region_captions(seed, i, size, grid) for i in range(images)), strict=True))
-    tower, head = VisionTower(config), Linear(len(CAPTIONS), True)
+    tower, head = family_of(model.config).tower(config), Linear(len(CAPTIONS), True)
 
     def loss(trainable, frozen, batch, rng, norms):
-        inputs = tower_inputs(config, size, batch["pixels"].astype(jnp.float32) / 127.5 - 1)
+        inputs = tower_inputs(model.config, size, batch["pixels"].astype(jnp.float32) / 127.5 - 1)
         tokens, deep = tower.apply({"params": trainable["visual"]}, *inputs)
         # A stack of what the language model will be given: the tokens, and the deepstack features added to its first layers.
         scores = head.apply({"params": trainable["head"]}, jnp.concatenate([tokens[None], deep]))

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from vital_jax.hub.load import check_coverage
-from vital_jax.hub.names import Entry, qwen3_entries, qwen3_vl_entries
-from vital_jax.models.config import DecoderConfig, VisionConfig, qwen3_config, qwen3_vl_config
+from vital_jax.models.backbone import Backbone, abstract_backbone
+from vital_jax.models.config import DecoderConfig, VisionConfig
 from vital_jax.models.decoder import Decoder, abstract_decoder
-from vital_jax.models.qwen3_vl import Qwen3VL, abstract_qwen3_vl
+from vital_jax.models.families import backbone_entries, read_config, read_text_config
+from vital_jax.models.names import Entry, decoder_entries
 from vital_jax.training.partition import flatten
 
 PUBLISHED = {"Qwen3-VL-8B-Instruct": 750, "Qwen3-VL-4B-Instruct": 713, "Qwen3-1.7B": 310}
@@ -27,11 +28,11 @@ def published(real):
             folder = real("model_configs") / name
             index = json.loads((folder / "model.safetensors.index.json").read_text())
             if "VL" in name:
-                config = qwen3_vl_config(folder)
-                entries, tree = qwen3_vl_entries(config), abstract_qwen3_vl(Qwen3VL(config))
+                config = read_config(folder)
+                entries, tree = backbone_entries(config), abstract_backbone(Backbone(config))
             else:
-                config = qwen3_config(folder)
-                entries, tree = qwen3_entries(config), abstract_decoder(Decoder(config))
+                config = read_text_config(folder)
+                entries, tree = decoder_entries(config), abstract_decoder(Decoder(config))
             held[name] = entries, flatten(tree), index
         return held[name]
 
@@ -116,7 +117,7 @@ def older(table):
     return table
 
 
-def read(tmp_path, table, reader=qwen3_vl_config):
+def read(tmp_path, table, reader=read_config):
     (tmp_path / "config.json").write_text(json.dumps(table))
     return reader(tmp_path)
 
@@ -133,7 +134,7 @@ def test_both_styles_are_one_configuration(tmp_path):
 def test_transformers_rewrites_a_published_configuration_without_changing_it(real, tmp_path, name):
     from transformers import AutoConfig
 
-    folder, reader = real("model_configs") / name, qwen3_vl_config if "VL" in name else qwen3_config
+    folder, reader = real("model_configs") / name, read_config if "VL" in name else read_text_config
     AutoConfig.from_pretrained(folder, local_files_only=True).save_pretrained(tmp_path)
     assert reader(tmp_path) == reader(folder)
 
@@ -159,7 +160,7 @@ REFUSED = {
     "mrope_section": ("rope_parameters", {"mrope_section": None}),
     r"mrope_section \[4, 3, 2\]": ("rope_parameters", {"mrope_section": [4, 3, 2]}),
     "rope_theta": ("rope_parameters", {"rope_theta": None}),
-    "model_type='qwen2_5_vl'": ("", {"model_type": "qwen2_5_vl"}),
+    "model_type='llava'": ("", {"model_type": "llava"}),
     "num_position_embeddings=35": ("vision_config", {"num_position_embeddings": 35}),
     "out_hidden_size 48": ("vision_config", {"out_hidden_size": 48}),
     r"deepstack_visual_indexes \[0, 3\]": ("vision_config", {"deepstack_visual_indexes": [0, 3]}),
@@ -181,7 +182,7 @@ def test_what_is_not_implemented_is_refused_by_name(tmp_path, message):
 
 def test_absent_and_broken_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json not found"):
-        qwen3_vl_config(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
-        qwen3_vl_config(tmp_path)
+        read_config(tmp_path)

@@ -1,7 +1,8 @@
-"""Qwen3-VL: tower and decoder joined. Embeds a batch into a prefix, runs the decoder, scores states.
+"""The backbone: a family's vision tower and the decoder joined. Embeds a batch into a prefix, runs the decoder, scores states.
 
-The loop, the losses and the sampler are pure functions over these few methods (`latent/loop.py`); nothing here knows of latents except the
-name of the state that may be fed back: the decoder's last state before or after its final norm.
+Everything above `models/` knows this module and no family; what a family has of its own is its row of `models/families.py`. The loop, the
+losses and the sampler are pure functions over these few methods (`latent/loop.py`); nothing here knows of latents except the name of the
+state that may be fed back: the decoder's last state before or after its final norm.
 """
 
 from collections.abc import Mapping
@@ -9,13 +10,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from vital_jax.models.attention import Causal, KeyValues, Mask
-from vital_jax.models.config import LoraConfig, Qwen3VLConfig
+from vital_jax.models.config import BackboneConfig, LoraConfig
 from vital_jax.models.decoder import Decoder
+from vital_jax.models.families import family_of
 from vital_jax.models.quantize import quantized_shapes
-from vital_jax.models.vision import VisionTower
+from vital_jax.pipeline.batch import Layout, batch_spec, full_batch
 
 LATENT_STATES = ("post_norm", "pre_norm")
 
@@ -29,8 +32,8 @@ class Prefix(NamedTuple):
     lengths: jax.Array  # [B] int32, real columns of each row (right-padded)
 
 
-class Qwen3VL(nn.Module):
-    """The multimodal backbone.
+class Backbone(nn.Module):
+    """The multimodal model.
 
     Attributes: config; lora (None where no adapter will be given); remat, attention and stationary as in `Decoder`; dtype to compute in;
     `quantize`: how the shapes say that a frozen base is kept (see `quantize.py`); and `latent_state`, which of the decoder's last states is
@@ -38,7 +41,7 @@ class Qwen3VL(nn.Module):
     meaning without an error, so checkpoints record it.
     """
 
-    config: Qwen3VLConfig
+    config: BackboneConfig
     lora: LoraConfig | None = None
     remat: str = "none"
     attention: str = "auto"
@@ -50,18 +53,13 @@ class Qwen3VL(nn.Module):
     def setup(self):
         if self.latent_state not in LATENT_STATES:
             raise ValueError(f"unknown latent_state {self.latent_state!r}: use one of {LATENT_STATES}")
-        self.visual = VisionTower(self.config.vision, self.attention)
+        self.visual = family_of(self.config).tower(self.config.vision, self.attention)
         self.language_model = Decoder(self.config.decoder, self.lora, self.remat, self.attention, self.stationary)
 
     def encode_images(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Image tokens [B, P / 4, D] and deepstack features [n, B, P / 4, D] of a batch (see pipeline/batch.py)."""
-        return self.visual(
-            batch["patches"].astype(self.dtype),
-            batch["patch_index"],
-            batch["patch_weight"],
-            batch["patch_coords"],
-            batch["patch_segment"],
-        )
+        plan = family_of(self.config).geometry(self.config).arrays
+        return self.visual(batch["patches"].astype(self.dtype), *(batch[name] for name in plan))
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """[...] int32 -> [..., D] in the compute dtype."""
@@ -94,10 +92,20 @@ class Qwen3VL(nn.Module):
         slot: jax.Array | int = 0,
         deepstack: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, KeyValues]:
-        """Runs the decoder (arguments as `Decoder`); returns the states named by `latent_state` and the suffix block's cache."""
-        h, kv = self.language_model(x, positions, mask, prefix_kv, suffix_kv, slot, deepstack, deterministic)
-        return (self.language_model.final_norm(h) if self.latent_state == "post_norm" else h), kv
+        taps: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeyValues, jax.Array | None]:
+        """Runs the decoder, arguments as `Decoder`.
+
+        Returns: the states named by `latent_state`, the suffix block's cache, and the states at `taps` [L + 1, B, G, n, D]: before each
+          layer, and last the head's input (what transformers lists as `hidden_states`); None without taps.
+        """
+        args = (x, positions, mask, prefix_kv, suffix_kv, slot, deepstack, deterministic, taps)
+        raw, kv, tapped = self.language_model(*args)
+        normed = self.language_model.final_norm(raw)
+        if taps is not None:
+            last = jnp.take_along_axis(normed, taps[..., None], axis=2)
+            tapped = jnp.concatenate([tapped, last[None]])
+        return (normed if self.latent_state == "post_norm" else raw), kv, tapped
 
     def head_input(self, h: jax.Array) -> jax.Array:
         """The head's input of states as `decode` returns them."""
@@ -114,37 +122,23 @@ class Qwen3VL(nn.Module):
     def __call__(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """The plain forward pass: logits [B, S, V] of a batch, no latents."""
         prefix = self.embed(batch)
-        h, _ = self.decode(
+        h, *_ = self.decode(
             prefix.x[:, None], prefix.positions[:, :, None], Causal(prefix.lengths), deepstack=prefix.deepstack
         )
         return self.logits(h[:, 0])
 
 
-def dummy_batch(config: Qwen3VLConfig, rows: int = 1) -> dict[str, jax.Array]:
-    """The smallest batch the model accepts: one token per row, which is one image token of four patches."""
-    patches = config.vision.merge**2
-    shapes = {
-        "tokens": (rows, 1),
-        "lengths": (rows,),
-        "positions": (rows, 3, 1),
-        "patches": (rows, patches, config.vision.patch_width),
-        "patch_index": (rows, patches, 4),
-        "patch_weight": (rows, patches, 4),
-        "patch_coords": (rows, patches, 2),
-        "patch_segment": (rows, patches),
-        "patch_target": (rows, 1),
-    }
-    return {
-        name: jnp.zeros(shape, jnp.float32 if name in ("patches", "patch_weight") else jnp.int32)
-        for name, shape in shapes.items()
-    }
+def dummy_batch(config: BackboneConfig, rows: int = 1) -> dict[str, np.ndarray]:
+    """The smallest batch the model accepts: one token per row, which is one image token."""
+    layout = Layout(1, config.vision.merge**2)
+    return full_batch(batch_spec(layout, family_of(config).geometry(config), config.vision.patch_width), rows)
 
 
-def init_qwen3_vl(model: Qwen3VL, key: jax.Array) -> dict:
+def init_backbone(model: Backbone, key: jax.Array) -> dict:
     """A random parameter tree of the model, float32."""
     return model.init(key, dummy_batch(model.config))["params"]
 
 
-def abstract_qwen3_vl(model: Qwen3VL) -> dict:
+def abstract_backbone(model: Backbone) -> dict:
     """The shapes of the model's parameters, int8 where the model is quantised; nothing is allocated. Raises: as `quantized_shapes`."""
-    return quantized_shapes(jax.eval_shape(lambda key: init_qwen3_vl(model, key), jax.random.key(0)), model.quantize)
+    return quantized_shapes(jax.eval_shape(lambda key: init_backbone(model, key), jax.random.key(0)), model.quantize)

@@ -7,7 +7,7 @@ the file's orientation, so an entry is at most a stack and a flattening, never a
 import dataclasses
 from collections.abc import Iterable
 
-from vital_jax.models.config import ClipVisionConfig, DecoderConfig, Qwen3VLConfig, SiglipVisionConfig
+from vital_jax.models.config import BackboneConfig, ClipVisionConfig, DecoderConfig, SiglipVisionConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,18 +112,18 @@ def _entries(rows: Iterable[tuple[str, str]], theirs: str, ours: str, count: int
     return [entry(name, path) for name, path in rows]
 
 
-def qwen3_entries(config: DecoderConfig, theirs: str = "model.", ours: str = "") -> list[Entry]:
-    """The table of a Qwen3 text decoder. A tied head has no tensor of its own, in the file or in our tree."""
+def decoder_entries(config: DecoderConfig, theirs: str = "model.", ours: str = "") -> list[Entry]:
+    """The table of a text decoder. A tied head has no tensor of its own, in the file or in our tree."""
     head = [] if config.tied else [Entry(f"{ours}lm_head", ("lm_head.weight",), False)]
     return _entries(_decoder_rows(config), theirs, ours, config.layers) + head
 
 
-def qwen3_vl_entries(config: Qwen3VLConfig) -> list[Entry]:
+def qwen3_vl_entries(config: BackboneConfig) -> list[Entry]:
     """The table of Qwen3-VL."""
     visual, ours = "model.visual.", "visual/"
     deepstack = len(config.vision.deepstack_layers)
     return [
-        *qwen3_entries(config.decoder, "model.language_model.", "language_model/"),
+        *decoder_entries(config.decoder, "model.language_model.", "language_model/"),
         *_entries(_VISION_ROWS, visual, ours, config.vision.layers),
         *_entries(_MERGER_ROWS, visual + "merger.", ours + "merger/", 1),
         *(
