@@ -5,7 +5,7 @@ An answer that names nothing gives the empty string: to guess for a model, as so
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
 from vital_jax.scoring.reading import final
@@ -54,7 +54,7 @@ def lone_letters(text: str, options: Sequence[str]) -> list[str]:
     return found
 
 
-def same_option(text: str, options: Sequence[str], same=squad) -> str:
+def same_option(text: str, options: Sequence[str], same: Callable[[str], str] = squad) -> str:
     """The letter of the only option that is the text after `same`; "" where none or several are."""
     found = [name for name, option in zip(letters_of(options), options, strict=True) if same(option) == same(text)]
     return found[0] if len(found) == 1 else ""
