@@ -78,7 +78,7 @@ class ImageConfig:
     max_pixels: int = MAX_PIXELS
     resample: int = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} must be positive and at most max_pixels {self.max_pixels}")
 
@@ -106,8 +106,8 @@ class ImageConfig:
             if table.get(key) is False:
                 refuse(key, False)
         size = table.get("size") or {}
-        smallest = table.get("min_pixels") or size.get("shortest_edge")
-        largest = table.get("max_pixels") or size.get("longest_edge")
+        smallest: Any = table.get("min_pixels") or size.get("shortest_edge")
+        largest: Any = table.get("max_pixels") or size.get("longest_edge")
         needed = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
         missing = [key for key in needed if table.get(key) is None]
         missing += [key for key, value in (("shortest_edge", smallest), ("longest_edge", largest)) if value is None]
@@ -137,7 +137,7 @@ class ImageConfig:
         return 1, height // self.patch_size, width // self.patch_size
 
 
-def _read_processor(folder: Path) -> tuple[Path, dict]:
+def _read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name
         if path.is_file():
@@ -152,7 +152,7 @@ def _read_processor(folder: Path) -> tuple[Path, dict]:
 # --- decoding ----------------------------------------------------------------------------------------------------
 
 
-def decode(data: bytes, name: str, window: tuple[float, float] | None = None) -> tuple[Image.Image, dict]:
+def decode(data: bytes, name: str, window: tuple[float, float] | None = None) -> tuple[Image.Image, dict[str, Any]]:
     """Decodes one image file to an upright 8-bit RGB image.
 
     Args:
@@ -369,7 +369,7 @@ def patchify(image: Image.Image, config: ImageConfig) -> tuple[np.ndarray, Grid]
     pixels = pixels.transpose(0, 3, 1, 4, 6, 2, 5)
     # 256 possible values: a table gives the bits of the arithmetic at a fraction of its time.
     levels = (np.arange(256, dtype=np.float64) * config.rescale).astype(np.float32)
-    mean, std = np.float32(config.mean), np.float32(config.std)
+    mean, std = np.asarray(config.mean, np.float32), np.asarray(config.std, np.float32)
     patches = np.empty((*pixels.shape[:5], config.temporal_patch_size, patch, patch), np.float32)
     for channel in range(3):
         table = (levels - mean[channel]) / std[channel]

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import transformers  # its attributes are loaded on first use: importing this file brings in no deep-learning framework
@@ -68,7 +69,7 @@ class Prompter:
             token.content for token in added.values() if token.special or token.content.startswith("<|")
         )
 
-    def _json(self, name: str) -> dict:
+    def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} not found: expected a Hugging Face model folder")
@@ -107,7 +108,7 @@ class Prompter:
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()[:16]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Prompter"], tuple[str]]:
         return Prompter, (str(self.folder),)
 
     def encode(
@@ -137,7 +138,7 @@ class Prompter:
         for text in (*turns, system or ""):
             self._refuse_control(text, name)
         images = [{"type": "image"}] * len(grids)
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": ("user", "assistant")[place % 2], "content": [{"type": "text", "text": text}]}
             for place, text in enumerate(turns)
         ]
