@@ -33,7 +33,9 @@ class Exported:
       base: the folder with configuration, tokenizer and weights: the folder itself, or the adapter's base.
       lora: the adapter's settings, None in a merged folder.
       latent_steps: the largest K it was trained with; 0 where nobody recorded one. latent_state: which state is fed back.
-      dtype: to compute in. max_pixels, system, buckets, answer: as the run had them (None, None, () and None where not recorded).
+      dtype: to compute in.
+      max_pixels, system, buckets, answer, written: as the run had them; None, None, (), None and 0 where not recorded.
+      method: the settings of the method that trained it; empty where not recorded.
       text_decoder, chain: the folder that reads latents as text, where one came along, and the most tokens of a step.
       read_params: reads {base, lora?}, and with `steps=True` the scaffold {pj_in, text_decoder} too.
     """
@@ -47,6 +49,8 @@ class Exported:
     system: str | None
     buckets: tuple[tuple[int, int], ...]
     answer: int | None
+    written: int
+    method: dict[str, Any]
     text_decoder: Path | None
     chain: int
     read_params: Callable[..., dict[str, Any]]
@@ -86,6 +90,8 @@ def open_exported(folder: str | Path, base: str | Path | None = None) -> Exporte
         system=data.get("system"),
         buckets=tuple(map(tuple, data.get("buckets", ()))),
         answer=data.get("answer"),
+        written=data.get("written", 0),
+        method=facts.get("method", {}),
         text_decoder=text if text.is_dir() else None,
         chain=data.get("chain", 0),
         read_params=partial(_read, folder, home, tree, jnp.dtype(model.get("param_dtype", "bfloat16"))),

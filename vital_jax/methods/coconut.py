@@ -35,6 +35,7 @@ class Coconut(Method):
     lead_in: str = LEAD_IN
 
     name = "coconut"
+    exports = False  # its latents stand between markers
     added = (BOT, EOT)
     switches: ClassVar = {
         "c": Switch(1),
