@@ -67,6 +67,7 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
                 quantize="",  # int8: keep the frozen base's decoder so, for small cards; see configs/one_gpu.py
                 remat="full",
                 attention="auto",
+                tokens=(),  # (text, text to start from, or "") of tokens that a method adds, on spare rows of the vocabulary
                 tiny=config_dict.placeholder(ConfigDict),  # settings of small random models to write there instead
             ),
             lora=dict(rank=64, alpha=128.0, dropout=0.05),
@@ -88,7 +89,13 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
             ),
             curriculum="as_listed",  # of the phases below; see plan.CURRICULA
             # What trains, by path; every leaf is matched by exactly one row.
-            table=(("base/.*", "frozen"), ("lora/.*", "trainable"), ("scaffold/.*", "trainable")),
+            table=(
+                ("base/.*", "frozen"),
+                ("lora/.*", "trainable"),
+                ("tokens/.*", "trainable"),  # rows of added tokens
+                ("feedback/.*", "trainable"),  # a method's modules inside the loop
+                ("scaffold/.*", "trainable"),
+            ),
             optim=dict(
                 learning_rate=2e-5,
                 schedule="cosine",

@@ -68,11 +68,16 @@ def write_run(
     latent_state: str = "post_norm",
     projector: str = "residual_mlp_ln",
     records: Path | str = "nowhere",
+    tokens: tuple[tuple[str, str], ...] = (),
+    feedback: dict[str, Any] | None = None,
 ) -> Run:
-    """Writes a run of K = 4 on `base`, with a scaffold where a text decoder is given; `trained_base` are leaves of the base it moved."""
+    """Writes a run of K = 4 on `base`, with a scaffold where a text decoder is given; `trained_base` are leaves of the base it moved.
+
+    `tokens` are the rows of config.model.tokens, `feedback` a tree of modules inside the loop.
+    """
     config = recipe.get_config()
     config.workdir = str(folder)
-    config.model.update(folder=str(base), text_decoder=str(text), dtype="float32", param_dtype="float32")
+    config.model.update(folder=str(base), text_decoder=str(text), dtype="float32", param_dtype="float32", tokens=tokens)
     config.lora.update(rank=rank, alpha=2.0 * rank, dropout=0.05)
     config.method.update(latent_state=latent_state, projector=projector)
     config.data.update(records=str(records), max_pixels=128 * 128, buckets=((96, 64),), answer=10, chain=8)
@@ -89,7 +94,12 @@ def write_run(
         tree["lora"] = toy.draw(jax.eval_shape(lambda key: init_lora(decoder, lora, key), jax.random.key(0)), 1)
     if text:
         tree["scaffold"] = toy.draw(method.abstract_scaffold(), 2)
-    kept = ("lora/", "scaffold/", *(f"base/{path}" for path in trained_base))
+    if tokens:
+        shapes = setup.abstract_params(method)["tokens"]
+        tree["tokens"] = {side: 3 * x for side, x in toy.draw(shapes, 3).items()}
+    if feedback:
+        tree["feedback"] = feedback
+    kept = ("lora/", "tokens/", "feedback/", "scaffold/", *(f"base/{path}" for path in trained_base))
     state = {"trainable": unflatten({p: x for p, x in flatten(tree).items() if p.startswith(kept)})}
     meta = make_meta(resolved(config), fingerprint(base), "vital", setup.switches(config), 1, 2)
     with Checkpoints(folder / "checkpoints") as checkpoints:

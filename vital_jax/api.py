@@ -24,7 +24,7 @@ from vital_jax.explain.case import Case
 from vital_jax.hub.exported import is_exported, open_exported
 from vital_jax.hub.load import fingerprint, load_backbone
 from vital_jax.latent.engine import Engine, Question, Request, in_order
-from vital_jax.latent.loop import variables_of
+from vital_jax.latent.loop import KEPT, variables_of
 from vital_jax.latent.read import decode_steps
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.methods.vital import Vital
@@ -345,12 +345,14 @@ def _load_exported(folder: Path, base: str | Path | None, text_decoder: str | Pa
         raise ValueError(
             f"{folder} holds no explain/text_decoder, so its latent steps cannot be read; ask without steps"
         )
-    model = Backbone(read_config(found.base), found.lora, dtype=found.dtype, latent_state=found.latent_state)
+    model = Backbone(
+        read_config(found.base), found.lora, dtype=found.dtype, latent_state=found.latent_state, added=found.added
+    )
     decoder = Decoder(read_text_config(found.text_decoder)) if steps else None
     reader = _Reader(Prompter(found.text_decoder), found.chain) if steps else None
     return Model(
         Vital(model, decoder),
-        Encoder.from_folder(found.base, found.max_pixels or MAX_PIXELS, system=found.system),
+        Encoder.from_folder(found.base, found.max_pixels or MAX_PIXELS, found.tokens, system=found.system),
         functools.partial(found.read_params, steps),
         found.latent_steps,
         found.buckets,
@@ -427,7 +429,7 @@ def _build(
     data = config.data
     return Model(
         setup.make_method(config, None),
-        Encoder.from_folder(config.model.folder, data.max_pixels, system=data.system),
+        Encoder.from_folder(config.model.folder, data.max_pixels, setup.token_texts(config), system=data.system),
         functools.partial(_read_run, folder, config, meta["step"], _parts(steps, viewer is not None)),
         max(phase.latent_steps for phase in phases),
         tuple(map(tuple, data.buckets)),
@@ -440,7 +442,7 @@ def _build(
 def _parts(steps: bool, viewer: bool) -> tuple[str, ...]:
     """Which trained leaves are read: the model's, and of the scaffold what is asked for."""
     text = ("scaffold/pj_in/", "scaffold/text_decoder/") if steps else ()
-    return ("base/", "lora/", *text, *(("scaffold/visual_projector/",) if viewer else ()))
+    return ("base/", *(f"{name}/" for name in KEPT), *text, *(("scaffold/visual_projector/",) if viewer else ()))
 
 
 def _there(

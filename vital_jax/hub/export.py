@@ -8,17 +8,19 @@ the end.
     OUT/                        merged weights, or the adapter (`peft`)
     OUT/adapter/                the adapter, where both are asked for
     OUT/custom_generate/        the loop for `model.generate`
+    OUT/feedback.safetensors    a method's modules inside the loop, where it has some
     OUT/explain/                text decoder and projectors, which answering does not need
     OUT/vital.json, README.md   what this package needs to load it again; the model card
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ import vital_jax
 from vital_jax.hub import card, peft
 from vital_jax.hub.load import check_coverage, fingerprint
 from vital_jax.hub.safetensors import Tensor, read_folder
+from vital_jax.hub.tokens import FEEDBACK, feedback_name, moved, replacing, tokenizer_files
 from vital_jax.hub.writing import (
     SHARD,
     Content,
@@ -46,6 +49,7 @@ from vital_jax.models.config import LoraConfig, read_json
 from vital_jax.models.families import backbone_entries, read_config, read_text_config
 from vital_jax.models.lora import merge_lora
 from vital_jax.models.names import Entry, decoder_entries
+from vital_jax.models.tokens import TABLES
 from vital_jax.pipeline.images import ImageConfig
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.training.checkpoint import Checkpoints, check_compatible
@@ -58,6 +62,7 @@ _COPIED = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|vocab|special_tokens_map|added_tokens|chat_template|preprocessor_config"
     r"|video_preprocessor_config|processor_config)\.json|merges\.txt|chat_template\.jinja|LICENSE.*|NOTICE.*"
 )
+_TOKENIZER = re.compile(r"(tokenizer|tokenizer_config|vocab|special_tokens_map|added_tokens)\.json|merges\.txt")
 _GENERATE = Path(__file__).parent / "custom_generate" / "generate.py"
 
 
@@ -114,6 +119,17 @@ class _Run:
     leaves: _Leaves
     base: Path
 
+    @functools.cached_property
+    def tokens(self) -> dict[str, int]:
+        """The added tokens' rows by text."""
+        texts = [text for text, _ in self.config.model.get("tokens", ())]
+        return Prompter(self.base, texts).added if texts else {}
+
+    @property
+    def added(self) -> tuple[int, ...]:
+        """Their rows as the tree `tokens` has them."""
+        return tuple(sorted(self.tokens.values()))
+
     @property
     def lora(self) -> LoraConfig:
         return LoraConfig(**self.config.lora)
@@ -136,6 +152,7 @@ class _Run:
             "form": form,
             "latent_steps": self.latent_steps,
             "latent_state": self.config.method.latent_state,
+            "tokens": self.tokens,
             "base": {"name": base_name, "fingerprint": self.meta["base_fingerprint"]},
             "model": {"dtype": model.dtype, "param_dtype": model.param_dtype},
             "data": {
@@ -190,16 +207,21 @@ def _weights(
     prefix: str,
     dtype: Any,
     lora: LoraConfig | None = None,
+    added: Sequence[int] = (),
 ) -> dict[str, Pending]:
     """A model's tensors in the order of the name table: the folder's, or where the run trained a leaf that one, adapters merged in.
 
     Going leaf by leaf, a stacked leaf of the checkpoint is read once; a layer-by-layer order would read all of them for every layer.
     """
     tensors, pending = read_folder(folder), {}
+    deltas = {f"base/{path}": f"tokens/{side}" for side, path in TABLES.items() if f"tokens/{side}" in leaves}
     for entry in entries:
         for layer, name in enumerate(entry.names):
+            kept = np.dtype(dtype or tensors[name].dtype)
             make = partial(_tensor, entry, layer, tensors[name], leaves, prefix, lora)
-            pending[name] = Pending(tensors[name].shape, np.dtype(dtype or tensors[name].dtype), make)
+            if (delta := deltas.get(f"{prefix}/{entry.path}")) is not None:
+                make = partial(moved, make, added, leaves, delta, kept)
+            pending[name] = Pending(tensors[name].shape, kept, make)
     return pending
 
 
@@ -225,8 +247,8 @@ def _copies(folder: Path) -> dict[str, Content]:
 def _merged(run: _Run, dtype: Any, largest: int) -> dict[str, Content]:
     config = read_config(run.base)
     lora = run.lora if run.config.lora.rank else None
-    pending = _weights(backbone_entries(config), run.base, run.leaves, "base", dtype, lora)
-    return _copies(run.base) | _completed(run.base) | shards(pending, largest)
+    pending = _weights(backbone_entries(config), run.base, run.leaves, "base", dtype, lora, run.added)
+    return _copies(run.base) | _completed(run.base) | _tokenizer(run) | shards(pending, largest)
 
 
 def mended_config(base: Path) -> dict[str, Any] | None:
@@ -269,14 +291,38 @@ def _adapter(run: _Run, base_name: str) -> dict[str, Content]:
         raise ValueError(
             f"{run.folder} trained {len(trained)} leaves of its base too ({trained[0]}), which no adapter can hold: export it as merged"
         )
-    known, pending, paths = peft.adapter_leaves(read_config(run.base), run.lora), {}, []
+    config = read_config(run.base)
+    known, pending, paths = peft.adapter_leaves(config, run.lora), {}, []
     for path in run.leaves.under("lora/"):
         leaf = known[path.removeprefix("lora/")]
         paths.append(path.removeprefix("lora/"))
         for layer, name in enumerate(leaf.names):
             make = lambda path=path, layer=layer: run.leaves[path][layer]  # noqa: E731
             pending[name] = Pending(leaf.shape[1:], np.float32, make)
-    return {peft.CONFIG: as_json(peft.adapter_config(paths, run.lora, base_name)), peft.WEIGHTS: pending}
+    modules, base = {}, read_folder(run.base)
+    for side, module in peft.token_modules(config).items() if run.leaves.under("tokens/") else ():
+        modules[module] = list(run.added)
+        make = partial(replacing, base[f"{module}.weight"].rows, run.added, run.leaves, f"tokens/{side}")
+        pending[peft.rows_name(module)] = Pending(run.leaves.shape(f"tokens/{side}"), np.float32, make)
+    settings = as_json(peft.adapter_config(paths, run.lora, base_name, modules))
+    return _tokenizer(run) | {peft.CONFIG: settings, peft.WEIGHTS: pending}
+
+
+def _tokenizer(run: _Run) -> dict[str, Content]:
+    """The base's tokenizer with the added tokens in it; empty where there are none."""
+    if not run.tokens:
+        return {}
+    copied = {name: path for name, path in _copies(run.base).items() if _TOKENIZER.fullmatch(name)}
+    return copied | tokenizer_files(run.base, run.tokens)
+
+
+def _feedback(run: _Run) -> dict[str, Content]:
+    paths, leaves = run.leaves.under("feedback/"), run.leaves
+    tensors = {
+        feedback_name(path): Pending(leaves.shape(path), np.float32, partial(leaves.__getitem__, path))
+        for path in paths
+    }
+    return {FEEDBACK: tensors} if tensors else {}
 
 
 def _explain(run: _Run, text_decoder: str | Path | None, dtype: Any, largest: int) -> dict[str, Content]:
@@ -398,6 +444,7 @@ def _files(run: _Run, form: str, base_name: str, dtype: Any, largest: int) -> di
 
     def whole(form: str) -> dict[str, Content]:
         files = _merged(run, dtype, largest) if form == "merged" else _adapter(run, base_name)
+        files |= _feedback(run)
         return files | {"custom_generate/generate.py": _loop(run), FACTS: as_json(run.facts(form, base_name))}
 
     if form != "both":

@@ -152,7 +152,7 @@ def losses(
     model, scaffold = method.model, params.get("scaffold", {})
     loop_key, projector_key = (None, None) if key is None else jax.random.split(key)
     thought = thoughts(method, params, batch, max_steps, loop_key, probe)
-    base = {"params": params["base"]}
+    base = variables_of(params)
     h = model.apply(base, thought.h, method="head_input")
     task, correct = cross_entropy(
         h, model.apply(base, method="head"), batch["answer"][:, None], batch["answer_mask"][:, None] / norms["task"]

@@ -88,7 +88,9 @@ def open_feed(config: Any, split: str, regions: bool = False) -> Feed:
     """One split of the configured records; with region features where a loss needs them, or where `regions` asks for them."""
     d = config.data
     text = Prompter(config.model.text_decoder) if setup.uses(config, "text") else None
-    encoder = Encoder.from_folder(config.model.folder, d.max_pixels, system=d.system, chain_prompter=text)
+    encoder = Encoder.from_folder(
+        config.model.folder, d.max_pixels, setup.token_texts(config), system=d.system, chain_prompter=text
+    )
     features = d.features if regions or setup.uses(config, "visual") else None
     limit = d.limit if split == "train" else 0
     return Feed.open(d.records, split, encoder, features, d.buckets, d.answer, d.chain, d.workers, limit)

@@ -1,9 +1,11 @@
 """A configuration's models: which folders, which switches, which parameters. One place for training, evaluation and export.
 
-The tree is {base, lora, scaffold}. What trains is a table over its paths; trained leaves are float32 masters, the rest keeps `param_dtype`.
+The tree is {base, lora, tokens, feedback, scaffold}, each part where the run has it. What trains is a table over its paths; trained leaves
+are float32 masters, the rest keeps `param_dtype`.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,11 +20,14 @@ from vital_jax.models.decoder import Decoder
 from vital_jax.models.families import read_config, read_text_config
 from vital_jax.models.lora import init_lora
 from vital_jax.models.quantize import is_scale
+from vital_jax.models.tokens import init_tokens
+from vital_jax.pipeline.prompts import Prompter
 from vital_jax.training.partition import TRAINABLE, flatten, match, unflatten
 from vital_jax.training.sharding import ROWS, base_rows, fsdp_rows, shardings
 
-# Adapters are small and used everywhere: a copy each. The text decoder and its moments are the largest thing that trains: always sharded.
-_ROWS = (("lora/.*", PartitionSpec()), *fsdp_rows("scaffold", (ROWS, "fsdp", "data")))
+# Adapters, rows of added tokens and modules inside the loop are small and used everywhere: a copy each. The text decoder and its moments
+# are the largest thing that trains: always sharded.
+_ROWS = (("(lora|tokens|feedback)/.*", PartitionSpec()), *fsdp_rows("scaffold", (ROWS, "fsdp", "data")))
 
 
 def uses(config: Any, loss: str) -> bool:
@@ -47,6 +52,7 @@ def make_method(config: Any, roi_width: int | None) -> Vital:
         latent_state=config.method.latent_state,
         quantize=m.get("quantize", ""),
         stationary=config.mesh.base == "fsdp",
+        added=tuple(sorted(added_tokens(config))),
     )
     decoder = None
     if uses(config, "text"):
@@ -56,11 +62,28 @@ def make_method(config: Any, roi_width: int | None) -> Vital:
     return Vital(model, decoder, roi_width if uses(config, "visual") else None, **options)
 
 
+def token_texts(config: Any) -> tuple[str, ...]:
+    """The texts of the added tokens."""
+    return tuple(text for text, _ in config.model.get("tokens", ()))
+
+
+def added_tokens(config: Any) -> dict[int, int]:
+    """The row of each added token, and the row that it starts as a copy of (its own where nothing is said).
+
+    Raises: FileNotFoundError or ValueError as `Prompter`, or for a text to start from that is not one token.
+    """
+    if not (texts := token_texts(config)):
+        return {}
+    prompter = Prompter(config.model.folder, texts)
+    return {prompter.added[text]: prompter.id_of(start or text) for text, start in config.model.tokens}
+
+
 def switches(config: Any) -> dict[str, Any]:
     """What changes the meaning of the trained weights: a checkpoint made under other values is refused."""
     free = ("name", "eval_k", "fused", "scaffold", "text", "visual", "max_steps")
     kept = {name: value for name, value in config.method.items() if name not in free}
-    return {**kept, "lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
+    tokens = {"tokens": " ".join(texts)} if (texts := token_texts(config)) else {}
+    return {**kept, "lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha, **tokens}
 
 
 def abstract_params(method: Vital) -> dict[str, Any]:
@@ -69,6 +92,9 @@ def abstract_params(method: Vital) -> dict[str, Any]:
     if method.model.lora is not None:
         decoder, lora = method.model.config.decoder, method.model.lora
         tree["lora"] = jax.eval_shape(lambda key: init_lora(decoder, lora, key), jax.random.key(0))
+    if method.model.added:
+        draw = partial(init_tokens, config=method.model.config.decoder, added=method.model.added)
+        tree["tokens"] = jax.eval_shape(draw, tree["base"])
     return {name: part for name, part in tree.items() if part}
 
 
@@ -101,7 +127,8 @@ def trained(tables: Sequence[Sequence[tuple[str, str]]], tree: Mapping[str, Any]
 
 def tables(config: Any) -> list[Sequence[tuple[str, str]]]:
     """Each phase's table of what trains: its own, or the run's, without the rows of parts this run leaves out (rank 0, no scaffold)."""
-    absent = {"lora"} if not config.lora.rank else set()
+    absent = {"feedback"}  # a method that has modules inside its loop takes this out
+    absent |= {name for name, there in (("lora", config.lora.rank), ("tokens", token_texts(config))) if not there}
     if not (uses(config, "text") or uses(config, "visual")):
         absent.add("scaffold")
     chosen = [phase.table or config.table for phase in config.phases]
@@ -130,6 +157,11 @@ def load_params(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
     tree: dict[str, Any] = {"base": base}
     if "lora" in shapes:
         tree["lora"] = init_lora(method.model.config.decoder, method.model.lora, keys[0])
+    if "tokens" in shapes:
+        decoder, added = method.model.config.decoder, method.model.added
+        draw = partial(init_tokens, config=decoder, added=added, start=added_tokens(config))
+        where = {side: placed[f"tokens/{side}"] for side in shapes["tokens"]}
+        tree["tokens"] = jax.jit(draw, out_shardings=where)(base)
     if "scaffold" in shapes:
         text = None
         if method.decoder is not None:
