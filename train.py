@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 
 from vital_jax.hub.load import fingerprint
-from vital_jax.methods import vital
+from vital_jax.methods import base
 from vital_jax.run import campaign, flops, plan, program, setup
 from vital_jax.run.prepare import prepare
 from vital_jax.training import chips, distributed
@@ -47,23 +47,25 @@ def train(config):
         if not phase.steps:
             phase.steps = math.ceil(phase.epochs * len(feed.select(phase.max_steps)) / config.batch)
     total = configuration.total_steps(phases)
-    method = setup.make_method(config, feed.features and feed.features.info["width"])
+    width = feed.features and feed.features.info["width"]
+    method = setup.make_method(config, width)
+    layouts = setup.layouts_of(config, method, width, feed.encoder.prompter)
     writes = jax.process_index() == 0
     if config.dry_run:
-        plan.check_data(config, feed, preview)
+        plan.check_data(config, layouts, feed, preview)
         return print(plan.describe(config, method, feed, tables)) if writes else None
 
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     part, parts = row_share(mesh)
-    plan.check_data(config, feed, preview, parts)
-    base = fingerprint(config.model.folder)
-    plan.agree_on_data(base, feed)
+    plan.check_data(config, layouts, feed, preview, parts)
+    weights = fingerprint(config.model.folder)
+    plan.agree_on_data(weights, feed)
     workdir = Path(config.workdir)
     logs = {name: workdir / f"{name}.jsonl" for name in ("metrics", "answers")}
 
     def meta(phase, step, clock=None):
         resolved, switches = configuration.resolved(config), setup.switches(config)
-        return make_meta(resolved, base, config.method.name, switches, phase, step, clock)
+        return make_meta(resolved, weights, config.method.name, switches, phase, step, clock)
 
     rotation = {name: value for name, value in config.checkpoint.items() if name != "every"}
     with (
@@ -102,11 +104,11 @@ def train(config):
 
         counted = checkpoints.read_meta().get(CLOCK) if step else None
         clock, line = Clock(counted, peak=chips.peak_of(jax.local_devices())), ProgressLine(total)
-        exact = {}
+        exact, shown = {}, ("loss", *method.losses, "answer_accuracy", "grad_norm")
         while step < total:
             index, start = configuration.phase_at(phases, step)
             phase, optimizer = phases[index], program.optimizer_of(config, phases[index])
-            weights, K = program.weights_of(phase), phase.latent_steps
+            layout, seen = layouts[index], setup.phases_of(config)[index]
             if start == 0 and index:
                 trainable, frozen = split(merge(state["trainable"], frozen), tables[index])
                 same = jax.tree.structure(trainable) == jax.tree.structure(state["trainable"])
@@ -116,13 +118,18 @@ def train(config):
                     if same
                     else init_state(trainable, optimizer, step)
                 )
-            train_step = program.train_step(config, method, phase, state)
-            diagnose = jax.jit(lambda p, b, k=K, w=weights: vital.diagnose(method, p, b, k, w))
-            arithmetic = flops.Arithmetic(method, tables[index])
+            train_step = program.train_step(config, method, index, layout, state)
+            diagnose = jax.jit(lambda p, b, seen=seen, suffix=layout.suffix: base.diagnose(method, p, b, seen, suffix))
+            arithmetic, scaffold = flops.Arithmetic(method, tables[index]), method.parts(config.method, [seen])
             batches = feed.phase(
-                phase.max_steps, K, config.method.train_k, config.batch, phase.steps, config.seed + index, start,
-                part, parts,
-            )  # fmt: skip
+                layout,
+                phase.max_steps,
+                batch=config.batch,
+                steps=phase.steps,
+                seed=config.seed + index,
+                start=start,
+                part=(part, parts),
+            )
             records, shapes = {}, set()
             for _, batch in batches:
                 if batch["tokens"].shape not in shapes:
@@ -134,9 +141,9 @@ def train(config):
                 placed = place_batch(micro, mesh, micro_batches=True)
                 state, report = train_step(state, frozen, placed)
                 step += 1
-                needed = arithmetic(flops.work_of(batch, K, method.model.config.vision.merge), weights)
+                needed = arithmetic(flops.work_of(batch, layout.suffix, method.model.config.vision.merge), scaffold)
                 clock.tick(config.batch, needed * parts / jax.process_count())
-                if config.log.diagnose and step % config.log.diagnose == 0 and K:
+                if config.log.diagnose and step % config.log.diagnose == 0:
                     with clock.pause(report):
                         first = {name: x[0] for name, x in placed.items()}
                         report |= diagnose(merge(state["trainable"], frozen), first)
@@ -144,7 +151,9 @@ def train(config):
                 plan.stop_if_not_finite(metrics.last, records, feed)
                 if writes and metrics.last and metrics.last["step"] % config.log.every == 0:
                     line.update(
-                        metrics.last["step"], {k: metrics.last.get(k) for k in plan.SHOWN if k in metrics.last}, clock
+                        metrics.last["step"],
+                        {name: metrics.last[name] for name in shown if name in metrics.last},
+                        clock,
                     )
                 ends = step == total or step == configuration.phase_start(phases, index + 1)
                 if config.eval.answers and (ends or step % config.eval.every == 0):

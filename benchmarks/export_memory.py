@@ -80,10 +80,11 @@ def write_run(folder: Path, base: Path, train_base: bool) -> None:
 def measure(run: str, out: str, form: str, shard: str) -> None:
     """Exports in this process and prints what it took."""
     from vital_jax.hub.export import export
+    from vital_jax.run.open import open_run
 
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # noqa: E731
     before, start = peak(), time.perf_counter()
-    export(run, out, form, shard=int(shard), overwrite=True, say=lambda line: None)
+    export(open_run(run), out, form=form, shard=int(shard), overwrite=True, say=lambda line: None)
     size = sum(path.stat().st_size for path in Path(out).rglob("*.safetensors")) / 2**30
     took = time.perf_counter() - start
     print(

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from loop_model import device
-from ml_collections import ConfigDict
 
 from vital_jax import api
 from vital_jax.evaluate.evidence import BATCH, closed, judged
@@ -25,7 +24,6 @@ from vital_jax.methods import vital
 from vital_jax.models.quantize import quantize
 from vital_jax.run import plan
 from vital_jax.statistics import wilson
-from vital_jax.training.checkpoint import Checkpoints
 
 BASES = {
     "float32": {"param_dtype": jnp.float32},
@@ -72,9 +70,7 @@ def main() -> None:
         print(f"| {out} x {width} | {errors['int8']:.2%} | {errors['bfloat16']:.2%} |")
 
     model = api.load(options.run)
-    with Checkpoints(options.run / "checkpoints", read_only=True) as checkpoints:
-        config = ConfigDict(checkpoints.read_meta()["config"])
-    config.phases = tuple(ConfigDict(phase) for phase in config.phases)
+    config = model.run.config
     feed = plan.open_feed(config, config.eval.evidence)
     numbers = closed(feed)[: options.limit or None]
     K, eval_k, method = model.max_steps, config.method.eval_k, model.method
@@ -86,7 +82,7 @@ def main() -> None:
         f"\n| base | exact of {len(numbers)} | 95 % interval | answers that differ | task loss |\n|---|---|---|---|---|"
     )
     for name, options_ in BASES.items():
-        params = {"base": load_backbone(config.model.folder, **options_)[1], **adapters}
+        params = {"base": load_backbone(model.run.base, **options_)[1], **adapters}
         replies = ask(method, params, feed, numbers, K, eval_k, BATCH)
         exact = sum(row["exact"] for row in judged(feed, numbers, replies))
         texts = [reply.text for reply in replies]

@@ -9,7 +9,7 @@ of them as Hugging Face folders. The images are other ones than any experiment d
 
 from ml_collections import ConfigDict
 
-from configs import vital
+from configs import direct, vital
 
 SEED = 1000
 
@@ -31,6 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # The tower is shown regions first: from random weights, captions alone hardly teach it to see (pretrain/tower.py).
     config.model.tiny = ConfigDict(dict(seed=0, width=128, layers=4, tower=dict(images=8000, steps=600, seed=SEED)))
     config.lora.rank = 0
+    config.method = ConfigDict(direct.METHOD)
     config.table = (("base/.*", "trainable"), ("lora/.*", "trainable"), ("scaffold/.*", "trainable"))
     config.optim.learning_rate = 1.5e-3
     config.data.update(
@@ -47,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(source="captions", path="", count=16_000, seed=SEED, questions=2, form="", val=0.01, test=0.0)
     )
     config.batch = 32
-    config.phases = (vital.phase("captions", 0, 0, steps=3000),)
+    config.phases = (vital.phase("captions", 0, 0, losses=(), steps=3000),)
     config.log.update(every=20, diagnose=0)
     config.eval.update(every=500, answers=4)
     config.checkpoint.every = 500

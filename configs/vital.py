@@ -28,17 +28,21 @@ BASES = {
 }
 
 
-def phase(name: str, max_steps: int, epochs: float, **changes) -> ConfigDict:
+def phase(
+    name: str, max_steps: int, epochs: float, losses: tuple[str, ...] = ("text", "visual"), **changes
+) -> ConfigDict:
     """One phase of the curriculum, as data: which records (by their latent steps), how long, which losses, what trains."""
     return ConfigDict(
         dict(
             name=name,
             max_steps=max_steps,  # records with at most this many steps; 0 takes all of them
             latent_steps=config_dict.placeholder(int),  # K; empty takes max_steps, at most method.max_steps
+            stage=0,  # of methods that are taught in stages
             epochs=float(epochs),
             steps=0,  # optimizer steps; 0 takes them from epochs
-            text=config_dict.placeholder(float),  # lambda_1 and lambda_2; empty takes the method's
-            visual=config_dict.placeholder(float),
+            weights=dict.fromkeys(
+                losses, config_dict.placeholder(float)
+            ),  # of the method's losses; empty takes the method's own
             reset_optimizer=True,  # Coconut's habit; the paper is silent
             table=(),  # what trains in this phase; empty takes the run's
         )
@@ -67,7 +71,6 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
                 quantize="",  # int8: keep the frozen base's decoder so, for small cards; see configs/one_gpu.py
                 remat="full",
                 attention="auto",
-                tokens=(),  # (text, text to start from, or "") of tokens that a method adds, on spare rows of the vocabulary
                 tiny=config_dict.placeholder(ConfigDict),  # settings of small random models to write there instead
             ),
             lora=dict(rank=64, alpha=128.0, dropout=0.05),
@@ -117,6 +120,7 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
                 buckets=((384, 1024), (640, 2048), (1152, 4096)),  # (S, P), ascending
                 answer=64,
                 chain=96,
+                written=192,  # tokens of a whole chain, where a method writes it out
                 system=config_dict.placeholder(str),
                 workers=4,
             ),

@@ -65,8 +65,7 @@ def subjects(work: Path, run: Path | None):
     """(name, run's folder, base, model, parameters, case) of everything to be exported."""
     if run is not None:
         loaded = vital_jax.load(run)
-        with export._open(run, None) as opened:
-            base, pixels = opened.base, opened.config.data.max_pixels
+        base, pixels = loaded.run.base, loaded.run.config.data.max_pixels
         yield run.name, run, base, loaded.method.model, loaded.params, questions(base, pixels)
         return
     for name in ("gqa4_untied", "gqa2_tied"):
@@ -114,7 +113,7 @@ def main() -> int:
                 base = shutil.copytree(base, work / f"base_{name}", dirs_exist_ok=True)
                 (base / "config.json").write_text(json.dumps(mended))
             quiet = dict(explain=False, overwrite=True, say=lambda line: None)
-            out = export.export(run, work / f"out_{name}", "both", dtype="float32", **quiet)
+            out = trained.export_run(run, work / f"out_{name}", "both", dtype="float32", **quiet)
             np.savez(work / "case.npz", **case)
             ours = trained.answers(model, variables_of(params), case, exported.TOKENS, exported.STEPS)
             for python in arguments.python or [sys.executable]:

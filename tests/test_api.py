@@ -27,7 +27,8 @@ from vital_jax.pipeline.families import rope_index
 from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.records import Record, RecordSource, write_records
 from vital_jax.run import setup
-from vital_jax.training.checkpoint import Checkpoints, make_meta
+from vital_jax.run.open import open_run
+from vital_jax.training.checkpoint import OTHER_PHASES, Checkpoints, make_meta
 from vital_jax.training.config import resolved
 from vital_jax.training.optimizer import make_optimizer
 from vital_jax.training.partition import flatten, merge, split, unflatten
@@ -86,7 +87,10 @@ def write_run(work):
     with Checkpoints(work / "run" / "checkpoints") as checkpoints:
         for index, step in enumerate((1, 2)):
             trainable, frozen = split(params, tables[index])
-            state = {**init_state(trainable, make_optimizer(1e-3, 2)), "held": setup.held(frozen, ever)}
+            state = {
+                **init_state(trainable, make_optimizer(1e-3, 2)),
+                OTHER_PHASES: setup.of_other_phases(frozen, ever),
+            }
             checkpoints.save(step, state, make_meta(
                 resolved(config), fingerprint(config.model.folder), "vital", setup.switches(config), index, step
             ))  # fmt: skip
@@ -225,7 +229,7 @@ def test_steps_are_what_the_text_decoder_reads(run, work, both, monkeypatch):
 
 
 def test_an_export_answers_and_reads_its_steps_as_the_run_does(run, work, both, tmp_path):
-    export(work / "run", tmp_path / "out", dtype="float32")
+    export(open_run(work / "run"), tmp_path / "out", dtype="float32")
     found = vital_jax.load(tmp_path / "out", steps=True)
     answers = found.answer([png(size, i) for i, size in enumerate(SIZES)], list(QUESTIONS))
     assert [answer.tokens for answer in answers] == [answer.tokens for answer in both]
@@ -296,7 +300,7 @@ def elsewhere(run, work, tmp_path):
 def test_a_base_that_moved_is_named_and_can_be_given(elsewhere):
     with pytest.raises(FileNotFoundError, match=r"config\.model\.folder=.*base.*--base FOLDER"):
         vital_jax.load(elsewhere / "run")
-    with pytest.raises(FileNotFoundError, match="base: no folder"):
+    with pytest.raises(FileNotFoundError, match=r"base \(--base\): no folder"):
         vital_jax.load(elsewhere / "run", base=elsewhere / "nowhere")
     assert vital_jax.load(elsewhere / "run", base=elsewhere / "moved" / "base").max_steps == 2
 
@@ -305,7 +309,7 @@ def test_another_base_and_an_absent_text_decoder_are_refused(run, work, tmp_path
     tiny.write_backbone(tmp_path / "other", QUESTIONS, seed=5, width=64, layers=2, vocab=300)
     with pytest.raises(ValueError, match=r"trained on another base: it records the fingerprint \w+, .*other has \w+"):
         vital_jax.load(work / "run", base=tmp_path / "other")
-    with pytest.raises(FileNotFoundError, match="text_decoder: no folder"):
+    with pytest.raises(FileNotFoundError, match=r"text_decoder \(--text-decoder\): no folder"):
         vital_jax.load(work / "run", text_decoder=tmp_path / "nowhere", steps=True)
 
 

@@ -25,7 +25,8 @@ FLOORS = {
 }
 FLOOR_OF = {"": 0} | {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 TOP = 8  # its files are the doors of one storey and may use each other
-# A loader worker never initialises a device, and torch is the tests' oracle.
+# A loader worker never initialises a device, and scoring needs none; torch is the tests' oracle.
+HOST = ("pipeline", "scoring")
 DEVICE = ("jax", "jaxlib", "flax", "optax", "orbax", "torch")
 ORACLES = ("torch", "torchvision", "peft")
 # Programs of their own: what we are compared with, and what goes out to run without us.
@@ -107,8 +108,8 @@ def complaints(path: str, text: str) -> list[str]:
             found.append(f"{where}: {top} outside {', '.join(APART)} and the tests")
         if room is None or room not in FLOOR_OF:
             continue
-        if room == "pipeline" and top in DEVICE:
-            found.append(f"{where}: pipeline imports {top}")
+        if room in HOST and top in DEVICE:
+            found.append(f"{where}: {room} imports {top}")
         other = room_of(name)
         if top != PACKAGE or other == room:
             continue
@@ -162,6 +163,7 @@ GOOD = '"""A file."""\n'
         ("latent/x.py", "import importlib\nimportlib.import_module('vital_jax.api')", "imports api"),
         ("pipeline/x.py", "import numpy, jax.numpy as jnp", "pipeline imports jax"),
         ("pipeline/x.py", "from flax import linen", "pipeline imports flax"),
+        ("scoring/x.py", "def f():\n    import jax", r":3: scoring imports jax"),
         ("hub/parity.py", "def f():\n    import torch.nn", "torch outside vital_jax/hub/reference.py"),
         ("methods/x.py", "from peft import LoraConfig", "peft outside"),
         ("cellar/x.py", "import numpy", "'cellar' stands on no floor"),

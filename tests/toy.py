@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vital_jax.methods.base import Budgets, Phase
 from vital_jax.methods.vital import Vital
 from vital_jax.models.backbone import Backbone, abstract_backbone
 from vital_jax.models.config import BackboneConfig, DecoderConfig, LoraConfig, VisionConfig
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.lora import init_lora
+from vital_jax.pipeline.segments import Suffix
 from vital_jax.training.partition import flatten, unflatten
 
 VOCAB, WIDTH, ROI = 61, 32, 12
@@ -47,9 +49,22 @@ def method(**options) -> Vital:
 
 def params(vital: Vital, lora: bool = True) -> dict:
     """Base, lora and scaffold, every leaf away from its neutral start."""
-    tree = {"base": abstract_backbone(vital.model), "scaffold": vital.abstract_scaffold()}
+    tree = {"base": abstract_backbone(vital.model), **vital.abstract()}
     adapters = {"lora": jax.eval_shape(lambda key: init_lora(DECODER, LORA, key), jax.random.key(0))} if lora else {}
     return draw({**tree, **adapters})
+
+
+WEIGHTS = {"text": 1.0, "visual": 0.1}
+
+
+def phase(K: int = 4, **weights) -> Phase:
+    """A phase with K latent steps."""
+    return Phase(K, K, weights=tuple((WEIGHTS | weights).items()))
+
+
+def suffix(vital: Vital, K: int = 4, T: int = 5) -> Suffix:
+    """The columns of `batch` in a phase with K latent steps."""
+    return vital.layout(phase(K), Budgets(T, 6, roi=ROI)).suffix
 
 
 def batch(
@@ -95,6 +110,3 @@ def batch(
 def row(batch: dict, i: int) -> dict:
     """One row of a batch, alone."""
     return {name: value[i : i + 1] for name, value in batch.items()}
-
-
-WEIGHTS = {"text": 1.0, "visual": 0.1}

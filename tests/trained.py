@@ -14,12 +14,14 @@ import toy
 
 from configs import vital as recipe
 from vital_jax.hub import parity
+from vital_jax.hub.export import export
 from vital_jax.hub.load import fingerprint, load_backbone
 from vital_jax.latent.sample import Decoding, respond
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.lora import init_lora
 from vital_jax.run import setup
+from vital_jax.run.open import open_run
 from vital_jax.training.checkpoint import Checkpoints, make_meta
 from vital_jax.training.config import resolved
 from vital_jax.training.partition import flatten, unflatten
@@ -68,19 +70,18 @@ def write_run(
     latent_state: str = "post_norm",
     projector: str = "residual_mlp_ln",
     records: Path | str = "nowhere",
-    tokens: tuple[tuple[str, str], ...] = (),
-    feedback: dict[str, Any] | None = None,
+    **data: Any,
 ) -> Run:
-    """Writes a run of K = 4 on `base`, with a scaffold where a text decoder is given; `trained_base` are leaves of the base it moved.
+    """Writes a run of K = 4 on `base`, with a scaffold where a text decoder is given.
 
-    `tokens` are the rows of config.model.tokens, `feedback` a tree of modules inside the loop.
+    Args: trained_base: leaves of the base that it moved. data: more of `config.data`.
     """
     config = recipe.get_config()
     config.workdir = str(folder)
-    config.model.update(folder=str(base), text_decoder=str(text), dtype="float32", param_dtype="float32", tokens=tokens)
+    config.model.update(folder=str(base), text_decoder=str(text), dtype="float32", param_dtype="float32")
     config.lora.update(rank=rank, alpha=2.0 * rank, dropout=0.05)
     config.method.update(latent_state=latent_state, projector=projector)
-    config.data.update(records=str(records), max_pixels=128 * 128, buckets=((96, 64),), answer=10, chain=8)
+    config.data.update(records=str(records), max_pixels=128 * 128, buckets=((96, 64),), answer=10, chain=8, **data)
     losses = dict(text=1.0, visual=0.1) if text else dict(text=0.0, visual=0.0)
     config.phases = tuple(recipe.phase(f"{k} steps", k, 0, steps=1, latent_steps=k, **losses) for k in (1, 4))
     method = setup.make_method(config, ROI if text else None)
@@ -94,18 +95,18 @@ def write_run(
         tree["lora"] = toy.draw(jax.eval_shape(lambda key: init_lora(decoder, lora, key), jax.random.key(0)), 1)
     if text:
         tree["scaffold"] = toy.draw(method.abstract_scaffold(), 2)
-    if tokens:
-        shapes = setup.abstract_params(method)["tokens"]
-        tree["tokens"] = {side: 3 * x for side, x in toy.draw(shapes, 3).items()}
-    if feedback:
-        tree["feedback"] = feedback
-    kept = ("lora/", "tokens/", "feedback/", "scaffold/", *(f"base/{path}" for path in trained_base))
+    kept = ("lora/", "scaffold/", *(f"base/{path}" for path in trained_base))
     state = {"trainable": unflatten({p: x for p, x in flatten(tree).items() if p.startswith(kept)})}
     meta = make_meta(resolved(config), fingerprint(base), "vital", setup.switches(config), 1, 2)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(2, state, meta)
         checkpoints.wait()
     return Run(folder, method, tree, config)
+
+
+def export_run(folder, out, form="merged", base=None, text_decoder=None, **options) -> Path:
+    """`export` of a run's folder, as `vital export` does it."""
+    return export(open_run(folder, base=base, text_decoder=text_decoder), out, form=form, **options)
 
 
 def make_case(config, seed: int = 0) -> dict[str, np.ndarray]:

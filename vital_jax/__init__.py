@@ -15,7 +15,7 @@ This is research software, not a medical device.
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The doors: names that live on the top floor. Resolved when asked for, so that the ground floor imports nothing and no device is touched.
 _DOORS = {"load": "vital_jax.api"}

@@ -8,7 +8,7 @@ Everything lies on the first device. Research output, not a medical device.
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,28 +16,24 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from vital_jax.explain import windows
 from vital_jax.explain.case import Case
 from vital_jax.hub.exported import is_exported, open_exported
-from vital_jax.hub.load import fingerprint, load_backbone
+from vital_jax.hub.load import load_backbone
 from vital_jax.latent.engine import Engine, Question, Request, in_order
 from vital_jax.latent.loop import KEPT, variables_of
 from vital_jax.latent.read import decode_steps
-from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.methods.vital import Vital
 from vital_jax.models.backbone import Backbone
-from vital_jax.models.config import read_json
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.families import read_config, read_text_config
 from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.families import TITLES
 from vital_jax.pipeline.images import MAX_PIXELS, decode
 from vital_jax.pipeline.prompts import Prompter
-from vital_jax.run import setup
-from vital_jax.training.checkpoint import Checkpoints, check_compatible
+from vital_jax.run.open import TEXT, VISUAL, Run, open_run
 
 ImageLike = str | Path | bytes | Image.Image
 ImagesOfOne = ImageLike | Sequence[ImageLike]
@@ -126,6 +122,7 @@ class Model:
       max_steps: the largest K it was trained with, and K where none is asked.
       buckets: (S, P) budgets that training used. answer_tokens: T where none is asked.
       reader: see `load(steps=True)`. viewer: the visual window, see `load(explain=True)`.
+      run: the training run that it is of; None for an export, an adapter and a base.
     """
 
     method: Vital
@@ -136,6 +133,7 @@ class Model:
     answer_tokens: int = _PLAIN_ANSWER
     reader: _Reader | None = None
     viewer: windows.Viewer | None = None
+    run: Run | None = None
 
     @functools.cached_property
     def params(self) -> dict[str, Any]:
@@ -315,7 +313,9 @@ def load(
             f"{folder}: no such folder; give a training run's folder or a Hugging Face one ({TITLES})"
         )
     if (folder / "checkpoints").is_dir():
-        return _load_run(folder, base, text_decoder, steps, explain, encoder)
+        return _load_run(
+            open_run(folder, base=base, text_decoder=text_decoder, encoder=encoder), steps=steps, explain=explain
+        )
     if explain or encoder:
         raise NoScaffoldError(
             f"{folder} is no training run's folder: the scaffold that explains is in the run's checkpoints"
@@ -361,116 +361,32 @@ def _load_exported(folder: Path, base: str | Path | None, text_decoder: str | Pa
     )
 
 
-def _load_run(
-    folder: Path, base: str | Path | None, text_decoder: str | Path | None, steps: bool, explain: bool, encoder: str | Path | None
-) -> Model:  # fmt: skip
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        meta = checkpoints.read_meta()
-        saved = checkpoints.parameters(meta["step"])
-    check_compatible(meta, meta)  # a record that lacks something, or of a newer format
-    config, width = ConfigDict(meta["config"]), None
-    reads = any(path.startswith("scaffold/text_decoder/") for path in saved)
+def _load_run(run: Run, steps: bool, explain: bool) -> Model:
+    reads = set(TEXT) <= run.parts
     if explain:
-        steps, projector = reads, saved.get("scaffold/visual_projector/w2/kernel")
-        width = None if projector is None else int(projector.shape[0])
-        if not (steps or width):
+        steps = reads
+        if not (reads or run.roi_width):
             raise NoScaffoldError(
-                f"{folder}: its checkpoint holds no scaffold, neither text decoder nor visual projector (it was trained without latent "
+                f"{run.folder}: its checkpoint holds no scaffold, neither text decoder nor visual projector (it was trained without latent "
                 "steps, or without their losses), so there is nothing to explain; explain a run with method.text or method.visual"
             )
     if steps and not reads:
         raise ValueError(
-            f"{folder}: the checkpoint holds no text decoder, so its latent steps cannot be read; ask without steps"
+            f"{run.folder}: the checkpoint holds no text decoder, so its latent steps cannot be read; ask without steps"
         )
-    config.model.folder = str(_there(folder, config, "folder", base, "base", "--base"))
-    if (found := fingerprint(config.model.folder)) != meta["base_fingerprint"]:
-        raise ValueError(
-            f"{folder} was trained on another base: it records the fingerprint {meta['base_fingerprint']}, "
-            f"{config.model.folder} has {found}; name the folder it was trained on as base (--base)"
-        )
-    if steps:
-        where = _there(folder, config, "text_decoder", text_decoder, "text_decoder", "--text-decoder")
-        config.model.text_decoder = str(where)
-    try:
-        viewer = _viewer(folder, config, width, encoder) if width else None
-        return _build(folder, config, meta, steps, viewer)
-    except (AttributeError, KeyError) as error:  # a key that this package reads and that one did not write
-        raise ValueError(
-            f"{folder}: another version of vital_jax wrote its checkpoint ({error}); use that one"
-        ) from error
-
-
-def _viewer(folder: Path, config: ConfigDict, width: int, encoder: str | Path | None) -> windows.Viewer:
-    """The visual window; its encoder is compared with the run's region features, where those are still to be seen."""
-    data, method = config.data, config.method
-    path = _there(folder, config, "encoder", encoder, "encoder", "--encoder", "data")
-    visual = VisualProjector(width, method.projector, method.output_norm, method.projector_dropout)
-    viewer = windows.Viewer(visual, path, data.hook, data.max_pixels)
-    for info in sorted((Path(data.records) / data.features).glob("*/info.json")) if data.features else ():
-        if (held := read_json(info.parent, info.name)["fingerprint"]) != viewer.fingerprint:
-            raise ValueError(
-                f"{folder} was trained on region features of encoder {held}, {path} is {viewer.fingerprint}; name the folder of that "
-                "encoder as encoder (--encoder)"
-            )
-    return viewer
-
-
-def _build(
-    folder: Path, config: ConfigDict, meta: Mapping[str, Any], steps: bool, viewer: windows.Viewer | None
-) -> Model:
-    # Only the phases trained so far: a run stopped in its first phase has not learned the steps of its last.
-    phases = [ConfigDict(phase) for phase in config.phases][: meta["phase"] + 1]
-    for phase in phases:
-        # A part of the scaffold whose loss has no weight is not built; the projector is applied by `explain.windows`.
-        phase.update(text=float(steps), visual=0.0)
-    config.phases = phases
-    # How training computes is not how one device answers.
-    config.model.update(remat="none", attention="auto")
-    data = config.data
+    viewer, data = None, run.config.data
+    if explain and run.roi_width:
+        # The projector is applied beside the model (`explain.windows`), never in the program that answers.
+        viewer = windows.Viewer(run.method(["visual_projector"]).visual, run.region_encoder, data.hook, data.max_pixels)
+    parts = ("base", *KEPT, *(TEXT if steps else ()), *(VISUAL if viewer else ()))
     return Model(
-        setup.make_method(config, None),
-        Encoder.from_folder(config.model.folder, data.max_pixels, setup.token_texts(config), system=data.system),
-        functools.partial(_read_run, folder, config, meta["step"], _parts(steps, viewer is not None)),
-        max(phase.latent_steps for phase in phases),
+        run.method(["text_decoder"] if steps else ()),
+        run.encoder,
+        functools.partial(run.read_params, parts),
+        run.latent_steps,
         tuple(map(tuple, data.buckets)),
         data.answer,
-        _Reader(Prompter(config.model.text_decoder), data.chain) if steps else None,
+        _Reader(Prompter(run.text_decoder), data.chain) if steps else None,
         viewer,
+        run,
     )
-
-
-def _parts(steps: bool, viewer: bool) -> tuple[str, ...]:
-    """Which trained leaves are read: the model's, and of the scaffold what is asked for."""
-    text = ("scaffold/pj_in/", "scaffold/text_decoder/") if steps else ()
-    return ("base/", *(f"{name}/" for name in KEPT), *text, *(("scaffold/visual_projector/",) if viewer else ()))
-
-
-def _there(
-    folder: Path,
-    config: ConfigDict,
-    key: str,
-    given: str | Path | None,
-    argument: str,
-    option: str,
-    part: str = "model",
-) -> Path:
-    """A folder the run names, or the one given in its place."""
-    path = Path(given or config[part][key])
-    if path.is_dir():
-        return path
-    if given:
-        raise FileNotFoundError(f"{argument}: no folder {path}")
-    raise FileNotFoundError(
-        f"{folder} needs config.{part}.{key}={str(path)!r}, which is not there from {Path.cwd()}: "
-        f"go where the run was started, or name the folder as {argument} ({option} FOLDER)"
-    )
-
-
-def _read_run(folder: Path, config: ConfigDict, step: int, wanted: tuple[str, ...]) -> dict[str, Any]:
-    """{base, lora?, scaffold?}: the base as frozen, with what the run trained put in, in the precision it was trained in."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        trained = checkpoints.read_parameters(wanted, device, step)
-    kept = config.model.get("quantize", "")
-    _, base = load_backbone(config.model.folder, None, config.model.param_dtype, quantize=kept)
-    return setup.overlay({"base": base}, trained)

@@ -98,12 +98,14 @@ def test_the_runs_own_records_are_looked_for_where_it_was_started(work):
     parser = argparse.ArgumentParser()
     evaluate_audit.register(parser.add_subparsers(dest="part", required=True))
     found = parser.parse_args(["audit", "--model", str(work / "run"), "--out", str(work / "other")])
-    with pytest.raises(FileNotFoundError, match=r"was trained on data/vital_61k, which is not there .* \(--data\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"config\.data\.records=.data/vital_61k., which is neither there .* \(--data FOLDER\)"
+    ):
         found.run(found)
 
 
 def test_a_file_is_no_folder_and_a_base_is_no_run(work, audited):
     with pytest.raises(FileExistsError, match=r"audit\.md: is a file"):
         vital(work, out="out/audit.md")
-    with pytest.raises(ValueError, match="base is a base model: the audit is of a training run's folder"):
+    with pytest.raises(ValueError, match="base is no training run's folder: the audit is of a run"):
         vital(work, "--model", work / "base", out="other")

@@ -99,7 +99,7 @@ def test_records_without_masks_are_explained_without_numbers(work, tmp_path, cap
             "bare: its checkpoint holds no scaffold, neither text decoder nor",
         ),
         (["--data", "WORK/records"], {"model": "base"}, "base is no training run's folder"),
-        (["--data", "WORK/records"], {"encoder": "nowhere"}, "encoder: no folder"),
+        (["--data", "WORK/records"], {"encoder": "nowhere"}, r"encoder \(--encoder\): no folder"),
         (
             ["--data", "WORK/records"],
             {"encoder": None},

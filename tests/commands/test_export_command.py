@@ -179,10 +179,10 @@ def test_a_push_goes_to_a_private_repository_when_told(out, hub, capsys):
         ([], "--checkpoint RUN is missing"),
         (["--yes"], "--yes is for --push"),
         (["--dtype", "int8"], "--dtype int8: bfloat16 or float32"),
-        (["--checkpoint", "nowhere"], "nowhere holds no checkpoints"),
+        (["--checkpoint", "nowhere"], "nowhere: no such folder"),
         (["--checkpoint", "RUN", "--scores", "nowhere"], r"--scores nowhere: no table\.csv"),
         (["--checkpoint", "RUN", "--format", "gguf"], "no form 'gguf'"),
-        (["--checkpoint", "RUN", "--base", "nowhere"], "--base: no folder nowhere"),
+        (["--checkpoint", "RUN", "--base", "nowhere"], r"base \(--base\): no folder nowhere"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(work, tmp_path, words, message):

@@ -1,6 +1,7 @@
 """Folders of masks: areas as the manifests state them, true targets, refusal of every kind of bad line."""
 
 import json
+import unicodedata
 from io import BytesIO
 
 import numpy as np
@@ -363,3 +364,14 @@ def test_orientation_of_the_image_turns_the_mask(folder):
     sample = next(iter(MaskFolder(write(rows[:1]))))
     assert sample.region.shape == (50, 40)
     np.testing.assert_array_equal(sample.region, np.asarray(sample.picture)[..., 0] == 200)
+
+
+def test_names_in_either_form_of_unicode_and_cells_without_a_number(folder):
+    root, rows, write = folder
+    name = unicodedata.normalize("NFD", "Bärbel")
+    (root / "images/one.png").rename(root / f"images/{name}.png")
+    write([rows[0] | {"image": "images/Bärbel.png", "group": float("nan"), "licence": float("nan")}])
+    unit, *_ = MaskFolder(root).units()
+    assert unit.files[0] == f"images/{name}.png" and (root / unit.files[0]).is_file()
+    sample = next(iter(MaskFolder(root)))
+    assert (sample.group, sample.licence) == ("set/one", "")

@@ -1,6 +1,7 @@
 """Questions without masks: VQA-RAD as distributed against its own table, our own form, mistakes one line each."""
 
 import json
+import unicodedata
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -139,6 +140,13 @@ BAD_ROWS = [
     (ask(options="['a', 'b']"), "bad-line", "options must be a list"),
     (ask(options=["yes", "maybe"]), "bad-line", r"answer 'no' \(gold ''\) is none of the 2 options"),
     (ask(options=["yes", "no"], gold="C"), "bad-line", "gold 'C'"),
+    (ask(options=["yes", None, "no"]), "bad-line", "option B is missing"),
+    (ask(options={"A": "yes", "C": "no"}), "bad-line", "options have the letters A, C"),
+    (ask(options=["<image 1>", "no"]), "bad-line", "'<image 1>' is an image"),
+    (ask(question="<image>"), "bad-line", "nothing but '<image>'"),
+    (ask(answer=float("nan")), "bad-line", "answer missing; the row has image, question"),
+    (ask(question=float("inf")), "bad-line", "question missing"),
+    (ask(image=float("nan")), "bad-line", "image missing"),
     (ask(modality=3), None, ""),
     (ask(id="a"), "duplicate-id", "id 'a' comes twice"),
 ]
@@ -156,6 +164,31 @@ def test_a_bad_line_costs_only_itself(root, row, code, reason):
     assert (found, where) == (code, "questions.jsonl:2")
     with pytest.raises(ValueError, match=reason):
         raise ValueError(told)
+
+
+def test_missing_cells_are_absent_whatever_the_field(root):
+    odd = float("nan")
+    write(root, ask(options=["yes", "no", odd], group=odd, modality=odd, id=odd, licence=-float("inf"), split="nan"))
+    (record,), rejected = read_all(Vqa(root))
+    assert rejected == [] and (record.id, record.options) == ("quiz/:1", ("yes", "no"))
+    assert record.metadata == {"source": "quiz", "group": "quiz/images/0.png"}
+
+
+def test_a_csv_of_european_excel_with_capitals(root):
+    (root / "questions.csv").write_text("ID;Image;Question;Answer\n7;images/0.png;<image> Is it?;yes\n")
+    assert Vqa.claims(root)
+    (record,), rejected = read_all(Vqa(root))
+    assert rejected == [] and (record.id, record.question, record.answer) == ("quiz/7", "Is it?", "yes")
+
+
+def test_names_in_both_forms_of_unicode_are_one_patient_and_one_file(root):
+    composed, apart = (unicodedata.normalize(form, "Jérôme") for form in ("NFC", "NFD"))
+    (root / "images/0.png").rename(root / f"images/{apart}.png")
+    write(root, *(ask(image=f"{name}.png", group=name, id=form) for form, name in (("a", composed), ("b", apart))))
+    (unit,) = Vqa(root).units()
+    assert unit.files == (f"images/{apart}.png",) and (root / unit.files[0]).is_file()
+    records, rejected = read_all(Vqa(root))
+    assert rejected == [] and {record.metadata["group"] for record in records} == {f"quiz/{composed}"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vital_jax.evaluate.items import Item, letter, read_picture
+from vital_jax.evaluate.items import Item, read_picture
+from vital_jax.scoring.choice import letter
 
 
 def png(value: int = 7, size: tuple[int, int] = (3, 2)) -> bytes:

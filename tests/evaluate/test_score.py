@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from vital_jax.evaluate.score import Score, judge, kind, majority, normalise, table
+from vital_jax.evaluate.score import Score, judge, kind, majority, table
 from vital_jax.pipeline.records import Record
+from vital_jax.scoring.text import normalise
 
 
 def record(number, answer, ask="side", question_type="location", **changes):

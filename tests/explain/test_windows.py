@@ -139,7 +139,7 @@ def test_mistakes_are_named(model, made, spied, tmp_path):
         model.explain(b"words", question)
     with pytest.raises(api.RequestError, match="explain=True"):
         vital_jax.load(made.folder / "run").explain(image, question)
-    with pytest.raises(FileNotFoundError, match=r"encoder: no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"encoder \(--encoder\): no folder .*nowhere"):
         vital_jax.load(made.folder / "run", explain=True, encoder=made.folder / "nowhere")
     tiny.write_siglip(tmp_path / "wide", width=20, layers=1, image=looked.SIDE)
     wide = vital_jax.load(made.folder / "run", explain=True, encoder=tmp_path / "wide")

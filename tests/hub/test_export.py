@@ -5,6 +5,7 @@ The bases are tiny checkpoints made by transformers with every parameter redrawn
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,14 @@ import pytest
 import tiny
 import trained
 from huggingface_hub import ModelCard
+from trained import export_run as write
 
 from vital_jax.hub import card, export, exported, peft, writing
-from vital_jax.hub.export import export as write
 from vital_jax.hub.load import load_backbone, load_text_decoder
 from vital_jax.hub.safetensors import INDEX, read_folder, read_header, write_file
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.families import read_config
+from vital_jax.training.checkpoint import Checkpoints
 from vital_jax.training.partition import flatten
 
 UP = "language_model/layers/mlp/up_proj/kernel"
@@ -201,7 +203,15 @@ def test_the_card_warns_first_and_shows_no_number_without_n(work, run):
     assert text.index("not a medical device") < text.index("## Use") < text.index("## Limits")
     assert "| exact answers | 598 | 45.7 | 41.7 to 49.7 | exact match, K = 4 |" in text
     assert "| MSD | 120 | CC-BY-SA-4.0 | file | ten tasks" in text and "Health AI Developer Foundations" in text
-    assert "| switch `lora_rank` | 4 |" in text and "latent_steps=4" in text and str(work) not in text
+    assert "| switch `lora_rank` | 4 |" in text and "latent_steps=4" in text
+
+
+def test_no_file_of_an_export_names_a_folder_of_this_machine(work, whole):
+    """Neither where the run was started nor where its models are: an export goes to strangers."""
+    for path in whole.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(str(place).encode() in content for place in (work, Path.cwd())), path
 
 
 def test_the_card_says_what_is_not_known(whole):
@@ -275,8 +285,8 @@ def test_a_disk_without_room_and_a_place_that_cannot_be_written_are_named(run, t
 
 def test_only_the_first_process_writes_and_the_others_read_along(run, tmp_path, monkeypatch):
     read = []
-    original = export.Checkpoints.read_parameters
-    monkeypatch.setattr(export.Checkpoints, "read_parameters", lambda *a: read.append(1) or original(*a))
+    original = Checkpoints.read_parameters
+    monkeypatch.setattr(Checkpoints, "read_parameters", lambda *a: read.append(1) or original(*a))
     monkeypatch.setattr(writing.jax, "process_index", lambda: 1)
     write(run.folder, tmp_path / "out", "both")
     assert not list(tmp_path.iterdir()) and read
@@ -288,9 +298,9 @@ def test_only_the_first_process_writes_and_the_others_read_along(run, tmp_path, 
 def test_a_wrong_base_and_an_absent_one_are_named(work, run, tmp_path):
     with pytest.raises(ValueError, match=r"trained on another base: it records the fingerprint \w+, .*tied has \w+"):
         write(run.folder, tmp_path / "out", base=work / "tied")
-    with pytest.raises(FileNotFoundError, match="--base: no folder"):
+    with pytest.raises(FileNotFoundError, match=r"base \(--base\): no folder"):
         write(run.folder, tmp_path / "out", base=work / "nowhere")
-    with pytest.raises(FileNotFoundError, match="--text-decoder: no folder"):
+    with pytest.raises(FileNotFoundError, match=r"text_decoder \(--text-decoder\): no folder"):
         write(run.folder, tmp_path / "out", text_decoder=work / "nowhere")
     with pytest.raises(FileNotFoundError, match="holds no checkpoints"):
         write(work / "untied", tmp_path / "out")

@@ -16,7 +16,7 @@ import tiny
 import torch
 import trained
 
-from vital_jax.hub import export, parity, peft
+from vital_jax.hub import parity, peft
 from vital_jax.hub.exported import open_exported
 from vital_jax.hub.safetensors import read_header
 from vital_jax.latent.loop import variables_of
@@ -54,7 +54,7 @@ def run(work):
 
 @pytest.fixture(scope="module")
 def folder(work, run):
-    return export.export(run.folder, work / "out", "both", say=lambda line: None)
+    return trained.export_run(run.folder, work / "out", "both", say=lambda line: None)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_the_regex_reaches_the_language_model_alone(adapted):
 
 def test_the_state_before_the_norm_is_fed_back_where_the_run_did(work):
     before = trained.write_run(work / "before", work / "base", latent_state="pre_norm")
-    folder = export.export(before.folder, work / "pre", say=lambda line: None)
+    folder = trained.export_run(before.folder, work / "pre", say=lambda line: None)
     case = trained.make_case(before.method.model.config, seed=1)
     found = trained.answers(before.method.model, variables_of(before.params), case, 3, (3,))[3]
     theirs = other.answers(other.model(folder), folder, other.inputs(case, tiny.IDS["image_token_id"]), 3)

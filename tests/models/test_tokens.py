@@ -80,13 +80,16 @@ def test_gradients_are_those_of_the_rows(made):
 
 def test_a_row_starts_as_a_copy_of_another_on_both_sides(made):
     config, base, _ = made
-    tokens = init_tokens(base, config.decoder, ADDED, {53: 7, 56: 9})
+    tokens = init_tokens(base, config.decoder, ADDED, {53: [7], 56: [9]})
     model, variables = Backbone(config, dtype=jnp.float32, added=ADDED), {"params": base, "tokens": tokens}
     words = model.apply(variables, jnp.asarray([53, 7, 56, 9, 55]), method="embed_tokens")
     np.testing.assert_allclose(words[jnp.asarray([0, 2])], words[jnp.asarray([1, 3])], rtol=1e-6, atol=1e-6)
     scores = model.apply(variables, words, method="logits")
     np.testing.assert_allclose(scores[:, jnp.asarray([53, 56])], scores[:, jnp.asarray([7, 9])], rtol=1e-5, atol=1e-5)
     assert not np.any(tokens["input"][1])
+    mean = init_tokens(base, config.decoder, ADDED, {53: [7, 9]})
+    word = model.apply({**variables, "tokens": mean}, jnp.asarray(53), method="embed_tokens")
+    np.testing.assert_allclose(word, (words[1] + words[3]) / 2, rtol=1e-5, atol=1e-6)
 
 
 def test_what_does_not_fit_is_refused(made):
@@ -96,7 +99,7 @@ def test_what_does_not_fit_is_refused(made):
             Backbone(config, added=added).apply({"params": base}, TOKENS, method="embed_tokens")
     with pytest.raises(ValueError, match=r"moves 3 rows, the model was made with 1 added tokens"):
         Backbone(config, added=(53,)).apply({"params": base, "tokens": tokens}, TOKENS, method="embed_tokens")
-    with pytest.raises(ValueError, match=r"rows \[54\] are to start as copies and are no added tokens"):
-        init_tokens(base, config.decoder, ADDED, {54: 7})
+    with pytest.raises(ValueError, match=r"rows \[54\] are to start as others and are no added tokens"):
+        init_tokens(base, config.decoder, ADDED, {54: [7]})
     with pytest.raises(ValueError, match=r"\[99\]: give ascending rows"):
-        init_tokens(base, config.decoder, ADDED, {53: 99})
+        init_tokens(base, config.decoder, ADDED, {53: [99]})

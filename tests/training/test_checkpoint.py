@@ -334,11 +334,36 @@ def test_another_base_method_or_switch_is_refused_by_name(changes, lines):
     assert all(line in str(caught.value) for line in lines), caught.value
 
 
-def test_newer_formats_and_foreign_records_are_refused():
-    with pytest.raises(ValueError, match=rf"format_version: the checkpoint has {FORMAT_VERSION + 1}.*update vital_jax"):
-        check_compatible(meta_of(5, format_version=FORMAT_VERSION + 1), meta_of(5))
-    with pytest.raises(ValueError, match="lacks method, switches"):
-        check_compatible({k: v for k, v in meta_of(5).items() if k not in ("method", "switches")}, meta_of(5))
+@pytest.mark.parametrize(
+    "changes, lines",
+    [
+        (
+            {"format_version": FORMAT_VERSION + 1, "written_by": "9.8.7"},
+            [f"vital_jax 9.8.7 wrote it in format {FORMAT_VERSION + 1}", f"reads format {FORMAT_VERSION}: update"],
+        ),
+        (
+            {"format_version": 1, "written_by": None},
+            [
+                "vital_jax 0.1.0 wrote it in format 1, and this is vital_jax",
+                "use that version for it, or train it again",
+            ],
+        ),
+        ({"method": None, "switches": None}, ["its record lacks method, switches: it was not written by this package"]),
+        ({"format_version": None, "config": None}, ["its record lacks format_version, config"]),
+    ],
+)
+def test_other_formats_and_foreign_records_are_refused_by_whoever_reads(tmp_path, changes, lines):
+    """A reader and a run that starts from it alike; the message says who wrote it, and names the folder."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(4, state_of(), meta_of(4))
+    meta = {key: value for key, value in {**meta_of(4), **changes}.items() if value is not None}
+    (tmp_path / "4" / "meta" / "metadata").write_text(json.dumps(meta))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(ValueError) as caught:
+        checkpoints.read_meta()
+    assert all(line in str(caught.value) for line in [f"checkpoint {tmp_path / '4'}: ", *lines]), caught.value
+    with pytest.raises(ValueError) as caught:
+        init_from(tmp_path, state_of()["trainable"])
+    assert all(line in str(caught.value) for line in lines), caught.value
 
 
 def test_init_takes_the_trainable_part_of_another_run(tmp_path, capfd):

@@ -179,7 +179,7 @@ def _opened(arguments: argparse.Namespace, model: Any) -> Iterator[tuple[Any, An
     from vital_jax.latent.loop import variables_of
 
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    folder, run = Path(arguments.model), (Path(arguments.model) / "checkpoints").is_dir()
+    folder = Path(arguments.model)
     if not arguments.against:
         cast = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
         params = {**model.params, "base": jax.tree.map(cast, model.params["base"])}
@@ -191,14 +191,14 @@ def _opened(arguments: argparse.Namespace, model: Any) -> Iterator[tuple[Any, An
         raise ValueError(
             f"{folder} feeds back {model.method.model.latent_state} states, which the comparison does not know; leave out --against"
         )
-    if not run and not (folder / "config.json").is_file():
+    if not model.run and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no whole weights; for --against give a run's folder or a merged export")
     with tempfile.TemporaryDirectory(prefix="vital-bench-") as scratch:
-        if run:
-            folder = export(folder, Path(scratch) / "merged", base=arguments.base, explain=False, say=_say)
+        if model.run:
+            folder = export(model.run, Path(scratch) / "merged", explain=False, say=_say)
         backbone, base = load_backbone(folder, None, jnp.dtype(dtype), dtype=jnp.dtype(dtype))
         engine = Engine(backbone, model.encoder, model.buckets)
-        yield engine, {"params": base}, dtype, folder, "adapters merged" if run else "whole"
+        yield engine, {"params": base}, dtype, folder, "adapters merged" if model.run else "whole"
 
 
 def _setting(

@@ -40,8 +40,9 @@ def _audit(arguments: argparse.Namespace) -> int:
     out, errors = arguments.out, sys.stderr
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out}: is a file; name a folder")
-    subject = _subject(arguments)
-    settings = {"model": models.identity(arguments.model), **subject.settings()}
+    model = _model(arguments)
+    subject = _subject(arguments, model)
+    settings = {"model": models.identity(arguments.model, model.run), **subject.settings()}
     store = audits.Store(out / _FILES[0], settings)
     print(f"{len(subject.numbers)} questions about {len(set(subject.images))} images", file=errors)
     found = audits.audit(subject, store, lambda line: print(f"  {line}", file=errors, flush=True))
@@ -68,36 +69,30 @@ def _under(settings: dict[str, Any]) -> str:
     return "; ".join(f"{name} {value}" for name, value in flat.items()) + "."
 
 
-def _subject(arguments: argparse.Namespace):
+def _model(arguments: argparse.Namespace):
+    """The run's model, with its text decoder where it has one. Raises: ValueError for a model that is no run."""
+    model = models.load(arguments)
+    if model.run is None:
+        raise ValueError(f"{arguments.model} is no training run's folder: the audit is of a run")
+    return models.load(arguments, steps=True) if "scaffold/text_decoder" in model.run.parts else model
+
+
+def _subject(arguments: argparse.Namespace, model):
     """What is audited: the model with all parts of its scaffold that the checkpoint holds, and the records."""
-    from dataclasses import replace
-
-    import jax
-    from ml_collections import ConfigDict
-
     from vital_jax.evaluate import audits, evidence
     from vital_jax.evaluate.text_floor import Reader
     from vital_jax.pipeline.feed import Feed
     from vital_jax.pipeline.records import RecordSource
+    from vital_jax.run.open import VISUAL
     from vital_jax.run.plan import spread
-    from vital_jax.training.checkpoint import Checkpoints
 
-    model, checkpoint = models.load(arguments), Path(arguments.model) / "checkpoints"
-    if not checkpoint.is_dir():
-        raise ValueError(f"{arguments.model} is a base model: the audit is of a training run's folder")
-    with Checkpoints(checkpoint, read_only=True) as checkpoints:
-        meta = checkpoints.read_meta()
-        reads = any(path.startswith("scaffold/text_decoder/") for path in checkpoints.parameters(meta["step"]))
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        scaffold = checkpoints.read_parameters(("scaffold/visual_projector/",), device, meta["step"])
-    config, eval_k = ConfigDict(meta["config"]), arguments.eval_k or meta["config"]["method"]["eval_k"]
-    if reads:
-        model = models.load(arguments, steps=True)
+    run, config = model.run, model.run.config
+    eval_k = arguments.eval_k or run.eval_k
     K = model.max_steps if arguments.latent_steps is None else arguments.latent_steps
     if not 0 <= K <= model.max_steps:
         raise ValueError(f"--latent-steps {K}: this model was trained with up to {model.max_steps}; use 0 to that")
 
-    source = RecordSource(_records(arguments, config), arguments.split or config.eval.evidence or "test")
+    source = RecordSource(_records(arguments, run), arguments.split or config.eval.evidence or "test")
     feed = Feed(source, model.encoder, _features(source, config), model.buckets, model.answer_tokens, config.data.chain)
     try:
         numbers = evidence.closed(feed)
@@ -105,12 +100,10 @@ def _subject(arguments: argparse.Namespace):
         # Records of other makers do not say which are closed-ended; exact match is then asked of all.
         numbers = range(len(source))
     reader = visual = None
-    if reads:
+    if model.reader:
         reader = Reader(model.method.decoder, model.params["scaffold"], model.reader.prompter, model.method.model.dtype)
-    if scaffold:
-        projector = scaffold["scaffold"]["visual_projector"]
-        width = projector["w2"]["kernel"].shape[0]
-        visual = (replace(model.method, roi_width=width).visual, projector)
+    if run.roi_width:
+        visual = (run.method(["visual_projector"]).visual, run.read_trained(VISUAL)["scaffold"]["visual_projector"])
     return audits.Subject(
         model.engine, model.params, feed, spread(numbers, arguments.limit or len(numbers)), model.max_steps, K,
         "fixed" if arguments.latent_steps is not None else eval_k, model.answer_tokens, arguments.batch, arguments.seed,
@@ -118,17 +111,10 @@ def _subject(arguments: argparse.Namespace):
     )  # fmt: skip
 
 
-def _records(arguments: argparse.Namespace, config: Any) -> Path:
+def _records(arguments: argparse.Namespace, run: Any) -> Path:
     from vital_jax.construct.pages import records_folder
 
-    if arguments.data:
-        return records_folder(arguments.data)
-    if not Path(config.data.records).is_dir():
-        raise FileNotFoundError(
-            f"{arguments.model} was trained on {config.data.records}, which is not there from {Path.cwd()}: "
-            "go where the run was started, or name a record folder (--data)"
-        )
-    return Path(config.data.records)
+    return records_folder(arguments.data) if arguments.data else run.place("data.records")
 
 
 def _features(source: Any, config: Any):

@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         way_out += f"; {loaded.benchmark} with its images: {where}" if where else ""
         raise ValueError(f"{loaded.benchmark} {loaded.split}: {plan}; {way_out}")
     settings = {
-        "model": models.identity(arguments.model),
+        "model": models.identity(arguments.model, model.run),
         "benchmark": loaded.benchmark,
         "split": loaded.split,
         "limit": arguments.limit,

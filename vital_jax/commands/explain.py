@@ -113,16 +113,13 @@ def check_free(folder: Path, *names: str) -> None:
         raise PermissionError(f"{folder}: nothing can be written in {nearest} ({why}); name another folder") from error
 
 
-def eval_k_of(arguments: argparse.Namespace, requests: list[Any]) -> str:
+def eval_k_of(arguments: argparse.Namespace, model: Any, requests: list[Any]) -> str:
     """How records take their steps: as asked; else as the run evaluates, where all records state their own number."""
-    from vital_jax.training.checkpoint import Checkpoints
-
     if arguments.eval_k:
         return arguments.eval_k
     if arguments.latent_steps or not all(getattr(request, "latent_steps", None) for request in requests):
         return "fixed"
-    with Checkpoints(Path(arguments.model) / "checkpoints", read_only=True) as checkpoints:
-        return checkpoints.read_meta()["config"]["method"]["eval_k"]
+    return model.run.eval_k
 
 
 def targets_of(viewer: Any, found: Asked) -> list[Any] | None:
@@ -148,7 +145,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         raise ValueError("--eval-k is for --data; say --latent-steps")
     found = asked(arguments, arguments.limit)
     model = models.load(arguments, explain=True)
-    eval_k = eval_k_of(arguments, found.requests)
+    eval_k = eval_k_of(arguments, model, found.requests)
     print(f"{len(found.requests)} questions", file=sys.stderr)
     seed = None if found.source is None else arguments.seed
     cases, pointed = model.explain_requests(

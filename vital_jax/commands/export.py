@@ -62,6 +62,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
     from vital_jax.hub import push
     from vital_jax.hub.export import export
+    from vital_jax.run.open import open_run
 
     logging.set_verbosity(logging.ERROR)  # the checkpoint library warns that what is opened for reading is read-only
     if arguments.dtype not in (None, "bfloat16", "float32"):
@@ -71,17 +72,16 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.checkpoint is None and not arguments.push:
         raise ValueError("--checkpoint RUN is missing; only --push goes without, for a folder that is there")
     if arguments.checkpoint is not None:
+        run = open_run(arguments.checkpoint, base=arguments.base, text_decoder=arguments.text_decoder)
         export(
-            arguments.checkpoint,
+            run,
             arguments.out,
-            arguments.format,
-            arguments.base,
-            arguments.text_decoder,
-            not arguments.no_explain,
-            arguments.dtype,
-            arguments.base_name,
-            _about(arguments),
-            arguments.overwrite,
+            form=arguments.format,
+            explain=not arguments.no_explain,
+            dtype=arguments.dtype,
+            base_name=arguments.base_name,
+            about=_about(run, arguments),
+            overwrite=arguments.overwrite,
             say=_say,
         )
         print(arguments.out)
@@ -99,37 +99,30 @@ def _export(arguments: argparse.Namespace) -> int:
 # --- what the card says -----------------------------------------------------------------------------
 
 
-def _about(arguments: argparse.Namespace):
+def _about(run: Any, arguments: argparse.Namespace):
     from vital_jax.hub.card import About, licence_of
-    from vital_jax.training.checkpoint import Checkpoints
 
-    run = arguments.checkpoint
-    if not (run / "checkpoints").is_dir():
-        return None  # the export says so
-    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
-        meta = checkpoints.read_meta()
-    config = meta["config"]
+    config = run.config
     licence, basis = arguments.licence, "given by who exported it"
     if not licence:
-        licence, basis = licence_of(arguments.base or config["model"]["folder"]), "the base's card states"
-    visual = any(phase["visual"] for phase in config["phases"])
+        licence, basis = licence_of(run.base), "the base's card states"
     return About(
         licence=licence,
         licence_basis=basis,
-        encoder=Path(config["data"]["encoder"]).name if visual else "",
-        data=_data(Path(config["data"]["records"])),
-        metrics=[*_evidence(run, meta), *(row for folder in arguments.scores for row in _scores(folder))],
+        encoder=Path(config.data.encoder).name if run.roi_width else "",
+        data=_data(run),
+        metrics=[*_evidence(run.folder, run.meta), *(row for folder in arguments.scores for row in _scores(folder))],
     )
 
 
-def _data(records: Path) -> list:
+def _data(run: Any) -> list:
     """The data sets of the training records with their licences; none where the records are not at hand."""
     from vital_jax.construct.licences import UNKNOWN, dataset_of
     from vital_jax.hub.card import Data
     from vital_jax.pipeline.records import RecordSource
 
     try:
-        index = RecordSource(records, "train").index
+        index = RecordSource(run.place("data.records"), "train").index
     except (FileNotFoundError, ValueError) as error:
         _say(f"the card names no data sets: {error}")
         return []

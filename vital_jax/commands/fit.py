@@ -100,7 +100,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         "micro_batches": config.micro_batches,
     }
     _say(f"{config.model.folder} on {arguments.topology}, {len(devices)} x {devices[0].device_kind}: {_words(told)}")
-    width, found = encoders.width(config.data.encoder) if setup.uses(config, "visual") else 0, []
+    width, found = encoders.width(config.data.encoder) if "visual_projector" in setup.scaffold_of(config) else 0, []
     for made in fit.programs(config, mesh, index, S, P, width, arguments.program or PROGRAMS):
         print(json.dumps(dataclasses.asdict(made) | {"fits": made.fits}) if arguments.json else _line(made), flush=True)
         found.append(made)

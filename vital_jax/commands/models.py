@@ -40,23 +40,20 @@ def load(arguments: argparse.Namespace, steps: bool = False, explain: bool = Fal
     return api.load(arguments.model, arguments.base, arguments.text_decoder, steps, explain, encoder)
 
 
-def identity(folder: str | Path) -> dict[str, Any]:
+def identity(folder: str | Path, run: Any = None) -> dict[str, Any]:
     """What tells this model from every other: of a run its step, base and configuration (the seed is in it), else the weights' fingerprint;
     of an adapter the hash of its files, which name the base.
 
+    Args: run: the model's `run`.
     Raises: as `api.load`.
     """
     from vital_jax.hub import peft
     from vital_jax.hub.load import fingerprint
-    from vital_jax.training.checkpoint import Checkpoints
 
-    path = Path(folder) / "checkpoints"
+    if run is not None:
+        config = hashlib.sha256(json.dumps(run.meta["config"], sort_keys=True).encode()).hexdigest()[:16]
+        return {"step": run.step, "base_fingerprint": run.meta["base_fingerprint"], "config": config}
     if peft.is_adapter(folder):
         files = b"".join((Path(folder) / name).read_bytes() for name in (peft.CONFIG, peft.WEIGHTS))
         return {"adapter": hashlib.sha256(files).hexdigest()[:16]}
-    if not path.is_dir():
-        return {"fingerprint": fingerprint(folder)}
-    with Checkpoints(path, read_only=True) as checkpoints:
-        meta = checkpoints.read_meta()
-    config = hashlib.sha256(json.dumps(meta["config"], sort_keys=True).encode()).hexdigest()[:16]
-    return {"step": meta["step"], "base_fingerprint": meta["base_fingerprint"], "config": config}
+    return {"fingerprint": fingerprint(folder)}

@@ -25,6 +25,7 @@ from vital_jax.construct.marked import Mask, cut, load, refuse, refused
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import Rejected, Unit
 from vital_jax.construct.targets import DATA, Targets, load_targets
+from vital_jax.pipeline.tables import as_on_disk, composed, read_json
 
 _LFS = b"version https://git-lfs"
 
@@ -137,15 +138,15 @@ class BiomedParse:
         """The units of one pair of folders."""
         owned, splits, bad = _annotations(self.root, part)
         yield from bad
-        images = {path.name for path in (self.root / part).glob("*.png")}
+        images = {composed(path.name): path.name for path in (self.root / part).glob("*.png")}
         taken = {mask for masks in owned.values() for mask in masks}
         for file in sorted(path.name for path in (self.root / f"{part}_mask").glob("*.png")):
             if file in taken:
                 continue
             # The longest name first, so that "1_CT_lung" does not take what belongs to "1_CT_lung_upper".
             words = file.removesuffix(".png").split("_")
-            starts = ("_".join(words[:end]) + ".png" for end in range(len(words) - 1, 0, -1))
-            if image := next((name for name in starts if name in images), None):
+            starts = (composed("_".join(words[:end]) + ".png") for end in range(len(words) - 1, 0, -1))
+            if image := next((images[name] for name in starts if name in images), None):
                 owned[image][file] = ""
             else:
                 yield refused(f"{part}_mask/{file}", self._orphan(part, file))
@@ -183,7 +184,9 @@ class BiomedParse:
         masks = []
         for file, told in unit.facts["masks"].items():
             shown = f"{part}_mask/{file}"
-            target = _words(told or file.removesuffix(".png").removeprefix(image.removesuffix(".png") + "_"))
+            target = _words(
+                told or composed(file).removesuffix(".png").removeprefix(composed(image).removesuffix(".png") + "_")
+            )
             try:
                 masks.append(Mask(target, shown, self._load(f"{part}_mask", file, "unreadable-mask")))
             except Rejected as reason:
@@ -192,7 +195,7 @@ class BiomedParse:
             "id": f"{self.name}/{unit.id}",
             "modality": seen.modality,
             "site": _words(seen.site),
-            "group": f"{self.name}/{seen.group}",
+            "group": f"{self.name}/{composed(seen.group)}",
             "source": self.name,
             "licence": self.licence,
         }
@@ -223,7 +226,7 @@ def _annotations(root: Path, part: str) -> tuple[dict[str, dict[str, str]], dict
     if data.startswith(_LFS):
         return owned, splits, bad
     try:
-        table = json.loads(data)
+        table = read_json(data)
         images = {image["id"]: image["file_name"] for image in table["images"]}
         rows = list(table["annotations"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -238,6 +241,7 @@ def _annotations(root: Path, part: str) -> tuple[dict[str, dict[str, str]], dict
             told = "" if mask.startswith(image.removesuffix(".png") + "_") else _target(row)
             if "\0" in image or not image.endswith(".png"):
                 raise ValueError(f"{image!r} is no PNG file")
+            image, mask = as_on_disk(root / part, image), as_on_disk(root / f"{part}_mask", mask)
             owned[image][mask] = told
             splits[image] = str(row.get("split", part))
         except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:

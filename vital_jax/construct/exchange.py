@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 from vital_jax.construct.marked import check_image, check_mask, inside, load, refuse, refused
 from vital_jax.construct.source import Rejected, Unit
 from vital_jax.pipeline.records import Record, RecordSource, new_folder
+from vital_jax.pipeline.tables import as_on_disk, read_json, without_placeholders
 
 _SUFFIXES = {
     b"\x89PNG": ".png",
@@ -134,7 +135,7 @@ class Exchange:
             seen[key] = where
         except Rejected as reason:
             return refused(where, reason)
-        files = tuple(name for part in ("images", "masks") for name in row.get(part, ()))
+        files = tuple(as_on_disk(self.root, name) for part in ("images", "masks") for name in row.get(part, ()))
         return Unit(where, files, {"file": file, "number": number, "sha256": sha256(line).hexdigest()})
 
     def read(self, unit: Unit) -> Iterator[Record | Rejected]:
@@ -159,6 +160,8 @@ class Exchange:
             metadata = {key: value for key, value in given.items() if value} | metadata
         fields = {name: row[name] for name in _FIELDS if name in row} | {"metadata": metadata}
         try:
+            if isinstance(row["question"], str):
+                fields["question"] = without_placeholders(row["question"], len(images))
             record = Record(
                 **{"id": f"{self.name}/{where}", **fields}, images=[data for data, _ in images], masks=masks
             )
@@ -188,7 +191,7 @@ def _files(root: Path) -> list[Path]:
 def _row(line: bytes, where: str) -> dict[str, Any]:
     """A line's object, with what `units` and `read` need of it. Raises: Rejected, bad-line."""
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = read_json(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise Rejected("bad-line", where, f"not a JSON object ({_plain(error)})") from error
     if not isinstance(row, dict):

@@ -4,7 +4,6 @@ Every part is looked at for itself. A mask that cannot be used is set aside with
 image itself fails is nothing left. File names come from data, so they are checked to stay inside their folder before anything is opened.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,6 +14,7 @@ from vital_jax.construct.sample import Sample, region_of
 from vital_jax.construct.source import Rejected, Unit
 from vital_jax.construct.targets import Targets
 from vital_jax.pipeline.images import decode, image_size
+from vital_jax.pipeline.tables import as_on_disk, read_json
 
 MANIFEST = "manifest.jsonl"
 _VOLUME_KEYS = ("labels", "label_set")  # beside `label`, and much like it
@@ -50,7 +50,7 @@ def inside(root: Path, name: Any, where: str) -> Path:
     if not isinstance(name, str) or not name or "\0" in name:
         raise Rejected("bad-line", where, f"{name!r} is no file name")
     try:
-        path = (root / name).resolve()
+        path = (root / as_on_disk(root, name)).resolve()
         if not path.is_relative_to(root):
             raise Rejected("path-escape", where, f"{name!r} leads out of the folder")
         found = path.exists()
@@ -192,8 +192,10 @@ def lines_of(root: Path, kind: str) -> Iterator[tuple[str, dict | Rejected]]:
     if not (root / MANIFEST).is_file():
         raise FileNotFoundError(f"{root / MANIFEST}: not found; images with masks and volumes need one line each there")
     for where, row in json_lines(root / MANIFEST):
-        if isinstance(row, Rejected) or line_kind(row) == kind:
+        if isinstance(row, Rejected):
             yield where, row
+        elif line_kind(row) == kind:
+            yield where, _on_disk(root, row)
         elif not line_kind(row):
             unknown = [key for key in row if key not in _VOLUME_KEYS]
             close = next(
@@ -203,15 +205,30 @@ def lines_of(root: Path, kind: str) -> Iterator[tuple[str, dict | Rejected]]:
             yield where, Rejected("bad-line", where, f"neither masks (of an image) nor label (of a volume){near}")
 
 
+def _on_disk(root: Path, row: dict) -> dict:
+    """The line with its files' names as the file system spells them, so that their sizes and times are found."""
+
+    def spelt(name: Any) -> Any:
+        return as_on_disk(root, name) if isinstance(name, str) else name
+
+    for key in ("image", "label"):
+        if key in row:
+            row[key] = {k: spelt(v) for k, v in row[key].items()} if isinstance(row[key], dict) else spelt(row[key])
+    for mask in row.get("masks", ()) if isinstance(row.get("masks"), list) else ():
+        if isinstance(mask, dict) and "file" in mask:
+            mask["file"] = spelt(mask["file"])
+    return row
+
+
 def json_lines(path: Path) -> Iterator[tuple[str, dict | Rejected]]:
-    """Per line that is not blank: "name:number", and the JSON object or why there is none. One line is held at a time."""
+    """Per line that is not blank: "name:number", and the JSON object (`read_json`) or why there is none. One line is held at a time."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             where = f"{path.name}:{number}"
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                row = read_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 yield where, row if isinstance(row, dict) else Rejected("bad-line", where, "not a JSON object")
             except ValueError as error:
                 yield where, Rejected("bad-line", where, f"not a JSON object ({error})")

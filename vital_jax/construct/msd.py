@@ -15,7 +15,6 @@ target shows it; for others `label_set` says whose ids they hold ("total" or "to
 `labels` holds their table under their name. `channel` chooses one of a 4-D image.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from vital_jax.construct.nifti import Stack, check_orientation, read_labels, rea
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import Rejected, Unit
 from vital_jax.construct.volumes import Case, Channel, Cutter, Labels, load_tables, mirrored
+from vital_jax.pipeline.tables import as_on_disk, read_json
 
 _LOG = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Msd(_VolumeFolder):
             if not (isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("image", "label"))):
                 units.append(refused(where, Rejected("bad-line", where, "not an image with a label")))
                 continue
-            files = tuple(entry[key].removeprefix("./") for key in ("image", "label"))
+            files = tuple(as_on_disk(self.root, entry[key].removeprefix("./")) for key in ("image", "label"))
             volume = Path(files[0]).name.removesuffix(".gz").removesuffix(".nii")
             # macOS leaves such files beside the real ones when it packs an archive; they hold no image.
             if volume.startswith("._"):
@@ -135,7 +135,7 @@ class Msd(_VolumeFolder):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not found; a folder of the Decathlon's form has one")
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
+            table = read_json(path.read_text(encoding="utf-8-sig"))
             lists = isinstance(table["training"], list)
             names = [*table["labels"].values(), *table["modality"].values()]
             whole = all(key.isdigit() for key in (*table["labels"], *table["modality"]))

@@ -13,6 +13,7 @@ those near each other, so the work grows as N log N.
 In memory: 24 bytes per picture and the names of the groups; thumbnails lie in a temporary file (1 KB per picture).
 """
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -31,9 +32,22 @@ _WINDOW = 32  # how far apart two pictures of a long run of equal bands may stan
 _CHUNK = 4096  # pairs of thumbnails compared at once
 SPLITS = ("train", "val", "test")
 
+_OFFICIAL = {
+    "train": ("train", "training", "tr"),
+    "val": ("val", "valid", "validation", "validate", "dev"),
+    "test": ("test", "testing", "ts"),
+}
+_WORD = re.compile(r"([a-z]+?)(?:[-_ ]?set)?(?:[-_ ]?\d+)?")  # train, trainset, val2017
+
 _rows = np.arange(SIDE)
 # Whole numbers, so that a sum's last digit cannot turn a bit on another machine.
 _COSINES = np.rint(4096 * np.cos(np.pi * (_rows[None] + 0.5) * _rows[:8, None] / SIDE)).astype(np.int64)
+
+
+def official(word: str) -> str:
+    """The side that a source's own word for it means ("valid", "testset", "train2017"): train, val, test, or "" where it means none."""
+    found = _WORD.fullmatch(word.strip().lower())
+    return next((side for side, words in _OFFICIAL.items() if found and found[1] in words), "")
 
 
 def describe(picture: Image.Image) -> tuple[int, bytes]:

@@ -29,13 +29,13 @@ from vital_jax.evaluate.calibration import calibration
 from vital_jax.evaluate.geometry import shape_of
 from vital_jax.evaluate.preview import shuffled
 from vital_jax.evaluate.replacements import ABOUT, ORACLE, replacements
-from vital_jax.evaluate.score import normalise
 from vital_jax.evaluate.text_floor import Reader, text_floors
 from vital_jax.latent.engine import Engine, Reply, in_order, with_images
 from vital_jax.latent.loop import variables_of
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.records import Record, ids_hash
+from vital_jax.scoring.text import normalise
 
 VERSION = 1  # of what is asked and stored: a file of another version is not gone on with
 CONFIDENCES = ("probability of the answer", "probability per token")

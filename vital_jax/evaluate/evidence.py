@@ -22,7 +22,7 @@ from vital_jax.evaluate.score import Row, judge, kind, markdown, percent
 from vital_jax.latent.engine import Reply
 from vital_jax.latent.read import decode_steps
 from vital_jax.latent.scaffold import VisualProjector
-from vital_jax.methods.vital import Vital
+from vital_jax.methods.base import Method
 from vital_jax.models.decoder import Decoder
 from vital_jax.pipeline.feed import Feed
 from vital_jax.statistics import wilson
@@ -224,8 +224,16 @@ def regions(feed: Feed, numbers: Iterable[int]) -> tuple[list[int], np.ndarray, 
     return places, np.stack(features), keys, names
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """How a run is asked: eval_k, `fixed` or `per_sample` (see `Engine.batches`), and the seed of exchanges and draws."""
+
+    eval_k: str = "fixed"
+    seed: int = 0
+
+
 def _retrieve(
-    config: Any, method: Vital, params: Mapping[str, Any], train: Feed, test: Feed, numbers: Sequence[int],
+    asked: Asked, method: Method, params: Mapping[str, Any], train: Feed, test: Feed, numbers: Sequence[int],
     z: np.ndarray, own: np.ndarray, max_steps: int,
 ) -> dict[str, Any]:  # fmt: skip
     """`retrieval` with the run's own projector, or, where it has none, with one fitted to its latents of training records."""
@@ -234,12 +242,13 @@ def _retrieve(
     visual, origin = method.visual, "trained with the run"
     if projector is None:
         origin = "trained afterwards on frozen latents"
-        visual = dataclasses.replace(method, roi_width=features.shape[-1]).visual
+        width = features.shape[-1]
+        visual = dataclasses.replace(method, roi_width=width).visual or VisualProjector(width)
         candidates = np.flatnonzero(train.features.valid[: train.limit or None])
         candidates = candidates[np.linspace(0, len(candidates) - 1, min(FIT_ROWS, len(candidates))).astype(int)]
-        replies = ask(method, params, train, candidates, max_steps, config.method.eval_k, BATCH, length=1)
+        replies = ask(method, params, train, candidates, max_steps, asked.eval_k, BATCH, length=1)
         seen, mine = latents(replies, max_steps)
-        projector = fit_projector(visual, seen, mine, np.asarray(train.features.roi[candidates]), seed=config.seed)
+        projector = fit_projector(visual, seen, mine, np.asarray(train.features.roi[candidates]), seed=asked.seed)
     shown = project(visual, projector, z[places], own[places])
     return {"projector": origin, **retrieval(shown, own[places], features, keys, names)}
 
@@ -253,7 +262,7 @@ def _read(decoder: Decoder, scaffold: dict[str, Any], z: jax.Array, length: int,
 
 
 def _samples(
-    method: Vital, params: Mapping[str, Any], feed: Feed, numbers: Sequence[int], rows: Sequence[Row],
+    method: Method, params: Mapping[str, Any], feed: Feed, numbers: Sequence[int], rows: Sequence[Row],
     z: np.ndarray, own: np.ndarray,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A few answers with what their latents say, beside the sentences of the record's chain."""
@@ -273,8 +282,8 @@ def _samples(
 
 
 def evidence(
-    config: Any,
-    method: Vital,
+    asked: Asked,
+    method: Method,
     params: Mapping[str, Any],
     train: Feed,
     test: Feed,
@@ -284,7 +293,7 @@ def evidence(
     """Everything about one trained run that does not need another run; JSON as it stands.
 
     Args:
-      config: reads method.eval_k and seed. method, params {base, lora?, scaffold?}: the trained run.
+      method, params {base, lora?, scaffold?}: the trained run.
       train: training records with features, looked at only where the run has no projector (lambda_2 = 0) and one is fitted.
       test: held-out records. Opened without features, there is no retrieval; with chain = 0, no decoded steps.
       max_steps: K; 0 gives the two lists of answers alone.
@@ -294,8 +303,8 @@ def evidence(
       "samples", a few answers with "chain" and "steps", the decoded sentences.
     Raises: ValueError as `closed`, `shuffled`, `ask`, `regions`.
     """
-    numbers, eval_k = list(closed(test) if numbers is None else numbers), config.method.eval_k
-    exchanged = shuffled(numbers, test, config.seed)
+    numbers, eval_k = list(closed(test) if numbers is None else numbers), asked.eval_k
+    exchanged = shuffled(numbers, test, asked.seed)
     replies = ask(method, params, test, numbers, max_steps, eval_k, BATCH)
     answered = judged(test, numbers, replies)
     blind = judged(test, numbers, ask(method, params, test, numbers, max_steps, eval_k, BATCH, exchanged), exchanged)
@@ -305,7 +314,7 @@ def evidence(
     z, own = latents(replies, max_steps)
     found["collapse"] = [[None if np.isnan(x) else float(x) for x in row] for row in collapse(z, own)]
     if test.features is not None:
-        found["retrieval"] = _retrieve(config, method, params, train, test, numbers, z, own, max_steps)
+        found["retrieval"] = _retrieve(asked, method, params, train, test, numbers, z, own, max_steps)
     if method.decoder is not None and test.chain:
         found["samples"] = _samples(method, params, test, numbers, answered, z, own)
     return found

@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vital_jax.evaluate.items import Item, letter
+from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import Row, family, pair
 from vital_jax.evaluate.protocols.medevalkit import prompt
 from vital_jax.evaluate.protocols.medevalkit_compat import choices
+from vital_jax.scoring.choice import letter
 
 # Their names of tasks and data sets, by benchmark and split.
 LMMS_TASKS = {

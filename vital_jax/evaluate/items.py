@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from vital_jax.pipeline.images import image_size
 from vital_jax.pipeline.records import Record
+from vital_jax.scoring.choice import letter
 
 
 class Stored(Protocol):
@@ -21,13 +22,6 @@ class Stored(Protocol):
 
 
 Picture = Path | bytes | Stored
-
-
-def letter(place: int) -> str:
-    """0 -> "A": the letter of an option by its place. Raises: ValueError outside A to Z."""
-    if not 0 <= place < 26:
-        raise ValueError(f"option number {place + 1} has no letter: only A to Z are used")
-    return chr(ord("A") + place)
 
 
 def read_picture(picture: Picture, name: str = "") -> bytes:

@@ -14,9 +14,9 @@ from typing import Any
 from PIL import Image, ImageOps, ImageStat
 
 from vital_jax.construct.questions import DIRECTIONS, QUARTERS, SIDES
-from vital_jax.evaluate.score import normalise
 from vital_jax.pipeline.images import decode
 from vital_jax.pipeline.records import Record
+from vital_jax.scoring.text import normalise
 
 OPTIONS = {"side": SIDES, "quarter": QUARTERS, "direction": DIRECTIONS}
 VERDICTS = ("left and right exchanged", "the same answer", "another answer")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vital_jax.construct import pages
-from vital_jax.evaluate.items import Item, letter, read_picture
+from vital_jax.evaluate.items import Item, read_picture
 from vital_jax.evaluate.protocols.core import Scored, values_of
 from vital_jax.evaluate.score import Row, percent
+from vital_jax.scoring.choice import letter
 
 TEMPLATES = Path(__file__).parent / "templates"
 SIDE = 256  # longest side of a shown image in pixels: 5 to 20 kB as JPEG

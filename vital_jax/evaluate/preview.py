@@ -12,12 +12,12 @@ from typing import Any
 from vital_jax.evaluate.score import Row, judge
 from vital_jax.latent.engine import Engine, Reply, in_order, with_images
 from vital_jax.latent.loop import variables_of
-from vital_jax.methods.vital import Vital
+from vital_jax.methods.base import Method
 from vital_jax.pipeline.feed import Feed
 
 
 def ask(
-    method: Vital,
+    method: Method,
     params: Mapping[str, Any],
     feed: Feed,
     numbers: Sequence[int],
@@ -46,7 +46,7 @@ def ask(
 
 
 def answers(
-    method: Vital,
+    method: Method,
     params: Mapping[str, Any],
     feed: Feed,
     numbers: Sequence[int],

@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vital_jax.pipeline.records import Record
+from vital_jax.scoring.text import normalise
 from vital_jax.statistics import wilson
 
 Row = dict[str, Any]  # {"id", "question", "gold", "answer", "exact", "question_type", "ask"}
-
-
-def normalise(text: str) -> str:
-    """Lower case, single spaces: what the paper's exact match compares (appendix B.4)."""
-    return " ".join(text.lower().split())
 
 
 def judge(record: Record, answer: str) -> Row:

@@ -16,7 +16,6 @@ import numpy as np
 
 from vital_jax.construct.roi import ahead, encode_all, patches_of, siglip_pixels
 from vital_jax.evaluate import evidence
-from vital_jax.evaluate.score import normalise
 from vital_jax.explain import pointing
 from vital_jax.explain.bank import Bank
 from vital_jax.explain.case import Case, Similar, Step
@@ -25,6 +24,7 @@ from vital_jax.hub.encoders import Encoder, identity, load_encoder
 from vital_jax.latent.engine import Reply, Request
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.pipeline.images import decode, decode_mask
+from vital_jax.scoring.text import normalise
 
 SIMILAR = 3
 _NEVER = "\0"  # a group that no record has

@@ -13,17 +13,14 @@ the end.
     OUT/vital.json, README.md   what this package needs to load it again; the model card
 """
 
-import contextlib
-import dataclasses
-import functools
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -31,7 +28,7 @@ from ml_collections import ConfigDict
 
 import vital_jax
 from vital_jax.hub import card, peft
-from vital_jax.hub.load import check_coverage, fingerprint
+from vital_jax.hub.load import check_coverage
 from vital_jax.hub.safetensors import Tensor, read_folder
 from vital_jax.hub.tokens import FEEDBACK, feedback_name, moved, replacing, tokenizer_files
 from vital_jax.hub.writing import (
@@ -52,7 +49,6 @@ from vital_jax.models.names import Entry, decoder_entries
 from vital_jax.models.tokens import TABLES
 from vital_jax.pipeline.images import ImageConfig
 from vital_jax.pipeline.prompts import Prompter
-from vital_jax.training.checkpoint import Checkpoints, check_compatible
 from vital_jax.training.partition import flatten
 
 FORMS = ("merged", "peft", "both")
@@ -66,14 +62,30 @@ _TOKENIZER = re.compile(r"(tokenizer|tokenizer_config|vocab|special_tokens_map|a
 _GENERATE = Path(__file__).parent / "custom_generate" / "generate.py"
 
 
+class TrainedRun(Protocol):
+    """What export reads of a training run's folder: `vital_jax.run.open.Run`, which stands on a floor above."""
+
+    folder: Path
+    config: ConfigDict
+    meta: Mapping[str, Any]
+    leaves: Mapping[str, Any]
+    latent_steps: int
+    latent_state: str
+    tokens: Mapping[str, int]
+    base: Path
+    text_decoder: Path
+
+    def read_trained(self, parts: Collection[str], sharding: Any = None) -> dict[str, Any]:
+        """The checkpoint's leaves at these paths, nested."""
+
+
 class _Leaves(Mapping):
     """The parameters that a run trained, by path. They are read from the checkpoint in groups, and the two newest groups are kept."""
 
-    def __init__(self, checkpoints: Checkpoints, step: int, group: int = _GROUP):
-        self._checkpoints, self._step = checkpoints, step
-        self._saved, self._held = checkpoints.parameters(step), {}
+    def __init__(self, run: TrainedRun, group: int = _GROUP):
+        self._run, self._held = run, {}
         self._group_of, size, number = {}, 0, 0
-        for path, leaf in self._saved.items():
+        for path, leaf in run.leaves.items():
             size += math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
             if size > group and self._group_of:
                 size, number = math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize, number + 1
@@ -85,10 +97,10 @@ class _Leaves(Mapping):
         self._sharding = jax.sharding.SingleDeviceSharding(device)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._saved)
+        return iter(self._run.leaves)
 
     def __len__(self) -> int:
-        return len(self._saved)
+        return len(self._run.leaves)
 
     def __getitem__(self, path: str) -> np.ndarray:
         number = self._group_of[path]
@@ -96,105 +108,43 @@ class _Leaves(Mapping):
             while len(self._held) > 1:
                 del self._held[next(iter(self._held))]
             wanted = [other for other, own in self._group_of.items() if own == number]
-            read = flatten(self._checkpoints.read_parameters(wanted, self._sharding, self._step))
+            read = flatten(self._run.read_trained(wanted, self._sharding))
             self._held[number] = {other: np.asarray(read[other]) for other in wanted}
         return self._held[number][path]
 
     def shape(self, path: str) -> tuple[int, ...]:
         """Without reading it."""
-        return tuple(self._saved[path].shape)
+        return tuple(self._run.leaves[path].shape)
 
     def under(self, prefix: str) -> list[str]:
         """The paths that start with this."""
-        return [path for path in self._saved if path.startswith(prefix)]
+        return [path for path in self._run.leaves if path.startswith(prefix)]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """A run's newest checkpoint and the folders it stands on."""
-
-    folder: Path
-    config: ConfigDict
-    meta: Mapping[str, Any]
-    leaves: _Leaves
-    base: Path
-
-    @functools.cached_property
-    def tokens(self) -> dict[str, int]:
-        """The added tokens' rows by text."""
-        texts = [text for text, _ in self.config.model.get("tokens", ())]
-        return Prompter(self.base, texts).added if texts else {}
-
-    @property
-    def added(self) -> tuple[int, ...]:
-        """Their rows as the tree `tokens` has them."""
-        return tuple(sorted(self.tokens.values()))
-
-    @property
-    def lora(self) -> LoraConfig:
-        return LoraConfig(**self.config.lora)
-
-    @property
-    def images(self) -> ImageConfig:
-        return ImageConfig.from_folder(self.base, self.config.data.max_pixels)
-
-    @property
-    def latent_steps(self) -> int:
-        """The largest K of the phases trained so far."""
-        return max(phase["latent_steps"] for phase in self.config.phases[: self.meta["phase"] + 1])
-
-    def facts(self, form: str, base_name: str) -> dict[str, Any]:
-        """What vital.json records."""
-        data, model = self.config.data, self.config.model
-        return {
-            "format_version": 1,
-            "writer": f"vital_jax {vital_jax.__version__}",
-            "form": form,
-            "latent_steps": self.latent_steps,
-            "latent_state": self.config.method.latent_state,
-            "tokens": self.tokens,
-            "base": {"name": base_name, "fingerprint": self.meta["base_fingerprint"]},
-            "model": {"dtype": model.dtype, "param_dtype": model.param_dtype},
-            "data": {
-                "min_pixels": self.images.min_pixels,
-                "max_pixels": self.images.max_pixels,
-                "system": data.system,
-                "buckets": [list(bucket) for bucket in data.buckets],
-                "answer": data.answer,
-                "chain": data.chain,
-            },
-            "switches": dict(self.meta["switches"]),
-            "step": self.meta["step"],
-        }
-
-
-@contextlib.contextmanager
-def _open(folder: Path, base: str | Path | None) -> Iterator[_Run]:
-    if not (folder / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{folder} holds no checkpoints: name a training run's folder")
-    with Checkpoints(folder / "checkpoints", read_only=True) as checkpoints:
-        meta = checkpoints.read_meta()
-        check_compatible(meta, meta)
-        config = ConfigDict(meta["config"])
-        base = _located(folder, config, "folder", base, "--base")
-        if (found := fingerprint(base)) != meta["base_fingerprint"]:
-            raise ValueError(
-                f"{folder} was trained on another base: it records the fingerprint {meta['base_fingerprint']}, "
-                f"{base} has {found}; name the folder it was trained on as base (--base)"
-            )
-        yield _Run(folder, config, meta, _Leaves(checkpoints, meta["step"]), base)
-
-
-def _located(folder: Path, config: ConfigDict, key: str, given: str | Path | None, option: str) -> Path:
-    path = Path(given or config.model[key])
-    if path.is_dir():
-        return path
-    if given:
-        raise FileNotFoundError(f"{option}: no folder {path}")
-    raise FileNotFoundError(
-        f"{folder} needs config.model.{key}={str(path)!r}, which is not there from {Path.cwd()}: "
-        f"go where the run was started, or name the folder ({option} FOLDER)"
-    )
+def _facts(run: TrainedRun, form: str, base_name: str) -> dict[str, Any]:
+    """What vital.json records: nothing that names a folder of this machine."""
+    data, model = run.config.data, run.config.model
+    images = ImageConfig.from_folder(run.base, data.max_pixels)
+    return {
+        "format_version": 1,
+        "writer": f"vital_jax {vital_jax.__version__}",
+        "form": form,
+        "latent_steps": run.latent_steps,
+        "latent_state": run.latent_state,
+        "tokens": dict(run.tokens),
+        "base": {"name": base_name, "fingerprint": run.meta["base_fingerprint"]},
+        "model": {"dtype": model.dtype, "param_dtype": model.param_dtype},
+        "data": {
+            "min_pixels": images.min_pixels,
+            "max_pixels": images.max_pixels,
+            "system": data.system,
+            "buckets": [list(bucket) for bucket in data.buckets],
+            "answer": data.answer,
+            "chain": data.chain,
+        },
+        "switches": dict(run.meta["switches"]),
+        "step": run.meta["step"],
+    }
 
 
 # --- what is written ----------------------------------------------------------------------------------------------
@@ -244,11 +194,19 @@ def _copies(folder: Path) -> dict[str, Content]:
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and _COPIED.fullmatch(path.name)}
 
 
-def _merged(run: _Run, dtype: Any, largest: int) -> dict[str, Content]:
+def _merged(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict[str, Content]:
     config = read_config(run.base)
-    lora = run.lora if run.config.lora.rank else None
-    pending = _weights(backbone_entries(config), run.base, run.leaves, "base", dtype, lora, run.added)
+    lora = LoraConfig(**run.config.lora) if run.config.lora.rank else None
+    pending = _weights(backbone_entries(config), run.base, leaves, "base", dtype, lora, sorted(run.tokens.values()))
     return _copies(run.base) | _completed(run.base) | _tokenizer(run) | shards(pending, largest)
+
+
+def _tokenizer(run: TrainedRun) -> dict[str, Content]:
+    """The base's tokenizer with the added tokens in it; empty where there are none."""
+    if not run.tokens:
+        return {}
+    copied = {name: path for name, path in _copies(run.base).items() if _TOKENIZER.fullmatch(name)}
+    return copied | tokenizer_files(run.base, run.tokens)
 
 
 def mended_config(base: Path) -> dict[str, Any] | None:
@@ -284,56 +242,47 @@ def _completed(base: Path) -> dict[str, Content]:
     return files
 
 
-def _adapter(run: _Run, base_name: str) -> dict[str, Content]:
-    if not run.leaves.under("lora/"):
+def _adapter(run: TrainedRun, leaves: _Leaves, base_name: str) -> dict[str, Content]:
+    if not leaves.under("lora/"):
         raise ValueError(f"{run.folder} trained no adapters (lora.rank={run.config.lora.rank}): export it as merged")
-    if trained := run.leaves.under("base/"):
+    if trained := leaves.under("base/"):
         raise ValueError(
             f"{run.folder} trained {len(trained)} leaves of its base too ({trained[0]}), which no adapter can hold: export it as merged"
         )
+    lora = LoraConfig(**run.config.lora)
     config = read_config(run.base)
-    known, pending, paths = peft.adapter_leaves(config, run.lora), {}, []
-    for path in run.leaves.under("lora/"):
+    known, pending, paths = peft.adapter_leaves(config, lora), {}, []
+    for path in leaves.under("lora/"):
         leaf = known[path.removeprefix("lora/")]
         paths.append(path.removeprefix("lora/"))
         for layer, name in enumerate(leaf.names):
-            make = lambda path=path, layer=layer: run.leaves[path][layer]  # noqa: E731
+            make = lambda path=path, layer=layer: leaves[path][layer]  # noqa: E731
             pending[name] = Pending(leaf.shape[1:], np.float32, make)
-    modules, base = {}, read_folder(run.base)
-    for side, module in peft.token_modules(config).items() if run.leaves.under("tokens/") else ():
-        modules[module] = list(run.added)
-        make = partial(replacing, base[f"{module}.weight"].rows, run.added, run.leaves, f"tokens/{side}")
-        pending[peft.rows_name(module)] = Pending(run.leaves.shape(f"tokens/{side}"), np.float32, make)
-    settings = as_json(peft.adapter_config(paths, run.lora, base_name, modules))
+    modules, base, added = {}, read_folder(run.base), sorted(run.tokens.values())
+    for side, module in peft.token_modules(config).items() if added else ():
+        modules[module] = added
+        make = partial(replacing, base[f"{module}.weight"].rows, added, leaves, f"tokens/{side}")
+        pending[peft.rows_name(module)] = Pending(leaves.shape(f"tokens/{side}"), np.float32, make)
+    settings = as_json(peft.adapter_config(paths, lora, base_name, modules))
     return _tokenizer(run) | {peft.CONFIG: settings, peft.WEIGHTS: pending}
 
 
-def _tokenizer(run: _Run) -> dict[str, Content]:
-    """The base's tokenizer with the added tokens in it; empty where there are none."""
-    if not run.tokens:
-        return {}
-    copied = {name: path for name, path in _copies(run.base).items() if _TOKENIZER.fullmatch(name)}
-    return copied | tokenizer_files(run.base, run.tokens)
-
-
-def _feedback(run: _Run) -> dict[str, Content]:
-    paths, leaves = run.leaves.under("feedback/"), run.leaves
-    tensors = {
-        feedback_name(path): Pending(leaves.shape(path), np.float32, partial(leaves.__getitem__, path))
-        for path in paths
-    }
+def _feedback(leaves: _Leaves) -> dict[str, Content]:
+    paths = leaves.under("feedback/")
+    make = {path: partial(leaves.__getitem__, path) for path in paths}
+    tensors = {feedback_name(path): Pending(leaves.shape(path), np.float32, make[path]) for path in paths}
     return {FEEDBACK: tensors} if tensors else {}
 
 
-def _explain(run: _Run, text_decoder: str | Path | None, dtype: Any, largest: int) -> dict[str, Content]:
+def _explain(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict[str, Content]:
     """The scaffold: what reads a latent as text, and what places it in the space of image regions. Empty where none was trained."""
-    method, data, leaves = run.config.method, run.config.data, run.leaves
+    method, data = run.config.method, run.config.data
     text, visual = leaves.under("scaffold/pj_in/"), leaves.under("scaffold/visual_projector/")
     if not text and not visual:
         return {}
     files: dict[str, Content] = {}
     if text:
-        folder = _located(run.folder, run.config, "text_decoder", text_decoder, "--text-decoder")
+        folder = run.text_decoder
         pending = _weights(decoder_entries(read_text_config(folder)), folder, leaves, "scaffold/text_decoder", dtype)
         inside = _copies(folder) | shards(pending, largest)
         files |= {f"explain/text_decoder/{name}": content for name, content in inside.items()}
@@ -343,7 +292,7 @@ def _explain(run: _Run, text_decoder: str | Path | None, dtype: Any, largest: in
     }
     table: dict[str, Any] = {
         "latent_steps": run.latent_steps,
-        "latent_state": method.latent_state,
+        "latent_state": run.latent_state,
         "tensors": {name: list(tensor.shape) for name, tensor in projectors.items()},
     }
     if text:
@@ -368,12 +317,12 @@ def _torch_name(path: str) -> str:
     return name if ".attention." in name else re.sub(r"\.(kernel|scale)$", ".weight", name)
 
 
-def _loop(run: _Run) -> bytes:
+def _loop(run: TrainedRun) -> bytes:
     """The loop's code with this model's two settings written in."""
     code = _GENERATE.read_text(encoding="utf-8")
     for line, value in (
         ("LATENT_STEPS = None\n", run.latent_steps),
-        ('LATENT_STATE = "post_norm"\n', run.config.method.latent_state),
+        ('LATENT_STATE = "post_norm"\n', run.latent_state),
     ):
         if code.count(line) != 1:
             raise RuntimeError(f"{_GENERATE} has no line {line.strip()!r} to write this model's value in")
@@ -385,11 +334,10 @@ def _loop(run: _Run) -> bytes:
 
 
 def export(
-    run: str | Path,
+    run: TrainedRun,
     out: str | Path,
+    *,
     form: str = "merged",
-    base: str | Path | None = None,
-    text_decoder: str | Path | None = None,
     explain: bool = True,
     dtype: Any = None,
     base_name: str = "",
@@ -398,12 +346,11 @@ def export(
     shard: int = SHARD,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
 ) -> Path:
-    """Writes a run's newest checkpoint as a Hugging Face folder. With several processes all read and the first writes.
+    """Writes a run's checkpoint as a Hugging Face folder. With several processes all read and the first writes.
 
     Args:
-      run: a training run's folder. out: the folder to make.
+      run: as `vital_jax.run.open.open_run` opened it. out: the folder to make.
       form: `merged`, `peft` or `both`.
-      base, text_decoder: where the run's own folders are no longer where it says.
       explain: also write the scaffold, where the checkpoint holds one.
       dtype: of merged weights; by default each tensor's own in the base (bfloat16 in published ones). Merging is done in float32.
       base_name: what the base is called for others, such as its name on a hub; by default its folder's name.
@@ -411,42 +358,37 @@ def export(
       overwrite: replace a folder that an export made before.
       shard: most bytes of a weight file. say: takes a line of progress.
     Returns: `out`.
-    Raises: FileNotFoundError, FileExistsError, ValueError for a run, base or form that does not fit, naming the folder and the way out;
+    Raises: FileNotFoundError, FileExistsError, ValueError for a run or form that does not fit, naming the folder and the way out;
       OSError for a place that cannot be written or lacks room, before anything is written.
     """
-    run, out = Path(run), Path(out)
+    out, leaves = Path(out), _Leaves(run)
     if form not in FORMS:
         raise ValueError(f"no form {form!r}: use {', '.join(FORMS)}")
-    with _open(run, base) as found:
-        scaffold = _explain(found, text_decoder, dtype, shard) if explain else {}
-        if explain and not scaffold:
-            say(f"{run}: the checkpoint holds no scaffold (text decoder, projectors), so there is no explain/")
-        files = _files(found, form, base_name or found.base.resolve().name, dtype, shard) | scaffold
-        if form != "merged" and mended_config(found.base):
-            say(
-                f"{found.base}/config.json says in one place only that the head is tied: under the adapter, transformers 4.57 or 5.x would "
-                "draw a head at random; set tie_word_embeddings both outside and inside text_config"
-            )
-        parts = sorted({name.split("/")[1] for name in scaffold})
-        files["README.md"] = card.render(json.loads(files[FACTS]), form, parts, about or card.About()).encode()
-        sources = {path.resolve() for path in (run, found.base)}
-        check_place(out, sum(map(size_of, files.values())), FACTS, overwrite, sources)
-        with new_folder(out) as part:
-            write_files(part, files, say)
-            if part and form != "peft":
-                entries = backbone_entries(read_config(found.base))
-                check_coverage(entries, {e.path: None for e in entries}, read_folder(part), str(out))
-    return out
-
-
-def _files(run: _Run, form: str, base_name: str, dtype: Any, largest: int) -> dict[str, Content]:
-    """Every file of the folder by its path within it, but for the scaffold and the card."""
+    scaffold = _explain(run, leaves, dtype, shard) if explain else {}
+    if explain and not scaffold:
+        say(f"{run.folder}: the checkpoint holds no scaffold (text decoder, projectors), so there is no explain/")
+    base_name = base_name or run.base.resolve().name
 
     def whole(form: str) -> dict[str, Content]:
-        files = _merged(run, dtype, largest) if form == "merged" else _adapter(run, base_name)
-        files |= _feedback(run)
-        return files | {"custom_generate/generate.py": _loop(run), FACTS: as_json(run.facts(form, base_name))}
+        files = _merged(run, leaves, dtype, shard) if form == "merged" else _adapter(run, leaves, base_name)
+        files |= _feedback(leaves)
+        return files | {"custom_generate/generate.py": _loop(run), FACTS: as_json(_facts(run, form, base_name))}
 
-    if form != "both":
-        return whole(form)
-    return whole("merged") | {f"adapter/{name}": content for name, content in whole("peft").items()}
+    files = whole("merged" if form == "both" else form) | scaffold
+    if form == "both":
+        files |= {f"adapter/{name}": content for name, content in whole("peft").items()}
+    if form != "merged" and mended_config(run.base):
+        say(
+            f"{run.base}/config.json says in one place only that the head is tied: under the adapter, transformers 4.57 or 5.x would "
+            "draw a head at random; set tie_word_embeddings both outside and inside text_config"
+        )
+    parts = sorted({name.split("/")[1] for name in scaffold})
+    files["README.md"] = card.render(json.loads(files[FACTS]), form, parts, about or card.About()).encode()
+    sources = {path.resolve() for path in (run.folder, run.base)}
+    check_place(out, sum(map(size_of, files.values())), FACTS, overwrite, sources)
+    with new_folder(out) as part:
+        write_files(part, files, say)
+        if part and form != "peft":
+            entries = backbone_entries(read_config(run.base))
+            check_coverage(entries, {e.path: None for e in entries}, read_folder(part), str(out))
+    return out

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from vital_jax.hub import peft
 from vital_jax.hub.export import FACTS
-from vital_jax.hub.load import fingerprint, load_backbone, load_text_decoder
+from vital_jax.hub.load import load_backbone, load_text_decoder
+from vital_jax.hub.place import check_base, located
 from vital_jax.hub.safetensors import read_header
 from vital_jax.hub.tokens import deltas, read_feedback
 from vital_jax.models.config import LoraConfig, read_json
@@ -113,19 +114,19 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 def _base_of(folder: Path, given: str | Path | None, facts: dict[str, Any]) -> Path:
     named = read_json(folder, peft.CONFIG).get("base_model_name_or_path") or ""
-    home = Path(given or named)
-    if not (home / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is an adapter to {named or 'a base it does not name'}, and {str(home)!r} is no model folder here: "
-            "name the base's folder (--base FOLDER)"
-        )
     recorded = facts.get("base", {}).get("fingerprint")
-    if recorded and (found := fingerprint(home)) != recorded:
-        raise ValueError(
-            f"{folder} was trained on another base: it records the fingerprint {recorded}, {home} has {found}; "
-            "name the folder it was trained on as base (--base)"
-        )
-    return home
+    absent = (
+        f"{folder} is an adapter to {named or 'a base it does not name'}, and {str(given or named)!r} is no model folder here: "
+        "name the base's folder (--base FOLDER)"
+    )
+
+    def check(home: Path) -> None:
+        if not (home / "config.json").is_file():
+            raise FileNotFoundError(absent)
+        if recorded:
+            check_base(folder, home, recorded)
+
+    return located([Path(given or named)], check, absent)
 
 
 def _read(

@@ -90,7 +90,9 @@ def run_ours(model: Backbone, params: dict[str, Any], case: Case) -> dict[str, n
         vision, deepstack = model.apply(variables, batch, method="encode_images")
         prefix = model.apply(variables, batch, method="embed")
         x, positions = prefix.x[:, None], prefix.positions[:, :, None]
-        h, _ = model.apply(variables, x, positions, Causal(prefix.lengths), deepstack=prefix.deepstack, method="decode")
+        h, *_ = model.apply(
+            variables, x, positions, Causal(prefix.lengths), deepstack=prefix.deepstack, method="decode"
+        )
         return vision, deepstack, model.apply(variables, h[:, 0], method="logits")
 
     with jax.default_matmul_precision("highest"):

@@ -30,7 +30,7 @@ def decode_steps(decoder: Decoder, scaffold: dict[str, Any], z: jax.Array, lengt
     def read(x, t, cache):
         """The next token [B * K] after input x at column t, and the cache that holds it."""
         positions = jnp.broadcast_to(t, (3, B * K, 1, 1))
-        h, cache = decoder.apply(text, x, positions, (columns <= t)[None, None, None], None, cache, t)
+        h, cache, _ = decoder.apply(text, x, positions, (columns <= t)[None, None, None], None, cache, t)
         scores = decoder.apply(text, decoder.apply(text, h, method="final_norm"), method="logits")
         return jnp.argmax(scores[:, 0, 0], axis=-1).astype(jnp.int32), cache
 

@@ -104,5 +104,5 @@ def read_latents(decoder: Decoder, params: dict[str, Any], z: jax.Array, chain: 
     words = decoder.apply(text, chain[..., : C - 1], z.dtype, method="embed")
     x = jnp.concatenate([first[:, :, None], words], axis=2).reshape(B * K, 1, C, -1)
     positions = jnp.broadcast_to(jnp.arange(C), (3, B * K, 1, C))
-    h, _ = decoder.apply(text, x, positions, Causal(jnp.full((B * K,), C)))
+    h, *_ = decoder.apply(text, x, positions, Causal(jnp.full((B * K,), C)))
     return decoder.apply(text, h, method="final_norm").reshape(B, K, C, -1)

@@ -36,7 +36,21 @@ class Segments(NamedTuple):
     ids: jax.Array  # [B, U] int32
 
 
-Mask = jax.Array | Causal | Segments
+class Suffix(NamedTuple):
+    """Queries over a shared prefix and suffix columns: what exists, how far each query looks, and which branch sees which.
+
+    A query sees the real columns of the prefix and every real suffix column up to its `last`, as far as its branch does.
+    """
+
+    lengths: jax.Array  # [B] int32, real columns of the prefix
+    real: jax.Array  # [B, G, U'] bool, which suffix columns exist
+    last: jax.Array  # [B, G, U] int32, or with axes of one: the last suffix column each query may look at
+    between: jax.Array | None = (
+        None  # [U, U'] bool, which columns are on a query's branch; None where there is one branch
+    )
+
+
+Mask = jax.Array | Causal | Segments | Suffix
 KeyValues = tuple[jax.Array, jax.Array]
 
 
@@ -45,8 +59,19 @@ def _segments(mask: Causal | Segments, queries: int) -> jax.Array:
     return (jnp.arange(queries) < mask.lengths[:, None]).astype(jnp.int32) if isinstance(mask, Causal) else mask.ids
 
 
-def dense_mask(mask: Mask, queries: int) -> jax.Array:
-    """The boolean mask a structured mask stands for: [B, 1, U, U], or the array itself. Padding sees nothing and is not seen."""
+def dense_mask(mask: Mask, queries: int, prefix: int = 0) -> jax.Array:
+    """The boolean mask a structured mask stands for, or the array itself.
+
+    Args:
+      queries: U. prefix: S, the columns of the prefix, where there is one.
+    Returns: [B, 1, U, U], where padding sees nothing and is not seen; of a `Suffix` [B, G, U, S + U'].
+    """
+    if isinstance(mask, Suffix):
+        B, G, columns = mask.real.shape
+        seen = mask.real[:, :, None] & (jnp.arange(columns) <= mask.last[..., None])
+        seen = seen if mask.between is None else seen & mask.between
+        inside = (jnp.arange(prefix) < mask.lengths[:, None])[:, None, None]
+        return jnp.concatenate([jnp.broadcast_to(x, (B, G, queries, x.shape[-1])) for x in (inside, seen)], axis=-1)
     if not isinstance(mask, Causal | Segments):
         return mask
     ids = _segments(mask, queries)
@@ -70,13 +95,14 @@ def attend(
       q: [B, G, U, N, H].
       prefix_kv: keys and values [B, S, M, H] shared by all G, or None.
       suffix_kv: keys and values [B, G, U', M, H].
-      mask: boolean, broadcastable to [B, G, U, S + U'], true where a query may look; or `Causal` or `Segments` (no prefix then).
+      mask: `Causal` or `Segments` (no prefix then), `Suffix` beside a prefix, or a boolean array broadcastable to [B, G, U, S + U'], true
+        where a query may look.
       implementation: xla | splash | cudnn | auto (splash on TPU, cuDNN on GPU, XLA elsewhere).
     Returns: [B, G, U, N, H] in the dtype of q. A query that may look nowhere gets zeros.
-    Raises: ValueError for an unknown implementation, or a structured mask beside a prefix.
+    Raises: ValueError for an unknown implementation, or a mask of the suffix block alone beside a prefix.
     """
     if isinstance(mask, Causal | Segments) and prefix_kv is not None:
-        raise ValueError("a structured mask describes the suffix block alone; give a boolean mask beside a prefix")
+        raise ValueError(f"{type(mask).__name__} describes the suffix block alone; give a Suffix beside a prefix")
     if implementation == "auto":
         implementation = implementation_for(jax.default_backend())
     if implementation not in ("xla", "splash", "cudnn"):
@@ -90,7 +116,8 @@ def attend(
             q, k, v = (jnp.where(exists, x[:, 0], 0) for x in (q, *suffix_kv))
             return jnp.where(exists, _LONG[implementation](q, k, v, mask), 0)[:, None]
         _say_once(f"{implementation} attention handed over to XLA: {refusal}")
-    return _attend_xla(q, prefix_kv, suffix_kv, dense_mask(mask, q.shape[2]))
+    columns = 0 if prefix_kv is None else prefix_kv[0].shape[1]
+    return _attend_xla(q, prefix_kv, suffix_kv, dense_mask(mask, q.shape[2], columns))
 
 
 @functools.cache

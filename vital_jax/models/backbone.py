@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from vital_jax.models.attention import Causal, KeyValues, Mask
@@ -19,6 +20,7 @@ from vital_jax.models.families import family_of
 from vital_jax.models.layers import Head
 from vital_jax.models.quantize import quantized_shapes
 from vital_jax.models.tokens import check_added, delta_of, moved_rows
+from vital_jax.pipeline.batch import Layout, batch_spec, full_batch
 
 LATENT_STATES = ("post_norm", "pre_norm")
 
@@ -108,10 +110,20 @@ class Backbone(nn.Module):
         slot: jax.Array | int = 0,
         deepstack: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, KeyValues]:
-        """Runs the decoder (arguments as `Decoder`); returns the states named by `latent_state` and the suffix block's cache."""
-        h, kv = self.language_model(x, positions, mask, prefix_kv, suffix_kv, slot, deepstack, deterministic)
-        return (self.language_model.final_norm(h) if self.latent_state == "post_norm" else h), kv
+        taps: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeyValues, jax.Array | None]:
+        """Runs the decoder, arguments as `Decoder`.
+
+        Returns: the states named by `latent_state`, the suffix block's cache, and the states at `taps` [L + 1, B, G, n, D]: before each
+          layer, and last the head's input (what transformers lists as `hidden_states`); None without taps.
+        """
+        args = (x, positions, mask, prefix_kv, suffix_kv, slot, deepstack, deterministic, taps)
+        raw, kv, tapped = self.language_model(*args)
+        normed = self.language_model.final_norm(raw)
+        if taps is not None:
+            last = jnp.take_along_axis(normed, taps[..., None], axis=2)
+            tapped = jnp.concatenate([tapped, last[None]])
+        return (normed if self.latent_state == "post_norm" else raw), kv, tapped
 
     def head_input(self, h: jax.Array) -> jax.Array:
         """The head's input of states as `decode` returns them."""
@@ -129,19 +141,16 @@ class Backbone(nn.Module):
     def __call__(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """The plain forward pass: logits [B, S, V] of a batch, no latents."""
         prefix = self.embed(batch)
-        h, _ = self.decode(
+        h, *_ = self.decode(
             prefix.x[:, None], prefix.positions[:, :, None], Causal(prefix.lengths), deepstack=prefix.deepstack
         )
         return self.logits(h[:, 0])
 
 
-def dummy_batch(config: BackboneConfig, rows: int = 1) -> dict[str, jax.Array]:
-    """The smallest batch the model accepts: one token per row, which is one image token of four patches."""
-    patches, plan = config.vision.merge**2, family_of(config).geometry(config).plan
-    shapes = {"tokens": (1,), "lengths": (), "positions": (3, 1), "patch_target": (1,)}
-    row = {name: jnp.zeros(shape, jnp.int32) for name, shape in shapes.items()}
-    row |= {"patches": jnp.zeros((patches, config.vision.patch_width)), **plan([], patches, "dummy")._asdict()}
-    return {name: jnp.broadcast_to(x, (rows, *x.shape)) for name, x in row.items()}
+def dummy_batch(config: BackboneConfig, rows: int = 1) -> dict[str, np.ndarray]:
+    """The smallest batch the model accepts: one token per row, which is one image token."""
+    layout = Layout(1, config.vision.merge**2)
+    return full_batch(batch_spec(layout, family_of(config).geometry(config), config.vision.patch_width), rows)
 
 
 def init_backbone(model: Backbone, key: jax.Array) -> dict:

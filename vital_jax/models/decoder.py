@@ -26,6 +26,15 @@ def _keep(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, _KEPT)
 
 
+def _write(cache: jax.Array, new: jax.Array, slot: jax.Array | int) -> jax.Array:
+    """A cache [B, G, U', M, H] with new columns [B, G, U, M, H] from `slot` on, or, one column a row, at slots [B, G]."""
+    new = new.astype(cache.dtype)
+    if not jnp.ndim(slot):
+        return jax.lax.dynamic_update_slice_in_dim(cache, new, slot, axis=2)
+    here = jnp.arange(cache.shape[2]) == slot[..., None]
+    return jnp.where(here[..., None, None], new, cache)
+
+
 class SelfAttention(nn.Module):
     """Grouped-query attention with per-head RMS norms of queries and keys (Qwen3)."""
 
@@ -54,8 +63,7 @@ class SelfAttention(nn.Module):
         k = rotate(self.k_norm(heads(_keep(self.k_proj(x, whole)), c.kv_heads)), angles)
         v = heads(_keep(self.v_proj(x, whole)), c.kv_heads)
         if suffix_kv is not None:
-            write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis=2)  # noqa: E731
-            k, v = write(suffix_kv[0], k), write(suffix_kv[1], v)
+            k, v = (_write(old, new, slot) for old, new in zip(suffix_kv, (k, v), strict=True))
         mixed = attend(q, prefix_kv, (k, v), mask, self.attention)
         mixed = mixed.reshape(*mixed.shape[:-2], -1)
         if self.stationary:
@@ -100,7 +108,8 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(c, self.lora, self.attention, self.deterministic, self.stationary)
         self.mlp = GatedMLP(c, self.lora, self.deterministic, self.stationary)
 
-    def __call__(self, x, layer, prefix_kv, suffix_kv, angles, mask, slot, deepstack):
+    def __call__(self, x, layer, prefix_kv, suffix_kv, angles, mask, slot, deepstack, taps):
+        tapped = None if taps is None else jnp.take_along_axis(x, taps[..., None], axis=2)
         border = layout.columns if self.stationary else layout.rows
         x = border(x)
         mixed, kv = self.self_attn(self.input_layernorm(x), angles, mask, prefix_kv, suffix_kv, slot)
@@ -108,7 +117,7 @@ class Block(nn.Module):
         x = border(x + self.mlp(self.post_attention_layernorm(x)))
         if deepstack is not None:
             x = x + deepstack[jnp.minimum(layer, deepstack.shape[0] - 1)][:, None]
-        return x, kv
+        return x, (kv, tapped)
 
 
 class Decoder(nn.Module):
@@ -148,7 +157,8 @@ class Decoder(nn.Module):
         slot: jax.Array | int = 0,
         deepstack: jax.Array | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, KeyValues]:
+        taps: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeyValues, jax.Array | None]:
         """Runs all layers.
 
         Args:
@@ -158,9 +168,11 @@ class Decoder(nn.Module):
           prefix_kv: keys and values [L, B, S, M, H] of a shared prefix, or None.
           suffix_kv: a cache [L, B, G, U', M, H] in whose slots [slot, slot + U) the new keys and values are written, or None: then the
             suffix block is this call's own U columns.
-          slot: first slot to write, an integer or a traced scalar.
+          slot: first slot to write, an integer or a traced scalar; or [B, G] slots of single columns, one for each row.
           deepstack: [n, B, U, D] added after layers 0..n-1, or None.
-        Returns: the state before the final norm [B, G, U, D], and the suffix block's keys and values for every layer.
+          taps: [B, G, n] int32, columns of this call whose state is handed out before every layer, or None.
+        Returns: the state before the final norm [B, G, U, D], the suffix block's keys and values for every layer, and the states at `taps`
+          before each layer [L, B, G, n, D] (None without taps).
         Raises: ValueError for an unknown `remat`.
         """
         if self.remat not in REMAT:
@@ -177,11 +189,11 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, 0, 0, *[nn.broadcast] * 4),
+            in_axes=(0, 0, 0, *[nn.broadcast] * 5),
             length=c.layers,
         )(c, self.lora, self.attention, deterministic, stationary, name="layers")
-        x, kv = layers(x, jnp.arange(c.layers), prefix_kv, suffix_kv, angles, mask, slot, deepstack)
-        return layout.rows(x), kv
+        x, (kv, tapped) = layers(x, jnp.arange(c.layers), prefix_kv, suffix_kv, angles, mask, slot, deepstack, taps)
+        return layout.rows(x), kv, tapped
 
     def final_norm(self, h: jax.Array) -> jax.Array:
         """The norm between the last layer and the head, [..., D] -> [..., D]."""
@@ -206,7 +218,9 @@ def init_decoder(model: Decoder, key: jax.Array) -> dict:
     tokens = jnp.zeros((1, 1, 1), jnp.int32)
 
     def touch(decoder: Decoder) -> jax.Array:
-        h, _ = decoder(decoder.embed(tokens, x.dtype), jnp.zeros((3, 1, 1, 1), jnp.int32), jnp.ones((1, 1, 1, 1), bool))
+        h, *_ = decoder(
+            decoder.embed(tokens, x.dtype), jnp.zeros((3, 1, 1, 1), jnp.int32), jnp.ones((1, 1, 1, 1), bool)
+        )
         return decoder.logits(decoder.final_norm(h))
 
     return nn.init(touch, model)(key)["params"]

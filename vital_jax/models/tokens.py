@@ -46,22 +46,26 @@ def moved_rows(table: Any, added: Sequence[int], delta: Any) -> jax.Array:
 
 
 def init_tokens(
-    base: Mapping[str, Any], config: DecoderConfig, added: Sequence[int], start: Mapping[int, int] | None = None
+    base: Mapping[str, Any],
+    config: DecoderConfig,
+    added: Sequence[int],
+    start: Mapping[int, Sequence[int]] | None = None,
 ) -> dict[str, jax.Array]:
     """The tree `tokens` {input, head?} of a base, [n, D] float32 each.
 
     Args:
       base: the backbone's parameters. added: rows, ascending.
-      start: added row -> the row that it starts as a copy of, on both sides (Coconut: "<<"). Others start as the base has them.
+      start: added row -> the rows that it starts as the mean of, on both sides (Coconut: that of "<<"). Others start as the base has them.
     Raises: ValueError as `check_added`, for a source outside the vocabulary or for a row that is not added.
     """
     start = dict(start or {})
     check_added(added, config)
-    check_added(sorted({*start.values()}), config)
+    check_added(sorted({row for rows in start.values() for row in rows}), config)
     if strange := sorted({*start} - {*added}):
-        raise ValueError(f"rows {strange} are to start as copies and are no added tokens: {list(added)}")
-    source, own = jnp.asarray([start.get(row, row) for row in added]), jnp.asarray(added)
+        raise ValueError(f"rows {strange} are to start as others and are no added tokens: {list(added)}")
+    sources, own = [jnp.asarray(start.get(row, (row,))) for row in added], jnp.asarray(added)
     language = base["language_model"]
     tables = {"input": language["embed_tokens"]["embedding"], "head": language.get("lm_head")}
     rows = lambda table, which: table[which].astype(jnp.float32)  # noqa: E731
-    return {side: rows(tables[side], source) - rows(tables[side], own) for side in sides(config)}
+    first = lambda table: jnp.stack([rows(table, source).mean(0) for source in sources])  # noqa: E731
+    return {side: first(tables[side]) - rows(tables[side], own) for side in sides(config)}

@@ -1,36 +1,18 @@
 """The batch: records as arrays of fixed shapes, the only thing a model ever sees.
 
-One row, without B; `collate` stacks rows. The letters are those of vital_jax/__init__.py: S prefix tokens, P patches,
-T answer tokens, K latent steps, C chain tokens, E width of the region feature; m = merge_size squared.
+`batch_spec` is the one schema. What a loader makes, what a compiler is shown, what a model is initialised with and what docs/batch.md lists
+all derive from it. A row holds a prompt with its images, the columns of a method's suffix (`segments.py`) and what the method is supervised
+with beside them; `collate` stacks rows. The letters are those of vital_jax/__init__.py.
 
-    tokens         [S] int32               the prompt, right-padded with 0
-    lengths        [] int32                its real columns
-    positions      [3, S] int32            M-RoPE time, row, column; 0 on padding
-    next_position  [] int32                largest position + 1
-    patches        [P, patch_dim] float32  normalised pixels; 0 on padding
-    patch_index    [P, 4] int32            entries of the position grid; 0 on padding
-    patch_weight   [P, 4] float32          their bilinear weights; 0 on padding
-    patch_coords   [P, 2] int32            row and column; 0 on padding
-    patch_segment  [P] int32               image number from 1; 0 on padding
-    patch_target   [P/m] int32             column of tokens each merged patch lands on; S on padding
-    answer         [T] int32               tokens, end token included; 0 on padding
-    answer_mask    [T] bool                supervised tokens
-    latent_steps   [] int32                K_i, the steps this row takes
-    chain          [K, C] int32            text of each step, end token included; 0 on padding
-    chain_mask     [K, C] bool             its tokens; all false on unused steps
-    roi            [E] float32             region feature
-    roi_mask       [] bool                 whether there is one
-    index          [] int32                record number
-
-A layout's numbers are budgets: a sample that exceeds one is an error that says what it needs. Nothing is ever
-truncated, because a cut prompt or a missing image patch trains on, silently, as something else.
+A layout's numbers are budgets: a sample that exceeds one is an error that says what it needs. Nothing is ever truncated, because a cut
+prompt or a missing image patch trains on, silently, as something else.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 
@@ -38,6 +20,7 @@ from vital_jax.pipeline.families import Geometry, read_geometry
 from vital_jax.pipeline.images import MAX_PIXELS, Grid, ImageConfig, decode, image_size, patchify
 from vital_jax.pipeline.patches import count_patches
 from vital_jax.pipeline.prompts import Prompter
+from vital_jax.pipeline.segments import Segment, Suffix, arrays_of, steps_taken
 
 if TYPE_CHECKING:  # a server that builds rows from requests needs no record store
     from vital_jax.pipeline.records import Record
@@ -45,36 +28,126 @@ if TYPE_CHECKING:  # a server that builds rows from requests needs no record sto
 TRAIN_K = ("per_sample", "phase_max")
 
 
+class Batch(TypedDict, total=False):
+    """Arrays by name, [B, ...] each; see `batch_spec`. A suffix adds the arrays of its segments, of which VITAL's stand here."""
+
+    tokens: Any
+    lengths: Any
+    positions: Any
+    next_position: Any
+    patches: Any
+    patch_index: Any
+    patch_weight: Any
+    patch_coords: Any
+    patch_segment: Any
+    patch_target: Any
+    latent_steps: Any
+    answer: Any
+    answer_mask: Any
+    chain: Any
+    chain_mask: Any
+    roi: Any
+    roi_global: Any
+    roi_mask: Any
+    index: Any
+
+
 @dataclass(frozen=True)
 class Layout:
-    """The shapes of a batch, and how many latent steps a row takes.
+    """The shapes of a row.
 
     Attributes:
       prefix: S. patches: P, a multiple of merge_size squared.
-      answer: T, the end token included; 0 leaves answers out (prompts for sampling).
-      latent_steps: K, the most steps a row may take; 0 means no latents, whatever the records hold.
-      chain: C, the end token included; 0 leaves chains out (no text supervision).
+      suffix: the columns behind the prompt, their literal texts bound to tokens.
+      chain: C, the end token included: the sentence of each latent step is a target of its own; 0 leaves these targets out.
       roi: E; 0 leaves region features out.
-      train_k: `per_sample` (K_i is the record's own number of steps, or K where it states none) or `phase_max` (every
-        row takes K steps; chains supervise only the steps they have). The latter also serves evaluation at a fixed K.
-      cap: a record with more steps than K keeps its first K (Table 3's ablation); without it, it is an error.
     """
 
-    prefix: int
-    patches: int
-    answer: int
-    latent_steps: int = 0
+    prefix: int = 0
+    patches: int = 0
+    suffix: Suffix = field(default_factory=Suffix)
     chain: int = 0
     roi: int = 0
-    train_k: str = "per_sample"
-    cap: bool = False
 
     def __post_init__(self):
-        for name in ("prefix", "patches", "answer", "latent_steps", "chain", "roi"):
+        for name in ("prefix", "patches", "chain", "roi"):
             if getattr(self, name) < 0:
                 raise ValueError(f"layout: {name} is negative: {getattr(self, name)}")
-        if self.train_k not in TRAIN_K:
-            raise ValueError(f"layout: unknown train_k={self.train_k!r}; use one of {TRAIN_K}")
+
+    @property
+    def latents(self) -> Segment | None:
+        """The first latent segment."""
+        return next(iter(self.suffix.of_kind("latent")), None)
+
+    @property
+    def steps(self) -> int:
+        """K, the steps whose sentences are targets."""
+        return 0 if self.latents is None else self.latents.budget // self.latents.per_step
+
+
+class Field(NamedTuple):
+    """One array of a row. full: what a row that fills every budget holds there."""
+
+    shape: tuple[int, ...]
+    dtype: type
+    meaning: str
+    full: int = 0
+
+
+# Of the arrays of the families' patch plans.
+_PLANS = {
+    "patch_index": "entries of the position grid; 0 on padding",
+    "patch_weight": "their bilinear weights; 0 on padding",
+    "patch_coords": "row and column; 0 on padding",
+    "patch_segment": "image number from 1; 0 on padding",
+}
+
+
+def batch_spec(layout: Layout, geometry: Geometry, patch_width: int, width: int = 0) -> dict[str, Field]:
+    """Every array of a row, by name.
+
+    Args:
+      geometry: how the backbone's images lie in patches. patch_width: numbers in one flattened patch.
+      width: D, for layouts with given or recorded vectors.
+    """
+    S, P, C, K, E = layout.prefix, layout.patches, layout.chain, layout.steps, layout.roi
+    i, f = np.int32, np.float32
+    spec = {
+        "tokens": Field((S,), i, "the prompt, right-padded with 0"),
+        "lengths": Field((), i, "its real columns", S),
+        "positions": Field((3, S), i, "M-RoPE time, row, column; 0 on padding"),
+        "next_position": Field((), i, "largest position + 1", S),
+        "patches": Field((P, patch_width), f, "normalised pixels; 0 on padding"),
+    }
+    for name, x in geometry.plan([], P, "an empty row")._asdict().items():
+        spec[name] = Field(x.shape, x.dtype.type, _PLANS[name], int(name == "patch_segment"))
+    target = P // geometry.merge_size**2
+    spec["patch_target"] = Field((target,), i, "column of tokens each merged patch lands on; S on padding")
+    for segment in layout.suffix.segments:
+        for name, (shape, dtype, meaning) in arrays_of(segment, width).items():
+            full = segment.budget if name == f"{segment.name}_steps" else int(dtype is bool)
+            spec[name] = Field(shape, dtype, meaning, full)
+    if C and K:
+        spec["chain"] = Field((K, C), i, "text of each step for the text decoder, end token included; 0 on padding")
+        spec["chain_mask"] = Field((K, C), bool, "its tokens; all false on unused steps", 1)
+    if E:
+        spec["roi"] = Field((E,), f, "region feature")
+        spec["roi_global"] = Field((E,), f, "feature of the whole image")
+        spec["roi_mask"] = Field((), bool, "whether there is a region feature", 1)
+    spec["index"] = Field((), i, "record number")
+    return spec
+
+
+def full_batch(spec: Mapping[str, Field], rows: int) -> dict[str, np.ndarray]:
+    """A batch [rows, ...] in which every budget is full, of zeros but for what says how much there is."""
+    fill = lambda one: np.broadcast_to(np.asarray(one.full, one.dtype), (rows, *one.shape))  # noqa: E731
+    return {name: fill(one) for name, one in spec.items()}
+
+
+def table(spec: Mapping[str, Field]) -> str:
+    """The schema as Markdown."""
+    rows = [f"| `{name}` | {list(one.shape)} | {np.dtype(one.dtype)} | {one.meaning} |" for name, one in spec.items()]
+    return "\n".join(["| array | shape of a row | type | meaning |", "|---|---|---|---|", *rows])
 
 
 @dataclass(frozen=True)
@@ -124,23 +197,29 @@ class Encoder:
         grids = [self.image_config.grid(*size) for size in sizes]
         return len(self._tokens(record, grids, name)), count_patches(grids)
 
-    def measure_text(self, record: "Record") -> tuple[int, int]:
-        """The answer tokens and the tokens of the longest chain step a record needs, end tokens included."""
+    def measure_text(self, record: "Record") -> tuple[int, int, int]:
+        """The tokens of a record's answer and of its longest chain step, end tokens included, and of its whole chain written out."""
         name = _name(record)
         chain = self.chain_prompter or self.prompter
         steps = [len(chain.encode_text(text, name=f"{name} chain step {k + 1}")) for k, text in enumerate(record.chain)]
-        return len(self.prompter.encode_text(record.answer, name=f"{name} answer")), max(steps, default=0)
+        answer = len(self.prompter.encode_text(record.answer, name=f"{name} answer"))
+        return answer, max(steps, default=0), len(self._lines(record.chain, name))
 
     def encode(
-        self, record: "Record", layout: Layout, index: int, roi: np.ndarray | None = None
+        self,
+        record: "Record",
+        layout: Layout,
+        index: int,
+        roi: np.ndarray | None = None,
+        roi_global: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
-        """One row of the batch.
+        """One row of the batch, the arrays of `batch_spec`.
 
         Args:
           record: its metadata's `window`, where it is [low, high], serves images deeper than 8 bits.
           layout: the budgets.
           index: the record's number in its data set.
-          roi: [E] the region feature, or None where the record has none.
+          roi, roi_global: [E] the features of the region and of the whole image, or None where the record has none.
 
         Raises:
           ValueError: an image cannot be read or a budget is too small; the message names the record and what it needs.
@@ -150,20 +229,23 @@ class Encoder:
         images = [decode(data, f"{name} image {i}", window)[0] for i, data in enumerate(record.images)]
         grids = [self.image_config.grid(image.height, image.width) for image in images]
         row = self.geometry.plan(grids, layout.patches, name)._asdict()
-        row |= self._prompt(record, grids, layout, name) | self._text(record, layout, name)
+        row |= self._prompt(record, grids, layout, name) | self._columns(record, layout, name)
         patches, start = np.zeros((layout.patches, self.image_config.patch_dim), np.float32), 0
         for image in images:
             own, _ = patchify(image, self.image_config)
             patches[start : start + len(own)] = own
             start += len(own)
-        if roi is not None and (np.shape(roi) != (layout.roi,) or not np.isfinite(roi).all()):
-            raise ValueError(f"{name}: region feature of shape {np.shape(roi)} must be {layout.roi} finite numbers")
-        return row | {
-            "patches": patches,
-            "roi": np.zeros(layout.roi, np.float32) if roi is None else np.asarray(roi, np.float32),
-            "roi_mask": np.bool_(roi is not None),
-            "index": np.int32(index),
-        }
+        if layout.chain and layout.steps:
+            row |= self._chain(record, layout, name)
+        if layout.roi:
+            row |= {"roi_mask": np.bool_(roi is not None)}
+            for key, feature in (("roi", roi), ("roi_global", roi_global)):
+                if feature is not None and (np.shape(feature) != (layout.roi,) or not np.isfinite(feature).all()):
+                    raise ValueError(
+                        f"{name}: region feature of shape {np.shape(feature)} must be {layout.roi} finite numbers"
+                    )
+                row[key] = np.zeros(layout.roi, np.float32) if feature is None else np.asarray(feature, np.float32)
+        return row | {"patches": patches, "index": np.int32(index)}
 
     def _tokens(self, record: "Record", grids: Sequence[Grid], name: str) -> np.ndarray:
         # Records are one turn; a question of an evaluation may follow on others.
@@ -184,41 +266,45 @@ class Encoder:
             "patch_target": target,
         }
 
-    def _text(self, record: "Record", layout: Layout, name: str) -> dict[str, np.ndarray]:
-        K, C = layout.latent_steps, layout.chain
-        answer = np.empty(0, np.int32)
-        if layout.answer:
-            answer = self.prompter.encode_text(record.answer, name=f"{name} answer")
-        _fits(len(answer), layout.answer, f"{name}: the answer", "answer tokens (T)")
+    def _columns(self, record: "Record", layout: Layout, name: str) -> dict[str, np.ndarray]:
+        """The arrays of the suffix's segments."""
+        row: dict[str, np.ndarray] = {}
+        for segment in layout.suffix.segments:
+            if segment.kind == "latent":
+                own = len(record.chain) or record.metadata.get("latent_steps")
+                own = segment.budget // segment.per_step if own is None else own
+                try:
+                    row[f"{segment.name}_steps"] = np.int32(steps_taken(segment, own))
+                except ValueError as error:
+                    raise ValueError(f"{name}: the reasoning {error}") from error
+            elif segment.kind == "tokens" and not segment.fixed:
+                ids = self._written(record, segment, name)
+                _fits(len(ids), segment.budget, f"{name}: {segment.source}", f"tokens (segment {segment.name!r})")
+                row[segment.name] = _pad(ids, segment.budget)
+                row[f"{segment.name}_mask"] = np.arange(segment.budget) < len(ids)
+        return row
+
+    def _written(self, record: "Record", segment: Segment, name: str) -> np.ndarray:
+        """A record's tokens in a segment: its answer with the end token, or steps of its chain, each on a line of its own."""
+        if segment.source == "answer":
+            return self.prompter.encode_text(record.answer, name=f"{name} answer")
+        return self._lines(segment.steps(record.chain), name)
+
+    def _lines(self, steps: Sequence[str], name: str) -> np.ndarray:
+        parts = [self.prompter.encode_text(f"{step}\n", end=False, name=f"{name} chain") for step in steps]
+        return np.concatenate([np.empty(0, np.int32), *parts])
+
+    def _chain(self, record: "Record", layout: Layout, name: str) -> dict[str, np.ndarray]:
+        """The sentence of each step as the text decoder's tokens, a target of its own."""
+        K, C = layout.steps, layout.chain
+        steps = record.chain[:K] if layout.latents is not None and layout.latents.cut else record.chain
+        _fits(len(steps), K, f"{name}: the chain", "latent steps (K)")
         chain, lengths = np.zeros((K, C), np.int32), np.zeros(K, np.int32)
-        steps = self._latent_steps(record, layout, name)
-        for k, text in enumerate(record.chain[: K if layout.cap else None] if K and C else ()):
+        for k, text in enumerate(steps):
             ids = (self.chain_prompter or self.prompter).encode_text(text, name=f"{name} chain step {k + 1}")
             _fits(len(ids), C, f"{name}: chain step {k + 1}", "chain tokens (C)")
             chain[k], lengths[k] = _pad(ids, C), len(ids)
-        return {
-            "answer": _pad(answer, layout.answer),
-            "answer_mask": np.arange(layout.answer) < len(answer),
-            "latent_steps": np.int32(steps),
-            "chain": chain,
-            "chain_mask": np.arange(C) < lengths[:, None],
-        }
-
-    def _latent_steps(self, record: "Record", layout: Layout, name: str) -> int:
-        """K_i. A fixed K below a record's own number of steps is refused only where it would drop supervised steps."""
-        K, own = layout.latent_steps, len(record.chain) or record.metadata.get("latent_steps", layout.latent_steps)
-        if not K:
-            return 0
-        own = min(own, K) if layout.cap else own
-        if layout.train_k == "phase_max":
-            if layout.cap:
-                return K
-            _fits(len(record.chain) if layout.chain else 0, K, f"{name}: the chain", "latent steps (K)")
-            return K
-        if own < 1:  # K = 0 is a program of its own: in this one, the answer is read from the last latent
-            raise ValueError(f"{name}: {own} latent steps in a layout with latents; give it a layout of latent_steps=0")
-        _fits(own, K, f"{name}: the reasoning", "latent steps (K)")
-        return own
+        return {"chain": chain, "chain_mask": np.arange(C) < lengths[:, None]}
 
 
 def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

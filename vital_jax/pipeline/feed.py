@@ -4,10 +4,8 @@ A phase's order is a pure function of (seed, phase, records, buckets), so step s
 number of hosts. Nothing about the data is stored in a checkpoint.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from vital_jax.pipeline.batch import Encoder, Layout, collate
 from vital_jax.pipeline.features import RoiFeatures
 from vital_jax.pipeline.loader import plan_batches, step_dataset
 from vital_jax.pipeline.records import RecordSource
+from vital_jax.pipeline.sizes import sizes_of
 
 Bucket = tuple[int, int]  # (S, P)
 
@@ -31,13 +30,11 @@ class _MakeRow:
     features: RoiFeatures | None
 
     def __call__(self, index: int, bucket: int) -> dict[str, np.ndarray]:
-        layout = self.layouts[bucket]
-        roi, whole = None, np.zeros(layout.roi, np.float32)
+        layout, roi, whole = self.layouts[bucket], None, None
         if self.features is not None and layout.roi:
             feature, valid = self.features[index]
             roi, whole = (feature if valid else None), np.array(self.features.whole[index])
-        row = self.encoder.encode(self.source[index], layout, index, roi)
-        return {**row, "roi_global": whole}
+        return self.encoder.encode(self.source[index], layout, index, roi, whole)
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ class Feed:
       source: the records. encoder: turns them into rows.
       features: their region features, or None where lambda_2 is zero.
       buckets: (S, P) budgets, ascending; a record takes the first it fits.
-      answer, chain: T and C. workers: loader processes; 0 uses threads of this one.
+      answer, chain, written: T, C and W. workers: loader processes; 0 uses threads of this one.
       limit: keep to the first so many records; 0 takes all.
     """
 
@@ -58,6 +55,7 @@ class Feed:
     buckets: tuple[Bucket, ...]
     answer: int
     chain: int
+    written: int = 0
     workers: int = 0
     limit: int = 0
 
@@ -69,38 +67,42 @@ class Feed:
         encoder: Encoder,
         features: str | None,
         buckets: Sequence[Bucket],
-        answer: int,
-        chain: int,
-        workers: int = 0,
-        limit: int = 0,
+        **numbers: int,
     ) -> "Feed":
-        """Opens a split. `features` names the sidecar beside the records. Raises as `RecordSource` and `RoiFeatures`."""
+        """Opens a split.
+
+        Args: features: the name of the sidecar beside the records. numbers: answer, chain, written, workers, limit.
+        Raises: as `RecordSource` and `RoiFeatures`.
+        """
         source = RecordSource(records, split)
         sidecar = RoiFeatures(Path(records) / features / split, source.ids) if features else None
-        return cls(source, encoder, sidecar, tuple(map(tuple, buckets)), answer, chain, workers, limit)
+        return cls(source, encoder, sidecar, tuple(map(tuple, buckets)), **numbers)
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(S, P, T, C) each record needs, [n, 4]; reads image headers once."""
+        """(S, P, T, C, W) each record needs, [n, 5]: measured once, and kept beside the records."""
+        return sizes_of(self.source, self.encoder)
 
-        def measure(i: int) -> tuple[int, ...]:
-            record = self.source[i]
-            return *self.encoder.measure(record), *self.encoder.measure_text(record)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return np.array(list(pool.map(measure, range(len(self.source)))))
-
-    def check(self, numbers: Sequence[int]) -> None:
+    def check(self, numbers: Sequence[int], layout: Layout) -> None:
         """Raises ValueError naming the first of these records that is larger than every budget, and what it needs."""
-        largest = np.array([*np.max(self.buckets, axis=0), self.answer, self.chain])
+        written = [s.budget for s in layout.suffix.segments if s.source.startswith("chain") and s.budget]
+        # What is not in the layout has no limit.
+        inner = {
+            "T": layout.suffix["answer"].budget if "answer" in layout.suffix else None,
+            "C": layout.chain or None,
+            "W": min(written, default=None),
+        }
+        room = np.array([np.iinfo(int).max if budget is None else budget for budget in inner.values()])
         for number in numbers:
             need = self.sizes[number]
-            fits = any(all(need[:2] <= bucket) for bucket in self.buckets)
-            if not fits or need[2] > self.answer or (self.chain and need[3] > self.chain):
-                raise ValueError(
-                    f"record {self.source.ids[number]!r} needs (S, P, T, C) = {need.tolist()}, the largest budgets are "
-                    f"{largest.tolist()}: raise data.buckets, data.answer or data.chain, or lower data.max_pixels"
-                )
+            if any(all(need[:2] <= bucket) for bucket in self.buckets) and all(need[2:] <= room):
+                continue
+            largest = dict(zip("SP", np.max(self.buckets, axis=0).tolist(), strict=True)) | inner
+            budgets = ", ".join(f"{name} {budget}" for name, budget in largest.items() if budget is not None)
+            raise ValueError(
+                f"record {self.source.ids[number]!r} needs (S, P, T, C, W) = {need.tolist()}, the largest budgets are {budgets}: "
+                "raise data.buckets, data.answer, data.chain or data.written, or lower data.max_pixels"
+            )
 
     def select(self, max_steps: int) -> np.ndarray:
         """Numbers of the records with at most this many latent steps (all, where none are taken). Raises: ValueError for none."""
@@ -112,39 +114,29 @@ class Feed:
             )
         return chosen
 
-    def layout(self, bucket: int, latent_steps: int, train_k: str, cap: bool = False) -> Layout:
-        """The layout of a bucket in a program of K = `latent_steps`."""
-        S, P = self.buckets[bucket]
-        roi = self.features.info["width"] if self.features is not None else 0
-        return Layout(S, P, self.answer, latent_steps, self.chain, roi, train_k, cap)
-
-    def maker(self, latent_steps: int, train_k: str, cap: bool = False) -> Callable[[int, int], dict[str, np.ndarray]]:
-        """(record number, bucket) -> row."""
-        layouts = tuple(self.layout(bucket, latent_steps, train_k, cap) for bucket in range(len(self.buckets)))
+    def maker(self, layout: Layout) -> Callable[[int, int], dict[str, np.ndarray]]:
+        """(record number, bucket) -> row. layout: of a phase; its prompt budgets are the bucket's."""
+        layouts = tuple(replace(layout, prefix=S, patches=P) for S, P in self.buckets)
         return _MakeRow(self.source, self.encoder, layouts, self.features)
 
     def phase(
         self,
+        layout: Layout,
         max_steps: int,
-        latent_steps: int,
-        train_k: str,
+        *,
         batch: int,
         steps: int,
         seed: int,
         start: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """(step in phase, this process's rows of its batch) from `start` on.
 
         Args:
-          max_steps: only records with at most so many steps (0: all). latent_steps: K; where it is smaller, records keep
-            their first K steps. train_k: as `Layout`. batch: rows per step over all processes.
-          steps: of the whole phase. seed: of its order.
+          layout: of the phase. max_steps: only records with at most so many steps (0: all).
+          batch: rows per step over all processes. steps: of the whole phase. seed: of its order.
+          part: which part of the rows is made here, of how many.
         Raises: ValueError as `plan_batches`; RuntimeError naming a record that cannot be encoded.
         """
         plan = plan_batches(self.sizes[:, :2], self.select(max_steps), self.buckets, batch, steps, seed)
-        maker = self.maker(latent_steps, train_k, latent_steps < max_steps)
-        return step_dataset(
-            plan, maker, collate, start, process_index, process_count, num_threads=2, workers=self.workers
-        )
+        return step_dataset(plan, self.maker(layout), collate, start, *part, num_threads=2, workers=self.workers)

@@ -6,8 +6,10 @@ contains a control token would change the prompt's structure (one more image, an
 further on, so it is refused here.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,11 @@ import tokenizers
 import transformers  # its attributes are loaded on first use: importing this file brings in no deep-learning framework
 
 from vital_jax.pipeline.images import Grid
+
+_FILES = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja"),
+)
 
 
 class Prompter:
@@ -89,14 +96,7 @@ class Prompter:
                 f"tokenizer uses {first}"
             )
         self.tokenizer.add_tokens([tokenizers.AddedToken(text, normalized=False, special=True) for text in new])
-        return {text: self.id_of(text) for text in texts}
-
-    def id_of(self, text: str) -> int:
-        """The id of a text that is one token. Raises: ValueError for one that is not."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
-        if len(ids) != 1:
-            raise ValueError(f"{self.folder}: {text!r} is {len(ids)} tokens, not one")
-        return ids[0]
+        return {text: self.tokenizer.convert_tokens_to_ids(text) for text in texts}
 
     def _ends(self) -> tuple[int, ...]:
         if not (self.folder / "generation_config.json").is_file():
@@ -116,6 +116,14 @@ class Prompter:
         if not template:
             raise ValueError(f"{self.folder}: no chat template; copy chat_template.json from the original checkpoint")
         return template
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells its tokens from another's: the bytes of every file that they may come from, and the library that reads them."""
+        digest = hashlib.sha256(transformers.__version__.encode())
+        for path in filter(Path.is_file, (self.folder / name for name in _FILES)):
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()[:16]
 
     def __reduce__(self):
         return Prompter, (str(self.folder), tuple(self.added))
@@ -174,6 +182,10 @@ class Prompter:
         self._refuse_control(text, name)
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return np.asarray([*ids, self.end_token_id] if end else ids, np.int32)
+
+    def literal(self, text: str) -> list[int]:
+        """Tokens of a text that a method's layout writes itself, control tokens included."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of generated tokens up to the first that ends an answer, without special tokens."""

@@ -29,7 +29,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 FORMAT_VERSION = 1
-MAX_CHAIN = 4
 # Metadata keys with a fixed meaning; a record may carry others, but these are checked wherever they appear.
 METADATA_TYPES = {
     "source": str,  # the data set
@@ -121,7 +120,6 @@ def _validate(record: Record) -> None:
         for number, value in enumerate(getattr(record, name)):
             good = isinstance(value, kind) and bool(value.strip())
             check(good, f"{name}[{number}] must be non-empty {kind.__name__}, got {type(value).__name__}")
-    check(len(record.chain) <= MAX_CHAIN, f"chain holds {len(record.chain)} steps, at most {MAX_CHAIN} are allowed")
     check(
         len(record.masks) in (0, len(record.images)),
         f"{len(record.masks)} masks for {len(record.images)} images; give none or one per image",
@@ -330,6 +328,8 @@ class RecordSource:
       folder: what `write_records` or `write_splits` returned.
       split: the split's name.
 
+    Attributes: fingerprint, the SHA-256 of the split's content.
+
     Raises:
       FileNotFoundError: the folder is absent, unfinished or lacks a shard.
       ValueError: the folder's format is newer than this code, the split is unknown, or a file was cut or changed.
@@ -345,7 +345,7 @@ class RecordSource:
             raise ValueError(_newer(str(self.folder), marker["format_version"]))
         if split not in marker["splits"]:
             raise ValueError(f"{self.folder}: no split {split!r}, only {sorted(marker['splits'])}")
-        self._length = marker["splits"][split]["records"]
+        self._length, self.fingerprint = (marker["splits"][split][key] for key in ("records", "sha256"))
         for name, size in marker["files"][split].items():
             path = self.folder / name
             if not path.exists():

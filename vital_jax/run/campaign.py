@@ -15,19 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from vital_jax.construct.pages import write_text
 from vital_jax.evaluate import audit_table, audits, evidence, figure, score
 from vital_jax.evaluate.preview import ask
 from vital_jax.evaluate.text_floor import Reader
 from vital_jax.latent.engine import Engine
-from vital_jax.methods.vital import Vital
+from vital_jax.methods.base import Method
 from vital_jax.pipeline.feed import Feed
 from vital_jax.run import plan, setup
 from vital_jax.training.config import keys, resolved
 from vital_jax.training.sharding import make_mesh
 
 EVIDENCE = "evidence.json"
+UNTRAINED = "direct"  # how the frozen backbone is asked
 CLOSING = """## How to read this
 
 - A system that answers without looking is as good as `images exchanged` and `majority answer`: what lies above their intervals was read
@@ -61,7 +63,7 @@ def _held(path: Path, setting: Mapping[str, Any]) -> dict[str, Any] | None:
     return found if found.get("config") == setting else None
 
 
-def probe(config: Any, method: Vital, params: Mapping[str, Any]) -> None:
+def probe(config: Any, method: Method, params: Mapping[str, Any]) -> None:
     """Writes what the trained run shows on the split `eval.evidence`, unless that stands there already for this configuration."""
     path, setting = Path(config.workdir) / EVIDENCE, resolved(config)
     if _held(path, setting):
@@ -70,13 +72,13 @@ def probe(config: Any, method: Vital, params: Mapping[str, Any]) -> None:
     print(f"answering the questions of split {config.eval.evidence!r} with and without their images", file=sys.stderr)
     # The most steps the run was taught, also where its last phase takes fewer (a reversed curriculum): Table 3 asks every run at K = 4.
     K = max(phase.latent_steps for phase in config.phases)
-    found = evidence.evidence(config, method, params, train, held_out, K)
+    found = evidence.evidence(evidence.Asked(setup.eval_k_of(config), config.seed), method, params, train, held_out, K)
     if config.eval.audit and K:
         found = {**found, "audit": audit(config, method, params, held_out, K)}
     _write(path, {"config": setting, **found})
 
 
-def audit(config: Any, method: Vital, params: Mapping[str, Any], feed: Feed, K: int) -> dict[str, Any]:
+def audit(config: Any, method: Method, params: Mapping[str, Any], feed: Feed, K: int) -> dict[str, Any]:
     """Whether the latents of a run matter, on `eval.audit` held-out questions: see `audits.audit`. Leaves audit.json and audit.html."""
     scaffold, folder = params.get("scaffold", {}), Path(config.workdir)
     numbers = plan.spread(evidence.closed(feed), config.eval.audit)
@@ -88,7 +90,7 @@ def audit(config: Any, method: Vital, params: Mapping[str, Any], feed: Feed, K: 
     if "visual_projector" in scaffold:
         visual = (method.visual, scaffold["visual_projector"])
     subject = audits.Subject(
-        Engine(method.model, feed.encoder, feed.buckets), params, feed, numbers, K, K, config.method.eval_k, feed.answer,
+        Engine(method.model, feed.encoder, feed.buckets), params, feed, numbers, K, K, setup.eval_k_of(config), feed.answer,
         seed=config.seed, reader=reader, visual=visual,
     )  # fmt: skip
     settings = {"config": resolved(config), **subject.settings()}
@@ -127,7 +129,11 @@ def child(config: Any, name: str, changes: Mapping[str, Any], seed: int) -> Any:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             raise ValueError(f"run {name!r} changes {key!r}, which is no key{f'; is it {near[0]!r}?' if near else ''}")
-    made.update_from_flattened_dict(dict(changes))
+    for key, value in changes.items():
+        if isinstance(value, Mapping):  # a whole part is exchanged, such as the method with all of its switches
+            made[key] = ConfigDict(dict(value))
+        else:
+            made.update_from_flattened_dict({key: value})
     return made
 
 
@@ -149,7 +155,7 @@ def run(config: Any, train: Callable[[Any], None]) -> None:
         train(one)
     if config.dry_run or not config.eval.evidence:
         return
-    untrained = baselines(child(config, "untrained", {"method.max_steps": 0}, config.seed))
+    untrained = baselines(child(config, "untrained", {"method": {"name": UNTRAINED}}, config.seed))
     found = [(name, seed, json.loads((Path(one.workdir) / EVIDENCE).read_text())) for name, seed, one in made]
     text = report(untrained, found)
     path = Path(config.workdir) / "report.md"

@@ -19,8 +19,10 @@ from jax.sharding import Mesh
 
 from vital_jax.latent.loop import LOOP, variables_of
 from vital_jax.latent.sample import Decoding, respond
-from vital_jax.methods.vital import Vital
+from vital_jax.methods.base import Method
 from vital_jax.models.attention import implementation_for
+from vital_jax.pipeline.batch import Layout
+from vital_jax.pipeline.prompts import Prompter
 from vital_jax.run import flops, program, setup
 from vital_jax.training import chips, hlo
 from vital_jax.training.sharding import ROWS
@@ -98,7 +100,7 @@ def planned(folder: Path) -> float:
     )
 
 
-def prepared(config: Any, mesh: Mesh, roi_width: int) -> tuple[Vital, str]:
+def prepared(config: Any, mesh: Mesh, roi_width: int) -> tuple[Method, str]:
     """The method with the attention its chips take, and what jax calls the chips."""
     device = mesh.devices.flat[0]
     if config.model.attention == "auto":
@@ -107,25 +109,22 @@ def prepared(config: Any, mesh: Mesh, roi_width: int) -> tuple[Vital, str]:
 
 
 def lower_training(
-    config: Any, method: Vital, mesh: Mesh, index: int, S: int, P: int, roi_width: int
+    config: Any, method: Method, mesh: Mesh, index: int, layout: Layout
 ) -> tuple[jax.stages.Lowered, dict]:
     """The training step of phase `index`, lowered for one bucket; and its batch [B, ...]."""
-    phase, d = config.phases[index], config.data
     state, frozen = program.abstract_training(config, method, mesh, index)
-    widths = (d.answer, phase.latent_steps, d.chain, roi_width if method.roi_width is not None else 0)
-    batch = program.full_rows(method.model.config.vision, config.batch, S, P, *widths)
+    batch = program.full_rows(method, layout, config.batch)
     with jax.set_mesh(mesh):
-        step = program.train_step(config, method, phase, state)
+        step = program.train_step(config, method, index, layout, state)
         return step.lower(state, frozen, program.abstract_batch(batch, config.micro_batches, mesh)), batch
 
 
 def lower_sampling(
-    config: Any, method: Vital, mesh: Mesh, K: int, S: int, P: int, rows: int = _PREVIEW_ROWS
+    config: Any, method: Method, mesh: Mesh, layout: Layout, rows: int = _PREVIEW_ROWS
 ) -> jax.stages.Lowered:
-    """The program that answers a batch of `rows` prompts with K latent steps, as evaluation calls it: greedy, one answer each."""
-    vision, asked = method.model.config.vision, ("roi", "roi_mask", "roi_global", "index")
-    batch = program.full_rows(vision, rows, S, P, 0, K)
-    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items() if name not in asked}
+    """The program that answers a batch of `rows` prompts, as evaluation calls it: greedy, one answer each."""
+    batch = program.full_rows(method, layout, rows)
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items() if name != "index"}
     variables = variables_of(program.shapes_on(config, method, mesh))
     with jax.set_mesh(mesh):
         return respond.lower(method.model, variables, shapes, K, Decoding(config.data.answer, (0,)))
@@ -143,19 +142,22 @@ def programs(
     """
     method, chip = prepared(config, mesh, roi_width)
     _check(config, method, mesh, P)
-    phase = config.phases[index]
-    K, merge = phase.latent_steps, method.model.config.vision.merge
+    phase, merge = setup.phases_of(config)[index], method.model.config.vision.merge
+    tokens = Prompter(config.model.folder)
+    facts = dict(S=S, P=P)
     if "train" in names:
-        lowered, batch = lower_training(config, method, mesh, index, S, P, roi_width)
+        layout = replace(setup.layouts_of(config, method, roi_width, tokens)[index], prefix=S, patches=P)
+        lowered, batch = lower_training(config, method, mesh, index, layout)
         arithmetic = flops.Arithmetic(method, setup.tables(config)[index])
-        work = arithmetic(flops.work_of(batch, K, merge), program.weights_of(phase))
-        yield _compile(lowered, chip, name="train", rows=config.batch, S=S, P=P, K=K, flops=work)
-    for steps in dict.fromkeys((K, 0)) if "sample" in names else ():
-        lowered = lower_sampling(config, method, mesh, steps, S, P)
-        yield _compile(lowered, chip, name="sample", rows=_PREVIEW_ROWS, S=S, P=P, K=steps)
+        work = arithmetic(flops.work_of(batch, layout.suffix, merge), method.parts(config.method, [phase]))
+        yield _compile(lowered, chip, name="train", rows=config.batch, K=phase.latent_steps, flops=work, **facts)
+    for K in dict.fromkeys((phase.latent_steps, 0)) if "sample" in names else ():
+        suffix = method.asking(K, setup.budgets_of(config, None)).bound(tokens)
+        lowered = lower_sampling(config, method, mesh, Layout(S, P, suffix))
+        yield _compile(lowered, chip, name="sample", rows=_PREVIEW_ROWS, K=K, **facts)
 
 
-def _check(config: Any, method: Vital, mesh: Mesh, P: int) -> None:
+def _check(config: Any, method: Method, mesh: Mesh, P: int) -> None:
     """Raises: ValueError for rows that do not divide, or a patch budget that splits a token."""
     groups, four = math.prod(mesh.shape[axis] for axis in ROWS), method.model.config.vision.merge**2
     if config.batch % (config.micro_batches * groups):

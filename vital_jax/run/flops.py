@@ -1,4 +1,4 @@
-"""How many floating-point operations a step of VITAL needs, by arithmetic. What MFU divides by the chips' peak.
+"""How many floating-point operations a training step needs, by arithmetic. What MFU divides by the chips' peak.
 
 A weight that multiplies a token costs 2 forward, 2 for the gradient of its input where one is needed, and 2 for its own gradient where it
 trains. A frozen base under LoRA so costs 4 a token, not the usual 6, and a frozen vision tower 2. Attention costs 4 N H for each query and
@@ -9,12 +9,13 @@ Norms, embedding lookups, the optimizer and the projector's few tokens beyond th
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from vital_jax.methods.vital import Vital
+from vital_jax.methods.base import Method
 from vital_jax.models.families import family_of
+from vital_jax.pipeline.segments import Suffix
 from vital_jax.run import setup
 from vital_jax.training.partition import TRAINABLE, flatten, match
 
@@ -42,23 +43,31 @@ class Work:
     chain_pairs: int
 
 
-def work_of(batch: Mapping[str, np.ndarray], max_steps: int, merge: int = 2) -> Work:
+def work_of(batch: Mapping[str, np.ndarray], suffix: Suffix, merge: int = 2) -> Work:
     """The work in a batch as the loader makes it (see pipeline/batch.py), of any leading axes.
 
     Args:
-      max_steps: K. merge: side of the square of patches that become one token.
+      suffix: its columns; branches count as if they stood behind one another. merge: side of the square of patches that become one token.
     """
     lengths = np.asarray(batch["lengths"], np.int64)
-    answers = np.sum(batch["answer_mask"], axis=-1, dtype=np.int64)
-    latents = np.asarray(batch["latent_steps"], np.int64) if max_steps else np.zeros_like(lengths)
-    suffix = latents + answers
+    columns, answers, latents = (np.zeros_like(lengths) for _ in range(3))
+    for segment in suffix.segments:
+        if segment.kind == "latent":
+            own = np.asarray(batch[f"{segment.name}_steps"], np.int64)
+            latents = latents + own
+        elif segment.fixed:
+            own = np.full_like(lengths, segment.budget)
+        else:
+            own = np.sum(batch[f"{segment.name}_mask"], axis=-1, dtype=np.int64)
+        columns = columns + own
+        answers = answers + own * segment.supervised
     segments = np.asarray(batch["patch_segment"])
     images = [np.sum(segments == number, axis=-1, dtype=np.int64) for number in range(1, segments.max(initial=0) + 1)]
     patches = sum(int(size.sum()) for size in images)
-    words = np.sum(batch["chain_mask"], axis=-1, dtype=np.int64) if max_steps else np.zeros(1, np.int64)
+    words = np.sum(batch.get("chain_mask", np.zeros((1, 1), bool)), axis=-1, dtype=np.int64)
     return Work(
-        context=int(np.sum(lengths + suffix)),
-        context_pairs=int(np.sum(lengths**2 / 2 + suffix * lengths + suffix**2 / 2)),
+        context=int(np.sum(lengths + columns)),
+        context_pairs=int(np.sum(lengths**2 / 2 + columns * lengths + columns**2 / 2)),
         answers=int(np.sum(answers)),
         patches=patches,
         merged=patches // merge**2,
@@ -76,7 +85,7 @@ class Arithmetic:
       method: models without parameters. table: what trains, as for `training.partition.match`.
     """
 
-    def __init__(self, method: Vital, table: Sequence[tuple[str, str]]):
+    def __init__(self, method: Method, table: Sequence[tuple[str, str]]):
         leaves = flatten(setup.abstract_params(method))
         marks = match(table, leaves)
         self._config, self._text = method.model.config, method.decoder and method.decoder.config
@@ -101,20 +110,20 @@ class Arithmetic:
         # A gradient passes through the language model if anything before its end trains.
         self._base = any(path.startswith(("base/", "lora/")) for path in trains)
 
-    def __call__(self, work: Work, weights: Mapping[str, float], remat: bool = False) -> float:
+    def __call__(self, work: Work, scaffold: Collection[str], remat: bool = False) -> float:
         """FLOPs of this work.
 
         Args:
-          weights: of the losses `text` and `visual`; where one is zero, its part of the scaffold does not run.
+          scaffold: the parts of it that run (`methods.base.Method.parts`).
           remat: count also what is computed twice; the hardware's work, not the model's.
         """
-        text = bool(weights["text"]) and self._text is not None
+        text = "text_decoder" in scaffold and self._text is not None
         tokens = dict(
             context=work.context,
             answers=work.answers,
             patches=work.patches,
             merged=work.merged,
-            latents=work.latents if weights["visual"] or text else 0,
+            latents=work.latents if "visual_projector" in scaffold or text else 0,
             chains=work.chains if text else 0,
             words=work.chains if text else 0,
         )

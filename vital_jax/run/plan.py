@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from vital_jax import __version__
 from vital_jax.evaluate.preview import answers
 from vital_jax.hub.load import check_weights
-from vital_jax.methods.vital import Vital
-from vital_jax.pipeline.batch import Encoder
+from vital_jax.methods import base
+from vital_jax.methods.base import Method
+from vital_jax.pipeline.batch import Encoder, Layout
 from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.run import setup
@@ -27,9 +29,6 @@ from vital_jax.training.config import resolved
 from vital_jax.training.metrics import Clock
 from vital_jax.training.partition import flatten, parameter_table
 from vital_jax.training.sharding import own_mesh, shardings
-
-SHOWN = ("loss", "task", "text", "visual", "answer_accuracy", "grad_norm")
-
 
 # Orders of a recipe's phases (Table 3): which of them run, in which order. Steps of phases left out go to the next one that runs.
 CURRICULA = {
@@ -41,11 +40,17 @@ CURRICULA = {
 
 
 def resolve(config: Any) -> None:
-    """Fills in, in place, what a recipe leaves to be derived: the phases of its curriculum, their K and loss weights, the features' name.
+    """Fills in, in place, what a recipe leaves to be derived: the method's defaults, the phases of the curriculum with their K and loss
+    weights, how questions are asked, and the features' name.
 
-    Raises: ValueError naming an unknown curriculum, a `compiler` that is not rows of two strings, or a visual loss without features.
+    Raises: ValueError naming an unknown method, switch or curriculum, a `compiler` that is not rows of two strings, or a loss on regions
+      without region features.
     """
-    m = config.method
+    settings = base.settings_of(config.method.to_dict())
+    kind = base.get(settings["name"])
+    if "eval_k" in settings:
+        settings["eval_k"] = kind.asked_with(settings)
+    config.method = ConfigDict(settings)
     if config.curriculum not in CURRICULA:
         raise ValueError(f"unknown config.curriculum={config.curriculum!r}: use one of {', '.join(CURRICULA)}")
     for row in config.compiler:
@@ -56,23 +61,27 @@ def resolve(config: Any) -> None:
     config.phases = tuple(config.phases[i] for i in order)
     for key in ("steps", "epochs"):
         config.phases[0][key] += sum(phase[key] for phase in left_out)
-    for phase in config.phases:
-        phase.latent_steps = min(phase.max_steps, m.max_steps) if phase.latent_steps is None else phase.latent_steps
-        for loss in ("text", "visual"):
-            phase[loss] = float(m[loss] if phase[loss] is None else phase[loss]) if m.scaffold else 0.0
-    if m.eval_k == "as_taught":
-        m.eval_k = {"per_sample": "per_sample", "phase_max": "fixed"}.get(m.train_k, m.train_k)
+    for i, phase in enumerate(config.phases):
+        if strange := sorted(
+            name for name, weight in phase.weights.items() if weight is not None and name not in kind.losses
+        ):
+            raise ValueError(
+                f"config.phases[{i}].weights.{strange[0]}: method {kind.name!r} has no such loss; it has {', '.join(kind.losses)}"
+            )
+        phase.latent_steps = kind.steps_of(settings, phase)
+        phase.weights = ConfigDict(kind.weights_of(settings, phase.weights))
     config.data.features = features_name(config)
-    if setup.uses(config, "visual") and not config.data.features:
+    if "visual_projector" in setup.scaffold_of(config) and not config.data.features:
         raise ValueError(
-            "config.data.features is empty, and the visual loss needs region features: give auto, or --config.method.visual=0"
+            "config.data.features is empty, and a loss of this method needs region features: give auto, or set the loss's weight to 0"
         )
 
 
 def check_models(config: Any) -> None:
     """Refuses models whose weights are not whole, before records and features are made for them. Raises: as `check_weights`."""
     if not (config.model.tiny or config.dry_run):
-        check_weights(config.model.folder, config.model.text_decoder if setup.uses(config, "text") else None)
+        reads = "text_decoder" in setup.scaffold_of(config)
+        check_weights(config.model.folder, config.model.text_decoder if reads else None)
 
 
 def check_best(config: Any, metrics: Mapping[str, Any]) -> None:
@@ -87,16 +96,28 @@ def check_best(config: Any, metrics: Mapping[str, Any]) -> None:
 def open_feed(config: Any, split: str, regions: bool = False) -> Feed:
     """One split of the configured records; with region features where a loss needs them, or where `regions` asks for them."""
     d = config.data
-    text = Prompter(config.model.text_decoder) if setup.uses(config, "text") else None
+    scaffold = setup.scaffold_of(config)
+    text = Prompter(config.model.text_decoder) if "text_decoder" in scaffold else None
     encoder = Encoder.from_folder(
         config.model.folder, d.max_pixels, setup.token_texts(config), system=d.system, chain_prompter=text
     )
-    features = d.features if regions or setup.uses(config, "visual") else None
+    features = d.features if regions or "visual_projector" in scaffold else None
     limit = d.limit if split == "train" else 0
-    return Feed.open(d.records, split, encoder, features, d.buckets, d.answer, d.chain, d.workers, limit)
+    return Feed.open(
+        d.records,
+        split,
+        encoder,
+        features,
+        d.buckets,
+        answer=d.answer,
+        chain=d.chain,
+        written=d.written,
+        workers=d.workers,
+        limit=limit,
+    )
 
 
-def describe(config: Any, method: Vital, feed: Feed, tables: Sequence[Sequence[tuple[str, str]]]) -> str:
+def describe(config: Any, method: Method, feed: Feed, tables: Sequence[Sequence[tuple[str, str]]]) -> str:
     """The plan of a run as text: parameters by module, phases, tokens and images per step, memory. Reads no weights."""
     tree = setup.abstract_params(method)
     ever = setup.trained(tables, tree)
@@ -128,11 +149,11 @@ def describe(config: Any, method: Vital, feed: Feed, tables: Sequence[Sequence[t
     return "\n".join(lines)
 
 
-def check_data(config: Any, feed: Feed, preview: Feed, parts: int = 1) -> None:
+def check_data(config: Any, layouts: Sequence[Layout], feed: Feed, preview: Feed, parts: int = 1) -> None:
     """Everything that would otherwise stop a run hours in: records over a budget, a phase or its preview without records, uneven rows.
 
     Args:
-      parts: how many processes make rows of their own.
+      layouts: of the phases. parts: how many processes make rows of their own.
     Raises: ValueError naming the record or key.
     """
     if config.batch % (config.micro_batches * parts):
@@ -140,10 +161,10 @@ def check_data(config: Any, feed: Feed, preview: Feed, parts: int = 1) -> None:
         raise ValueError(
             f"config.batch={config.batch} is not a multiple of config.micro_batches={config.micro_batches}{over}"
         )
-    for phase in config.phases:
-        feed.check(feed.select(phase.max_steps))
+    for phase, layout in zip(config.phases, layouts, strict=True):
+        feed.check(feed.select(phase.max_steps), layout)
         if config.eval.answers:
-            preview.check(preview.select(phase.max_steps))
+            preview.check(preview.select(phase.max_steps), layout)
 
 
 def check_resume(saved: Mapping[str, Any], config: Any, index: int) -> None:
@@ -153,13 +174,13 @@ def check_resume(saved: Mapping[str, Any], config: Any, index: int) -> None:
       saved: the checkpoint's record. index: the phase that this run says the checkpoint is in.
     Raises: ValueError that names what changed.
     """
-    kept = ("steps", "max_steps", "latent_steps")
+    kept = ("steps", "max_steps", "latent_steps", "stage")
     before = [[phase[key] for key in kept] for phase in saved["config"]["phases"]]
     now = [[phase[key] for key in kept] for phase in config.phases]
     for key, old, new in (
         ("the phase of the last step", saved["phase"], index),
         (f"({', '.join(kept)}) of the phases before it", before[:index], now[:index]),
-        ("(max_steps, latent_steps) of its phase", before[index][1:], now[index][1:]),
+        ("(max_steps, latent_steps, stage) of its phase", before[index][1:], now[index][1:]),
         ("batch", saved["config"]["batch"], config.batch),
         ("seed", saved["config"]["seed"], config.seed),
     ):
@@ -238,17 +259,17 @@ def on_first(config: Any, name: str, params: Mapping[str, Any], work: Callable[[
 
 
 def preview_answers(
-    config: Any, method: Vital, params: Mapping[str, Any], preview: Feed, phase: Any, step: int, log: Path
+    config: Any, method: Method, params: Mapping[str, Any], preview: Feed, phase: Any, step: int, log: Path
 ) -> dict[str, float]:
     """Asks some records of the preview at the phase's K, shows the answers and logs them. Returns: {"exact": share of exact ones}."""
     numbers = spread(preview.select(phase.max_steps), config.eval.answers)
 
     def work(here: Mapping[str, Any]) -> float:
-        found = answers(method, here, preview, numbers, phase.latent_steps, config.method.eval_k)
+        found = answers(method, here, preview, numbers, phase.latent_steps, setup.eval_k_of(config))
         show_answers(found, step, log)
         return sum(row["exact"] for row in found) / len(found)
 
-    asked = {name: part for name, part in params.items() if name in ("base", "lora")}
+    asked = {name: part for name, part in params.items() if name != "scaffold"}
     return {"exact": on_first(config, "preview", asked, work)}
 
 

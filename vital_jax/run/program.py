@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from vital_jax.methods import vital
-from vital_jax.methods.vital import Vital
-from vital_jax.models.config import VisionConfig
+from vital_jax.methods.base import Method, make_loss
+from vital_jax.models.families import family_of
+from vital_jax.pipeline.batch import Layout, batch_spec, full_batch
 from vital_jax.run import setup
 from vital_jax.training.optimizer import make_optimizer
 from vital_jax.training.partition import flatten, split, unflatten
@@ -27,21 +27,21 @@ def optimizer_of(config: Any, phase: Any) -> optax.GradientTransformation:
     return make_optimizer(steps=phase.steps, **config.optim)
 
 
-def weights_of(phase: Any) -> dict[str, float]:
-    """The weights of a phase's losses."""
-    return {"text": phase.text, "visual": phase.visual}
-
-
-def train_step(config: Any, method: Vital, phase: Any, state: State) -> Callable:
-    """The jitted step of a phase, for states that lie as this one does; see `make_train_step`."""
-    loss = vital.make_loss(method, phase.latent_steps, weights_of(phase))
+def train_step(config: Any, method: Method, index: int, layout: Layout, state: State) -> Callable:
+    """The jitted step of phase `index`, for states that lie as this one does; see `make_train_step`."""
+    phase, suffix = setup.phases_of(config)[index], layout.suffix
     placement = jax.tree.map(lambda x: x.sharding, state)
     return make_train_step(
-        loss, vital.normalizers, optimizer_of(config, phase), config.seed, placement, dict(config.compiler)
+        make_loss(method, phase, suffix),
+        lambda batch: method.normalizers(batch, phase, suffix),
+        optimizer_of(config, config.phases[index]),
+        config.seed,
+        placement,
+        dict(config.compiler),
     )
 
 
-def shapes_on(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
+def shapes_on(config: Any, method: Method, mesh: Mesh) -> dict[str, Any]:
     """The whole tree's shapes, types and shardings as `setup.load_params` makes them.
 
     Raises: ValueError as `setup.kept_params`, or naming a leaf without a sharding.
@@ -52,42 +52,17 @@ def shapes_on(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
     return unflatten({path: on(path, leaf) for path, leaf in flatten(shapes).items()})
 
 
-def abstract_training(config: Any, method: Vital, mesh: Mesh, index: int) -> tuple[State, dict[str, Any]]:
+def abstract_training(config: Any, method: Method, mesh: Mesh, index: int) -> tuple[State, dict[str, Any]]:
     """(state, frozen) of phase `index` as shapes with shardings. Raises: ValueError as `shapes_on` and `init_state`."""
     trainable, frozen = split(shapes_on(config, method, mesh), setup.tables(config)[index])
     return abstract_state(trainable, optimizer_of(config, config.phases[index])), frozen
 
 
-def full_rows(
-    vision: VisionConfig, rows: int, S: int, P: int, T: int, K: int, C: int = 0, E: int = 0
-) -> dict[str, np.ndarray]:
-    """A batch [rows, ...] in which every budget is full (pipeline/batch.py), of zeros but for what says how much there is.
-
-    Args:
-      S, P, T, K, C, E: prefix tokens, patches, answer tokens, latent steps, tokens of a chain and width of the region feature.
-    """
-    i, f = np.int32, np.float32
-    return {
-        "tokens": np.zeros((rows, S), i),
-        "lengths": np.full(rows, S, i),
-        "positions": np.zeros((rows, 3, S), i),
-        "next_position": np.full(rows, S, i),
-        "patches": np.broadcast_to(f(0), (rows, P, vision.patch_width)),
-        "patch_index": np.zeros((rows, P, 4), i),
-        "patch_weight": np.zeros((rows, P, 4), f),
-        "patch_coords": np.zeros((rows, P, 2), i),
-        "patch_segment": np.ones((rows, P), i),
-        "patch_target": np.zeros((rows, P // vision.merge**2), i),
-        "answer": np.zeros((rows, T), i),
-        "answer_mask": np.ones((rows, T), bool),
-        "latent_steps": np.full(rows, K, i),
-        "chain": np.zeros((rows, K, C), i),
-        "chain_mask": np.ones((rows, K, C), bool),
-        "roi": np.zeros((rows, E), f),
-        "roi_global": np.zeros((rows, E), f),
-        "roi_mask": np.full(rows, E > 0),
-        "index": np.zeros(rows, i),
-    }
+def full_rows(method: Method, layout: Layout, rows: int) -> dict[str, np.ndarray]:
+    """A batch [rows, ...] of this layout in which every budget is full."""
+    config = method.model.config
+    geometry = family_of(config).geometry(config)
+    return full_batch(batch_spec(layout, geometry, config.vision.patch_width, config.decoder.width), rows)
 
 
 def abstract_batch(batch: dict[str, np.ndarray], micro_batches: int, mesh: Mesh) -> dict[str, Any]:

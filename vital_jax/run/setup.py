@@ -4,7 +4,8 @@ The tree is {base, lora, tokens, feedback, scaffold}, each part where the run ha
 are float32 masters, the rest keeps `param_dtype`.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,15 +14,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from vital_jax.hub.load import check_weights, load_backbone, load_text_decoder
-from vital_jax.methods.vital import Vital
-from vital_jax.models.backbone import Backbone, abstract_backbone
+from vital_jax.methods import base
+from vital_jax.models.backbone import LATENT_STATES, Backbone, abstract_backbone
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.families import read_config, read_text_config
 from vital_jax.models.lora import init_lora
 from vital_jax.models.quantize import is_scale
 from vital_jax.models.tokens import init_tokens
+from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.prompts import Prompter
+from vital_jax.pipeline.segments import Tokens
 from vital_jax.training.partition import TRAINABLE, flatten, match, unflatten
 from vital_jax.training.sharding import ROWS, base_rows, fsdp_rows, shardings
 
@@ -30,65 +33,84 @@ from vital_jax.training.sharding import ROWS, base_rows, fsdp_rows, shardings
 _ROWS = (("(lora|tokens|feedback)/.*", PartitionSpec()), *fsdp_rows("scaffold", (ROWS, "fsdp", "data")))
 
 
-def uses(config: Any, loss: str) -> bool:
-    """Whether any phase weighs this loss (`text` or `visual`) on latents it takes."""
-    return any(phase.latent_steps and phase[loss] for phase in config.phases)
+def phases_of(config: Any) -> list[base.Phase]:
+    """The phases of a resolved configuration as its method sees them."""
+    return [
+        base.Phase(phase.latent_steps, phase.max_steps, phase.stage, tuple(sorted(phase.weights.items())))
+        for phase in config.phases
+    ]
 
 
-def make_method(config: Any, roi_width: int | None) -> Vital:
+def scaffold_of(config: Any) -> frozenset[str]:
+    """The parts of the scaffold that this run trains: those whose losses a phase weighs."""
+    return base.get(config.method.name).parts(config.method, phases_of(config))
+
+
+def make_method(config: Any, roi_width: int | None, scaffold: Collection[str] | None = None) -> base.Method:
     """The method of a configuration, models without parameters.
 
     Args:
-      config: see configs/vital.py. roi_width: E of the feature sidecar, or None.
+      config: see configs/. roi_width: E of the feature sidecar, or None.
+      scaffold: which parts of it to build, of `text_decoder` and `visual_projector`; None builds those of `scaffold_of`.
     Raises: FileNotFoundError or ValueError naming the folder or switch.
     """
-    m = config.model
+    m, settings, kind = config.model, config.method, base.get(config.method.name)
+    scaffold = scaffold_of(config) if scaffold is None else scaffold
     model = Backbone(
         read_config(m.folder),
         LoraConfig(**config.lora) if config.lora.rank else None,
         remat=m.remat,
         attention=m.attention,
         dtype=jnp.dtype(m.dtype),
-        latent_state=config.method.latent_state,
+        latent_state=settings.get("latent_state", LATENT_STATES[0]),
         quantize=m.get("quantize", ""),
         stationary=config.mesh.base == "fsdp",
         added=tuple(sorted(added_tokens(config))),
     )
     decoder = None
-    if uses(config, "text"):
+    if "text_decoder" in scaffold:
         decoder = Decoder(read_text_config(m.text_decoder), remat=m.remat, attention=m.attention)
-    names = ("projector", "output_norm", "projector_dropout", "l1_reduction", "visual_target", "fused")
-    options = {name: config.method[name] for name in names}
-    return Vital(model, decoder, roi_width if uses(config, "visual") else None, **options)
+    options = {field.name: settings[field.name] for field in dataclasses.fields(kind) if field.name in settings}
+    return kind(model, decoder, roi_width if "visual_projector" in scaffold else None, **options)
 
 
 def token_texts(config: Any) -> tuple[str, ...]:
-    """The texts of the added tokens."""
-    return tuple(text for text, _ in config.model.get("tokens", ()))
+    """The tokens that the method adds to the vocabulary."""
+    return tuple(base.get(config.method.name).added)
 
 
-def added_tokens(config: Any) -> dict[int, int]:
-    """The row of each added token, and the row that it starts as a copy of (its own where nothing is said).
-
-    Raises: FileNotFoundError or ValueError as `Prompter`, or for a text to start from that is not one token.
-    """
-    if not (texts := token_texts(config)):
+def added_tokens(config: Any) -> dict[int, tuple[int, ...]]:
+    """The row of each added token, and the rows that it starts as the mean of. Raises: FileNotFoundError or ValueError as `Prompter`."""
+    if not (added := base.get(config.method.name).added):
         return {}
-    prompter = Prompter(config.model.folder, texts)
-    return {prompter.added[text]: prompter.id_of(start or text) for text, start in config.model.tokens}
+    prompter = Prompter(config.model.folder, tuple(added))
+    return {prompter.added[text]: tuple(map(int, prompter.literal(start or text))) for text, start in added.items()}
+
+
+def eval_k_of(config: Any) -> str:
+    """How questions are asked: `fixed`, the same K for all, or `per_sample`, each record's own number of steps."""
+    return base.get(config.method.name).asked_with(config.method)
+
+
+def budgets_of(config: Any, roi_width: int | None) -> base.Budgets:
+    """How much room a configuration gives texts and features."""
+    return base.Budgets(config.data.answer, config.data.chain, config.data.written, roi_width or 0)
+
+
+def layouts_of(config: Any, method: base.Method, roi_width: int | None, tokens: Tokens) -> list[Layout]:
+    """The layout of each phase, its literal texts bound to tokens; the prompts' budgets are the buckets'."""
+    layouts = [method.layout(phase, budgets_of(config, roi_width)) for phase in phases_of(config)]
+    return [dataclasses.replace(layout, suffix=layout.suffix.bound(tokens)) for layout in layouts]
 
 
 def switches(config: Any) -> dict[str, Any]:
     """What changes the meaning of the trained weights: a checkpoint made under other values is refused."""
-    free = ("name", "eval_k", "fused", "scaffold", "text", "visual", "max_steps")
-    kept = {name: value for name, value in config.method.items() if name not in free}
-    tokens = {"tokens": " ".join(texts)} if (texts := token_texts(config)) else {}
-    return {**kept, "lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha, **tokens}
+    return {**base.meaning(config.method.to_dict()), "lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
 
 
-def abstract_params(method: Vital) -> dict[str, Any]:
+def abstract_params(method: base.Method) -> dict[str, Any]:
     """The whole tree's shapes; nothing is read or allocated."""
-    tree = {"base": abstract_backbone(method.model), "scaffold": method.abstract_scaffold()}
+    tree = {"base": abstract_backbone(method.model), **method.abstract()}
     if method.model.lora is not None:
         decoder, lora = method.model.config.decoder, method.model.lora
         tree["lora"] = jax.eval_shape(lambda key: init_lora(decoder, lora, key), jax.random.key(0))
@@ -98,7 +120,7 @@ def abstract_params(method: Vital) -> dict[str, Any]:
     return {name: part for name, part in tree.items() if part}
 
 
-def kept_params(config: Any, method: Vital) -> dict[str, Any]:
+def kept_params(config: Any, method: base.Method) -> dict[str, Any]:
     """The whole tree's shapes in the types in which this run keeps it: float32 what any phase trains, int8 a quantised base with its
     scales in `param_dtype`, and so the rest.
 
@@ -127,20 +149,19 @@ def trained(tables: Sequence[Sequence[tuple[str, str]]], tree: Mapping[str, Any]
 
 def tables(config: Any) -> list[Sequence[tuple[str, str]]]:
     """Each phase's table of what trains: its own, or the run's, without the rows of parts this run leaves out (rank 0, no scaffold)."""
-    absent = {"feedback"}  # a method that has modules inside its loop takes this out
-    absent |= {name for name, there in (("lora", config.lora.rank), ("tokens", token_texts(config))) if not there}
-    if not (uses(config, "text") or uses(config, "visual")):
-        absent.add("scaffold")
+    kind = base.get(config.method.name)
+    there = {"lora": config.lora.rank, "tokens": kind.added, "feedback": kind.feedback, "scaffold": scaffold_of(config)}
+    absent = {name for name, part in there.items() if not part}
     chosen = [phase.table or config.table for phase in config.phases]
     return [[tuple(row) for row in table if row[0].split("/")[0] not in absent] for table in chosen]
 
 
-def sharding_rows(base: str) -> list[tuple[str, Any]]:
-    """The sharding table, `base` replicated or fsdp (see `training.sharding.base_rows`); a run may lack some of its parts."""
-    return [*base_rows(base), *_ROWS]
+def sharding_rows(base_lies: str) -> list[tuple[str, Any]]:
+    """The sharding table, `base_lies` replicated or fsdp (see `training.sharding.base_rows`); a run may lack some of its parts."""
+    return [*base_rows(base_lies), *_ROWS]
 
 
-def load_params(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
+def load_params(config: Any, method: base.Method, mesh: Mesh) -> dict[str, Any]:
     """Reads the base and the text decoder onto the mesh and draws the rest from the seed.
 
     Returns: the tree, in the types of `kept_params`.
@@ -153,27 +174,26 @@ def load_params(config: Any, method: Vital, mesh: Mesh) -> dict[str, Any]:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1))
     at = lambda prefix: lambda path, shape: placed[f"{prefix}/{path}"]  # noqa: E731
     m = config.model
-    _, base = load_backbone(m.folder, at("base"), m.param_dtype, quantize=method.model.quantize)
-    tree: dict[str, Any] = {"base": base}
+    _, weights = load_backbone(m.folder, at("base"), m.param_dtype, quantize=method.model.quantize)
+    tree: dict[str, Any] = {"base": weights}
     if "lora" in shapes:
         tree["lora"] = init_lora(method.model.config.decoder, method.model.lora, keys[0])
     if "tokens" in shapes:
         decoder, added = method.model.config.decoder, method.model.added
         draw = partial(init_tokens, config=decoder, added=added, start=added_tokens(config))
         where = {side: placed[f"tokens/{side}"] for side in shapes["tokens"]}
-        tree["tokens"] = jax.jit(draw, out_shardings=where)(base)
-    if "scaffold" in shapes:
-        text = None
-        if method.decoder is not None:
-            _, text = load_text_decoder(m.text_decoder, at("scaffold/text_decoder"))
-        tree["scaffold"] = method.init_scaffold(keys[1], text)
+        tree["tokens"] = jax.jit(draw, out_shardings=where)(weights)
+    loaded = {}
+    if method.decoder is not None:
+        _, loaded["text_decoder"] = load_text_decoder(m.text_decoder, at("scaffold/text_decoder"))
+    tree |= method.init(keys[1], loaded)
     kept = flatten(shapes)
     return unflatten(
         {path: jax.device_put(leaf.astype(kept[path].dtype), placed[path]) for path, leaf in flatten(tree).items()}
     )
 
 
-def held(frozen: Mapping[str, Any], ever: set[str]) -> dict[str, Any]:
+def of_other_phases(frozen: Mapping[str, Any], ever: set[str]) -> dict[str, Any]:
     """Leaves frozen in this phase that another phase trains: a checkpoint has to hold them too."""
     return unflatten({path: leaf for path, leaf in flatten(frozen).items() if path in ever})
 

@@ -5,7 +5,7 @@ checkpoints and a leftover that the next writer removes. What a rename cannot pr
 afterwards (an interrupted copy or `rm -r`): a step that lacks a part is never picked up, and the writer moves it aside,
 since the manager would otherwise silently refuse every save up to that step.
 
-Only the trainable part, the optimizer state and the step number are stored; the frozen base is known by its
+Only what trains (in this phase or in another), the optimizer state and the step number are stored; the frozen base is known by its
 fingerprint.
 """
 
@@ -22,11 +22,17 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from vital_jax import __version__
 from vital_jax.training import distributed
 from vital_jax.training.partition import flatten, unflatten
 
-FORMAT_VERSION = 1
-META_KEYS = ("format_version", "config", "base_fingerprint", "method", "switches", "phase", "step")
+FORMAT_VERSION = 2
+META_KEYS = (
+    *("format_version", "written_by", "started_in"),
+    *("config", "base_fingerprint", "method", "switches", "phase", "step"),
+)
+OTHER_PHASES = "other_phases"  # in a state: leaves that are frozen in its phase and trained in another
+_WRITERS = {1: "0.1.0"}  # of the formats that did not record it
 CLOCK = "clock"  # in the record of a training run: what its clock has counted, so that a restart goes on counting
 
 # Every file that Orbax needs before it can read one array; data files are checked when they are read.
@@ -42,7 +48,7 @@ def make_meta(
     step: int,
     clock: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The record saved beside a state, plain JSON.
+    """The record saved beside a state, plain JSON; it says which version wrote it and where that was started, for paths that are relative.
 
     Args:
       config: resolved. base_fingerprint: of the frozen weights. method: its name.
@@ -52,6 +58,8 @@ def make_meta(
     return {
         **({CLOCK: dict(clock)} if clock is not None else {}),
         "format_version": FORMAT_VERSION,
+        "written_by": __version__,
+        "started_in": str(Path.cwd()),
         "config": dict(config),
         "base_fingerprint": base_fingerprint,
         "method": method,
@@ -61,23 +69,28 @@ def make_meta(
     }
 
 
+def check_readable(saved: Mapping[str, Any]) -> None:
+    """Refuses a record of another format than this package writes. Raises: ValueError that says which version wrote it and what to do."""
+    version = saved.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        writer = saved.get("written_by") or _WRITERS.get(version, "(not recorded)")
+        older = "use that version for it, or train it again in another folder"
+        raise ValueError(
+            f"vital_jax {writer} wrote it in format {version}, and this is vital_jax {__version__}, which reads format {FORMAT_VERSION}: "
+            + ("update vital_jax" if version > FORMAT_VERSION else older)
+        )
+    if missing := [key for key in META_KEYS if key not in saved]:
+        raise ValueError(f"its record lacks {', '.join(missing)}: it was not written by this package, or it was edited")
+
+
 def check_compatible(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuses to go on from a checkpoint that another base, method or switch made, or a newer format.
+    """Refuses to go on from a checkpoint that another base, method or switch made.
 
     The rest of the configuration may differ: another learning rate or batch size is a choice, another latent norm is
     another model.
 
     Raises: ValueError that names every such key with the saved value, this run's and the way out.
     """
-    if missing := [key for key in META_KEYS if key not in saved]:
-        raise ValueError(
-            f"the checkpoint's record lacks {', '.join(missing)}: it was not written by this package, or it was edited"
-        )
-    if saved["format_version"] > FORMAT_VERSION:
-        raise ValueError(
-            f"format_version: the checkpoint has {saved['format_version']}, "
-            f"this package reads up to {FORMAT_VERSION}: update vital_jax"
-        )
     absent = "(absent)"
     pairs = [(key, saved[key], current[key]) for key in ("base_fingerprint", "method")] + [
         (f"switches.{key}", saved["switches"].get(key, absent), current["switches"].get(key, absent))
@@ -320,9 +333,17 @@ class Checkpoints:
             ) from error
 
     def read_meta(self, step: int | None = None) -> dict[str, Any]:
-        """The record of a step (the newest by default). Raises: FileNotFoundError, ValueError as `restore`."""
+        """The record of a step (the newest by default).
+
+        Raises: FileNotFoundError, ValueError as `restore`; ValueError as `check_readable`, naming the folder.
+        """
         step = self._resolve(step)
-        return self._read(step, meta=ocp.args.JsonRestore()).meta
+        meta = self._read(step, meta=ocp.args.JsonRestore()).meta
+        try:
+            check_readable(meta)
+        except ValueError as error:
+            raise ValueError(f"checkpoint {self.folder / str(step)}: {error}") from None
+        return meta
 
     def restore(self, target: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """(state, meta) of a step (the newest by default), bit for bit as saved, with the target's shardings.
@@ -339,12 +360,12 @@ class Checkpoints:
         return read.state, read.meta
 
     def parameters(self, step: int | None = None) -> dict[str, Any]:
-        """Shapes and dtypes of a step's parameters by path, whether its phase trained or held them. Raises: as `read_meta`."""
+        """Shapes and dtypes of a step's parameters by path, whether its phase trains them or another. Raises: as `restore`."""
         return {path.partition("/")[2]: leaf for path, leaf in self._parameters(self._resolve(step)).items()}
 
     def _parameters(self, step: int) -> dict[str, Any]:
         leaves = self._saved_leaves(step)
-        return {path: leaf for path, leaf in leaves.items() if path.partition("/")[0] in ("trainable", "held")}
+        return {path: leaf for path, leaf in leaves.items() if path.partition("/")[0] in ("trainable", OTHER_PHASES)}
 
     def read_parameters(self, prefixes: Sequence[str], sharding: Any, step: int | None = None) -> dict[str, Any]:
         """The parameters whose paths start with one of `prefixes`, nested; optimizer state and the rest stay on disk.
@@ -413,8 +434,8 @@ def init_from(
       step: the newest by default.
       strict: both hold the same leaves; otherwise leaves the checkpoint lacks keep the target's values, and leaves only
         it has are ignored (both are named on stderr).
-    Raises: FileNotFoundError as `Checkpoints`; ValueError that lists the leaves that do not fit.
+    Raises: FileNotFoundError as `Checkpoints`; ValueError that lists the leaves that do not fit, or as `read_meta`.
     """
     with Checkpoints(folder, read_only=True) as checkpoints:
-        step = checkpoints._resolve(step)
-        return checkpoints._restore_trainable(target, step, strict), checkpoints.read_meta(step)
+        meta = checkpoints.read_meta(step)
+        return checkpoints._restore_trainable(target, meta["step"], strict), meta

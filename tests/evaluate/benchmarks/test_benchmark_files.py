@@ -106,7 +106,7 @@ def test_broken_lines_cost_themselves_only(tmp_path):
     loaded = load("file", path)
     assert [item.id for item in loaded.items] == ["1", "3"] and dict(loaded.dropped) == {"bad-line": 4}
     assert [detail.split(": ")[0] for detail in loaded.details] == [f"test.jsonl:{n}" for n in (2, 3, 5, 6)]
-    assert "not JSON" in loaded.details[0] and "not a JSON object but list" in loaded.details[1]
+    assert "not a JSON object (" in loaded.details[0] and "not a JSON object but list" in loaded.details[1]
 
 
 def test_an_id_twice_keeps_the_first(tmp_path):
@@ -120,7 +120,7 @@ def test_an_id_twice_keeps_the_first(tmp_path):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"question": None}, "question must be text"),
+        ({"question": None}, "no question; the row has"),
         ({"question": ["a"]}, "question must be text or a number, not list"),
         ({"answer": {"a": 1}}, "answer must be text or a number, not dict"),
         ({"answer": True}, "answer must be text or a number, not bool"),

@@ -16,6 +16,7 @@ from typing import IO
 from zipfile import BadZipFile, ZipFile
 
 from vital_jax.evaluate.items import Picture
+from vital_jax.pipeline.tables import as_on_disk, composed
 
 # An archive may claim any size for a member; no question file or image of these benchmarks comes near this.
 MAX_BYTES = 2 * 2**30
@@ -80,7 +81,7 @@ class Folder:
     """A folder as a place of files. `root` is its path; what it holds is listed once, for image sets have 100,000 files."""
 
     root: Path
-    _listings: dict[str, frozenset[str]] = field(default_factory=dict, compare=False, repr=False)
+    _listings: dict[str, dict[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
     def find(self, pattern: str) -> list[str]:
         """Names that fit the pattern here or in folders below, the least deep only; one that starts with "./" here only."""
@@ -97,12 +98,13 @@ class Folder:
         """The file of this name, None where it is not there."""
         folder, _, file = name.rpartition("/")
         if folder not in self._listings:
-            path = self.root / folder
+            path = self.root / as_on_disk(self.root, folder)
             try:
-                self._listings[folder] = frozenset(child.name for child in path.iterdir())
+                self._listings[folder] = {composed(child.name): f"{path}/{child.name}" for child in path.iterdir()}
             except OSError:
-                self._listings[folder] = frozenset()
-        return self.root / name if file in self._listings[folder] else None
+                self._listings[folder] = {}
+        found = self._listings[folder].get(composed(file))
+        return Path(found) if found else None
 
     def missing(self, name: str) -> Picture:
         """What stands for a file that is not there: an error when it is read."""
@@ -126,7 +128,7 @@ class Archive:
         except (BadZipFile, NotImplementedError) as error:
             raise ValueError(f"{self.root}: not a zip archive that can be read ({error}); download it again") from error
         try:
-            return {safe_name(info.filename): info.filename for info in members if not info.is_dir()}
+            return {composed(safe_name(info.filename)): info.filename for info in members if not info.is_dir()}
         except ValueError as error:
             raise ValueError(f"{self.root}: member {error}; do not use this archive") from error
 
@@ -241,7 +243,7 @@ class Files:
         Returns: a place to read it from; one that raises FileNotFoundError when read, where the image is nowhere.
         Raises: ValueError, the name is none or leads out of the folder.
         """
-        name = safe_name(name)
+        name = composed(safe_name(name))
         parts = entry.name.split("/")[:-1]
         start = max(len(parts) - up, 0)
         above = ["/".join(parts[:depth]) for depth in range(start, -1, -1)]  # "a/b/q.json" -> a/b, a, ""

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 
 from vital_jax.evaluate.benchmarks.files import Entry
 from vital_jax.evaluate.benchmarks.reading import Fields, Reading, by_letter
-from vital_jax.evaluate.benchmarks.rows import Row, first, needed, options_of, plain, several, unlettered
+from vital_jax.evaluate.benchmarks.rows import first, needed, options_of, plain, several, unlettered
+from vital_jax.pipeline.tables import Row
 
 FOLDERS = ("", "files", "images")
 FORMS = ("open_ended", "closed_ended", "single_choice", "multi_choice")

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from vital_jax.evaluate.benchmarks.files import Entry
 from vital_jax.evaluate.benchmarks.reading import Fields, Reading, by_letter, hub
-from vital_jax.evaluate.benchmarks.rows import Row, needed, options_of, plain
+from vital_jax.evaluate.benchmarks.rows import needed, options_of, plain
+from vital_jax.pipeline.tables import Row
 
 FOLDERS = ("images", "")
 

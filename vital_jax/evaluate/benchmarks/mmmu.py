@@ -18,7 +18,8 @@ from typing import Any
 
 from vital_jax.evaluate.benchmarks.files import Entry
 from vital_jax.evaluate.benchmarks.reading import Dropped, Fields, Reading, by_letter, hub
-from vital_jax.evaluate.benchmarks.rows import Row, options_of, plain, several
+from vital_jax.evaluate.benchmarks.rows import options_of, plain, several
+from vital_jax.pipeline.tables import Row
 
 SUBJECTS = (
     "Basic_Medical_Science",

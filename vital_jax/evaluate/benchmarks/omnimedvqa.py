@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from vital_jax.evaluate.benchmarks.files import Entry
 from vital_jax.evaluate.benchmarks.reading import Fields, Reading, by_letter, by_text
-from vital_jax.evaluate.benchmarks.rows import Row, first, needed, options_of, plain
+from vital_jax.evaluate.benchmarks.rows import first, needed, options_of, plain
+from vital_jax.pipeline.tables import Row
 
 
 def read(reading: Reading) -> None:

@@ -10,7 +10,8 @@ A file is JSON lines, a JSON list, CSV, TSV or Parquet, given itself or as `<spl
     id             unique; the row's number where it is absent
     closed         true or false; absent where nobody says
 
-Every other field becomes metadata. Tables know modality, question_type, language, and group: what shares an image or a patient.
+Capitals in these names do not count, and other trainers' image placeholders ("<image>") are taken out of questions. Every other field
+becomes metadata. Tables know modality, question_type, language, and group: what shares an image or a patient.
 """
 
 from collections.abc import Iterator
@@ -30,8 +31,9 @@ from vital_jax.evaluate.benchmarks.reading import (
     json_values,
     letters_of,
 )
-from vital_jax.evaluate.benchmarks.rows import Row, first, literal_list, options_of, plain, several
+from vital_jax.evaluate.benchmarks.rows import first, literal_list, needed, options_of, plain, several
 from vital_jax.pipeline.records import RecordSource
+from vital_jax.pipeline.tables import Row, named, without_placeholders
 
 _FIELDS = ("id", "question", "answer", "image", "images", "options", "gold", "closed")
 _SUFFIXES = ("jsonl", "json", "csv", "tsv", "parquet")
@@ -41,6 +43,7 @@ def read_file(reading: Reading) -> None:
     """Collects the rows of a user's file."""
 
     def make(entry: Entry, number: int, row: Row) -> Iterator[Fields]:
+        row = named(row, _FIELDS)
         options = options_of(row.get("options"))
         value = first(row, "images", "image")
         value = literal_list(value, "images") if isinstance(value, str) else value
@@ -49,7 +52,7 @@ def read_file(reading: Reading) -> None:
         yield {
             "id": plain(first(row, "id"), "id") or f"row-{number}",
             "images": images,
-            "question": plain(row.get("question"), "question"),
+            "question": without_placeholders(plain(needed(row, "question"), "question"), max(1, len(images))),
             **_answer(options, row),
             "closed": _closed(row.get("closed")),
             "metadata": metadata,

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from vital_jax.evaluate.benchmarks.files import Entry
 from vital_jax.evaluate.benchmarks.reading import Dropped, Fields, Reading, group_of, hub
-from vital_jax.evaluate.benchmarks.rows import Row, needed, plain
+from vital_jax.evaluate.benchmarks.rows import needed, plain
+from vital_jax.pipeline.tables import Row
 
 _SHORT = {"validation": "val"}
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 
 from vital_jax.evaluate.benchmarks.files import Entry
 from vital_jax.evaluate.benchmarks.reading import Fields, Reading, by_letter, by_text
-from vital_jax.evaluate.benchmarks.rows import Row, first, options_of, plain, unlettered
+from vital_jax.evaluate.benchmarks.rows import first, options_of, plain, unlettered
+from vital_jax.pipeline.tables import Row
 
 FOLDERS = ("images", "figures", "images_2", "")
 _CHOICES = ("Choice A", "Choice B", "Choice C", "Choice D")

@@ -22,8 +22,10 @@ from itertools import count
 from typing import Any
 
 from vital_jax.evaluate.benchmarks.files import Entry, Files
-from vital_jax.evaluate.benchmarks.rows import Bad, Row, first, literal_list, plain, read_rows
-from vital_jax.evaluate.items import Item, Picture, letter, read_picture
+from vital_jax.evaluate.benchmarks.rows import first, literal_list, plain
+from vital_jax.evaluate.items import Item, Picture, read_picture
+from vital_jax.pipeline.tables import Bad, Row, read_rows
+from vital_jax.scoring.choice import letter
 
 
 class Dropped(ValueError):

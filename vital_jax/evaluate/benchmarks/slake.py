@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 from vital_jax.evaluate.benchmarks.files import Entry
 from vital_jax.evaluate.benchmarks.reading import Dropped, Fields, Reading, closed_of, group_of, hub
-from vital_jax.evaluate.benchmarks.rows import Row, first, needed, plain
+from vital_jax.evaluate.benchmarks.rows import first, needed, plain
+from vital_jax.pipeline.tables import Row
 
 FOLDERS = ("imgs", "", "images")
 _NAMES = {"validation": ("validate", "validation", "val")}

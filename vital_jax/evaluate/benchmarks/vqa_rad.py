@@ -14,7 +14,8 @@ from collections.abc import Iterator
 
 from vital_jax.evaluate.benchmarks.files import Entry
 from vital_jax.evaluate.benchmarks.reading import Fields, Reading, closed_of, group_of, hub
-from vital_jax.evaluate.benchmarks.rows import Row, first, needed, plain
+from vital_jax.evaluate.benchmarks.rows import first, needed, plain
+from vital_jax.pipeline.tables import Row
 
 FOLDERS = ("images", "VQA_RAD Image Folder", "VQA_RAD_Image_Folder", "imgs", "")
 _PUBLIC = ("VQA_RAD Dataset Public.json", "VQA_RAD_Dataset_Public.json", "VQA_RAD*Public.json")

@@ -10,16 +10,9 @@ import re
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import Parsed, Protocol
 from vital_jax.evaluate.protocols.measures import accuracy, golds
-from vital_jax.evaluate.protocols.text import (
-    bare,
-    choose,
-    final,
-    is_yes_no,
-    letters_of,
-    nearest_option,
-    squad,
-    yes_no,
-)  # fmt: skip
+from vital_jax.scoring.choice import choose, letters_of, nearest_option
+from vital_jax.scoring.reading import final, is_yes_no, yes_no
+from vital_jax.scoring.text import bare, squad
 
 OPTIONS = ("options", lambda item: bool(item.options))
 ALL = "all questions"

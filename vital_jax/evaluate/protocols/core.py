@@ -13,8 +13,8 @@ from typing import Any
 
 from vital_jax.evaluate.intervals import clustered_macro, clustered_mean
 from vital_jax.evaluate.items import Item
-from vital_jax.evaluate.protocols.text import letters_of
 from vital_jax.evaluate.score import markdown, percent
+from vital_jax.scoring.choice import letters_of
 from vital_jax.statistics import wilson
 
 Row = dict[str, Any]

@@ -12,7 +12,8 @@ from collections import Counter
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import NO_OPTIONS, Measure, Parsed, Protocol
 from vital_jax.evaluate.protocols.measures import accuracy, closed, golds, overlaps
-from vital_jax.evaluate.protocols.text import bleu, is_yes_no, squad, yes_no
+from vital_jax.scoring.reading import is_yes_no, yes_no
+from vital_jax.scoring.text import bleu, squad
 
 ABOUT = (
     "LLaVA-Med 1.0, run_eval.py, as papers describe it. The prompt is the question alone. Closed: what the benchmark marks closed-ended, "

@@ -11,7 +11,7 @@ from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols import mmmu
 from vital_jax.evaluate.protocols.core import Parsed, Protocol, family
 from vital_jax.evaluate.protocols.measures import accuracy, closed, golds
-from vital_jax.evaluate.protocols.text import letters_of
+from vital_jax.scoring.choice import letters_of
 
 ABOUT = (
     "lmms-eval. Without options: exact match after its normalising (brackets and punctuation out, words for yes and no in English and "

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import Measure, Parsed
-from vital_jax.evaluate.protocols.text import bleu, is_yes_no, overlap, squad
+from vital_jax.scoring.reading import is_yes_no
+from vital_jax.scoring.text import bleu, overlap, squad
 
 Tokens = Callable[[str], Sequence[str]]
 Counts = Callable[[Item], bool]

@@ -11,7 +11,9 @@ from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols import medevalkit_compat as kit
 from vital_jax.evaluate.protocols.core import Measure, Parsed, Protocol, family
 from vital_jax.evaluate.protocols.measures import accuracy, bleus, golds, overlaps
-from vital_jax.evaluate.protocols.text import bare, choose, final, yes_no
+from vital_jax.scoring.choice import choose
+from vital_jax.scoring.reading import final, yes_no
+from vital_jax.scoring.text import bare
 
 ABOUT = (
     "MedEvalKit's prompts and question kinds with correct measures: yes and no as whole words, token overlap on bags in SQuAD's normal "

@@ -8,9 +8,10 @@ source divides by the number of open questions twice, so that it depends on how 
 from collections.abc import Callable
 from difflib import SequenceMatcher
 
-from vital_jax.evaluate.items import Item, letter
+from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import Measure, Parsed, ScorerStops, family
-from vital_jax.evaluate.protocols.text import bleu, letters_of
+from vital_jax.scoring.choice import letter, letters_of
+from vital_jax.scoring.text import bleu
 
 MARKERS = (
     "**answer**:", "**answer**", "*answer*:", "**answer:**", "answer is", "answer:", "答案:", "final answer", "final answer is",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import Parsed, Protocol, family
 from vital_jax.evaluate.protocols.measures import accuracy, golds
-from vital_jax.evaluate.protocols.text import letters_of
+from vital_jax.scoring.choice import letters_of
 
 ABOUT = (
     "MMMU's parser for choices and for open answers, MMMU-Pro's where items are of mmmu_pro; an answer that names no option is wrong. "

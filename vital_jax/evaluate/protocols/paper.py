@@ -9,8 +9,9 @@ always printed.
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import Parsed, Protocol
 from vital_jax.evaluate.protocols.measures import accuracy, closed, golds, overlaps
-from vital_jax.evaluate.protocols.text import bare, is_yes_no, named_letter, normalise, same_option, yes_no
-from vital_jax.evaluate.score import normalise as lower
+from vital_jax.scoring.choice import named_letter, same_option
+from vital_jax.scoring.reading import is_yes_no, yes_no
+from vital_jax.scoring.text import bare, normalise
 
 ABOUT = (
     "VITAL appendix B.4. Left open there and settled here: a choice is its letter, alone or before words, or its text without a full stop "
@@ -37,7 +38,7 @@ def parse(item: Item, text: str) -> Parsed:
     if is_yes_no(item.answer):
         said = yes_no(text)
         return Parsed(text, said, "word" if said else "none")
-    return Parsed(text, lower(text), "text")
+    return Parsed(text, normalise(text), "text")
 
 
 def correct(item: Item, parsed: Parsed) -> bool:

@@ -13,7 +13,8 @@ from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import NO_OPTIONS, Measure, Parsed, Protocol
 from vital_jax.evaluate.protocols.llava_med import unclipped
 from vital_jax.evaluate.protocols.measures import accuracy, bleus, golds, overlaps
-from vital_jax.evaluate.protocols.text import is_yes_no, squad, yes_no
+from vital_jax.scoring.reading import is_yes_no, yes_no
+from vital_jax.scoring.text import squad
 
 ABOUT = (
     "PathVQA's measures as their names say: accuracy of yes/no questions; exact match, BLEU-1 to 3 and token F1 of the others, in "

@@ -1,108 +1,26 @@
-"""What scorers do with words: normalising, token overlap, BLEU, yes or no, and which option an answer names.
+"""Which option an answer names: by its letter, its text, or the nearest text.
 
-Each is one published definition, stated where it is, so that a protocol only has to say which ones it uses. An answer that names nothing
-gives
-the empty string: to guess for a model, as some scorers do, adds chance to its accuracy.
+An answer that names nothing gives the empty string: to guess for a model, as some scorers do, adds chance to its accuracy.
 """
 
-import math
 import re
-import string
 import unicodedata
-from collections import Counter
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-from vital_jax.evaluate.items import letter
-from vital_jax.evaluate.score import normalise
+from vital_jax.scoring.reading import final
+from vital_jax.scoring.text import squad
 
-ARTICLES = re.compile(r"\b(a|an|the)\b")
-PUNCTUATION = str.maketrans("", "", string.punctuation)
 ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 # Behind a capital A or I these words tell a choice from the article and the pronoun.
 VERDICTS = re.compile(r"\s+(?:and|or|nor|but|is|was|because|since|as|then|rather)\b")
 
 
-def squad(text: str) -> str:
-    """SQuAD's normal form (Rajpurkar 2016, evaluate-v1.1): lower case, punctuation deleted, articles out, single spaces."""
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
-
-
-def bare(text: str) -> str:
-    """Lower case, single spaces, and no full stop at the end: "No." and "no" are one answer."""
-    return normalise(text).rstrip(".。 ")
-
-
-def overlap(prediction: Sequence[str], gold: Sequence[str]) -> tuple[float, float, float]:
-    """(precision, recall, F1) of two bags of tokens; a token counts as often as both have it.
-
-    Where one bag is empty all three are 1 if both are and 0 otherwise (SQuAD 2.0).
-    """
-    if not prediction or not gold:
-        return (float(not prediction and not gold),) * 3
-    shared = sum((Counter(prediction) & Counter(gold)).values())
-    if not shared:
-        return 0.0, 0.0, 0.0
-    return shared / len(prediction), shared / len(gold), 2 * shared / (len(prediction) + len(gold))
-
-
-def bleu(prediction: Sequence[str], gold: Sequence[str], weights: Sequence[float]) -> float:
-    """Sentence BLEU with one reference (Papineni 2002), without smoothing.
-
-        BP · exp(Σ_n w_n log p_n),  BP = 1 if c > r else exp(1 - r / c)
-
-    p_n is the share of the prediction's n-grams that the reference has too, each counted at most as often as there; c and r are the two
-    lengths. It is 0 where a p_n with weight is 0, as for every answer shorter than n tokens: BLEU-2 of a right one-word answer is 0.
-
-    Args:
-      weights: of 1-grams, 2-grams ...
-    """
-    if not prediction:
-        return 0.0
-    logs = 0.0
-    for n, weight in enumerate(weights, 1):
-        if not weight:
-            continue
-        ours, theirs = (Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in (prediction, gold))
-        shared = sum((ours & theirs).values())
-        if not shared:
-            return 0.0
-        logs += weight * math.log(shared / sum(ours.values()))
-    penalty = 1.0 if len(prediction) > len(gold) else math.exp(1 - len(gold) / len(prediction))
-    return penalty * math.exp(logs)
-
-
-def final(text: str) -> str:
-    r"""The last <answer>...</answer> or \boxed{...}, else what follows the last "answer is", "answer:" or "final answer", else the text."""
-    if boxed := re.findall(r"<answer>(.*?)</answer>", text, re.S | re.I) or _boxed(text):
-        return boxed[-1].strip()
-    marks = r"\b(?:final\s+)?answer\s*\**\s*(?:is\b|[:：])\s*\**|\bfinal\s+answer\s|答案\s*[:：是]"
-    parts = re.split(marks, text, flags=re.I)
-    return parts[-1].strip() or text.strip()
-
-
-def _boxed(text: str) -> list[str]:
-    start = text.rfind("\\boxed{")
-    depth = 0
-    for end in range(start + len("\\boxed"), len(text)) if start >= 0 else ():
-        depth += (text[end] == "{") - (text[end] == "}")
-        if not depth:
-            return [text[start + len("\\boxed{") : end]]
-    return []
-
-
-def yes_no(text: str) -> str:
-    """ "yes" or "no", read as a whole word: the first word if it is one, else the only one of the two in the text; "" where neither "
-    "holds."""
-    words = re.findall(r"[^\W\d_]+", text.lower())
-    found = {"yes", "no"} & set(words)
-    if words and words[0] in found:
-        return words[0]
-    return found.pop() if len(found) == 1 else ""
-
-
-def is_yes_no(answer: str) -> bool:
-    return bare(answer) in ("yes", "no")
+def letter(place: int) -> str:
+    """0 -> "A": the letter of an option by its place. Raises: ValueError outside A to Z."""
+    if not 0 <= place < 26:
+        raise ValueError(f"option number {place + 1} has no letter: only A to Z are used")
+    return chr(ord("A") + place)
 
 
 def letters_of(options: Sequence[str]) -> list[str]:

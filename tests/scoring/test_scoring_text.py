@@ -4,18 +4,9 @@ import math
 
 import pytest
 
-from vital_jax.evaluate.protocols.text import (
-    bare,
-    bleu,
-    choose,
-    contained_option,
-    final,
-    named_letter,
-    nearest_option,
-    overlap,
-    squad,
-    yes_no,
-)
+from vital_jax.scoring.choice import choose, contained_option, named_letter, nearest_option
+from vital_jax.scoring.reading import final, yes_no
+from vital_jax.scoring.text import bare, bleu, overlap, squad
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,347 @@
+"""What a method is, and the only table of those there are: nothing above this room knows one by name.
+
+A method says which columns stand behind a prompt (`layout`), what a latent's input is made from (`feed`), what is lost on them (`loss`),
+which parameters it brings (`init`) and which switches a recipe may set. Everything else is the same for all: this file runs the columns,
+weighs the losses and measures the latents. A method's file is short; where it grows, a mechanism is missing below it.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from vital_jax.latent.interpret import Columns, Feed, Given, run
+from vital_jax.latent.loop import embed, prefill, variables_of
+from vital_jax.latent.loss import cross_entropy
+from vital_jax.latent.scaffold import VisualProjector
+from vital_jax.models.backbone import Backbone, Prefix
+from vital_jax.models.decoder import Decoder
+from vital_jax.pipeline.batch import Batch, Layout
+from vital_jax.pipeline.segments import Segment, Suffix, Tokens
+from vital_jax.training.partition import merge
+
+METHODS = {
+    "vital": "vital_jax.methods.vital:Vital",
+    "direct": "vital_jax.methods.direct:Direct",
+    "text_cot": "vital_jax.methods.text_cot:TextCot",
+    "coconut": "vital_jax.methods.coconut:Coconut",
+}
+MODES = ("recurrent", "parallel")
+Params = Mapping[str, Any]
+Losses = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch:
+    """A choice that a recipe may make.
+
+    Attributes:
+      default: its value where a recipe says nothing. values: the ones there are; empty: any of the default's type.
+      free: whether it may differ between a checkpoint and the run that goes on from it; the others change what trained weights mean.
+    """
+
+    default: Any
+    values: tuple[Any, ...] = ()
+    free: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One phase of a curriculum as a method sees it; hashable, a part of the compiled program.
+
+    Attributes:
+      latent_steps: K. max_steps: records have at most so many steps (0: any number). stage: of methods that are taught in stages.
+      weights: (name, weight) of the method's losses; a loss with weight zero is not computed.
+    """
+
+    latent_steps: int = 0
+    max_steps: int = 0
+    stage: int = 0
+    weights: tuple[tuple[str, float], ...] = ()
+
+    def weight(self, loss: str) -> float:
+        """Of a loss; 1 where none is named."""
+        return dict(self.weights).get(loss, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budgets:
+    """How much room texts and features have.
+
+    Attributes: answer: T, tokens of an answer. chain: C, tokens of one chain step. written: W, tokens of a whole chain that is written out.
+      roi: E, the width of region features.
+    """
+
+    answer: int
+    chain: int = 0
+    written: int = 0
+    roi: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method of reasoning: models without parameters, and what its switches say.
+
+    Attributes:
+      model: the backbone. decoder: the text decoder of a scaffold that reads latents, or None.
+      roi_width: E of the region features that a scaffold regresses, or None.
+
+    A subclass states: `losses`, the first of which is the task's; `switches`; `mode`, `recurrent` (the training path makes the latents that
+    decoding makes) or `parallel` (it does not, and the gap is measured); `added`, the tokens it adds to the vocabulary, each with the text
+    whose rows it starts as (the mean, where that is several tokens; empty: as the base has it); `feedback`, whether `init` brings a tree of
+    modules inside the loop, which answering needs too.
+    """
+
+    model: Backbone
+    decoder: Decoder | None = None
+    roi_width: int | None = None
+
+    name: ClassVar[str]
+    losses: ClassVar[tuple[str, ...]] = ("task",)
+    switches: ClassVar[Mapping[str, Switch]] = {}
+    mode: ClassVar[str] = "recurrent"
+    added: ClassVar[Mapping[str, str]] = {}
+    feedback: ClassVar[bool] = False
+
+    # --- what a recipe says ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def steps_of(cls, settings: Mapping[str, Any], phase: Mapping[str, Any]) -> int:
+        """K of a phase of a recipe. settings: `config.method`."""
+        return 0
+
+    @classmethod
+    def weights_of(cls, settings: Mapping[str, Any], phase: Mapping[str, Any]) -> dict[str, float]:
+        """The weights of the losses beside the task's in a phase of a recipe."""
+        return {}
+
+    @classmethod
+    def parts(cls, settings: Mapping[str, Any], phases: Sequence[Phase]) -> frozenset[str]:
+        """What of a scaffold these phases need: `text_decoder`, `visual_projector`."""
+        return frozenset()
+
+    @classmethod
+    def asked_with(cls, settings: Mapping[str, Any]) -> str:
+        """How evaluation chooses each question's steps: `fixed`, the same K for all, or `per_sample`, each record's own."""
+        return "fixed"
+
+    # --- columns -----------------------------------------------------------------------------------------------------
+
+    def layout(self, phase: Phase, budgets: Budgets) -> Layout:
+        """The columns behind a prompt in training, and what its rows are supervised with; the prompt's own budgets are left at zero."""
+        raise NotImplementedError
+
+    def asking(self, latent_steps: int, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
+        """The columns in use, as the script of decoding: literal text is forced, tokens with a source are written by the model.
+
+        Args: latent_steps: K. eval_k: `fixed`, the same K for all, or `per_sample`, each record's own number, at most K.
+        """
+        raise NotImplementedError
+
+    def asker(self, budgets: Budgets, tokens: Tokens) -> Callable[[int, str, int], Suffix]:
+        """(K, eval_k, T) -> the columns in use, bound to tokens; what asks the model takes this function and knows no method."""
+        return lambda K, eval_k, T: self.asking(K, dataclasses.replace(budgets, answer=T), eval_k).bound(tokens)
+
+    @property
+    def feed(self) -> Callable[[Params, jax.Array, jax.Array, jax.Array | None], jax.Array] | None:
+        """(params, z, k, key) -> u, what a row's k-th latent is made from; None feeds the state back as it is."""
+        return None
+
+    def given(self, params: Params, prefix: Prefix, batch: Batch) -> Mapping[str, jax.Array]:
+        """Vectors of given columns that the batch does not hold, [B, G, U, D] by segment."""
+        return {}
+
+    # --- parameters --------------------------------------------------------------------------------------------------
+
+    def init(self, key: jax.Array, loaded: Mapping[str, Any]) -> dict[str, Any]:
+        """The trees that the method brings (`scaffold`, `feedback`), float32. loaded: weights of parts that were read, by name."""
+        return {}
+
+    def abstract(self) -> dict[str, Any]:
+        """Shapes of `init`; nothing is allocated."""
+        return {}
+
+    @property
+    def visual(self) -> VisualProjector | None:
+        """The scaffold's visual projector, where it has one."""
+        return None
+
+    # --- losses ------------------------------------------------------------------------------------------------------
+
+    def normalizers(self, batch: Batch, phase: Phase, suffix: Suffix) -> Losses:
+        """What each loss is divided by, over a whole step of any leading axes; never zero."""
+        return tokens_of(batch, suffix)
+
+    def loss(
+        self, params: Params, columns: Columns, batch: Batch, norms: Losses, phase: Phase, suffix: Suffix, key: Any
+    ) -> tuple[Losses, Losses]:
+        """Losses by name, unweighted, and metrics by name: sums divided by `norms`. key: turns dropout on."""
+        return task_loss(self.model, params, columns, batch, norms, suffix)
+
+
+def get(name: str) -> type[Method]:
+    """The class of a method. Raises: ValueError that lists the methods there are, the nearest first."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, 1, 0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown method {name!r}{hint} There are {', '.join(METHODS)}")
+    module, _, kind = METHODS[name].partition(":")
+    return getattr(importlib.import_module(module), kind)
+
+
+def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `config.method`, whole: the method's defaults under what is given.
+
+    Raises: ValueError naming an unknown method, a switch that it does not have, or a value that the switch does not take.
+    """
+    kind = get(given["name"])
+    for switch, value in given.items():
+        if switch == "name":
+            continue
+        if switch not in kind.switches:
+            near = difflib.get_close_matches(switch, kind.switches, 1)
+            known = ", ".join(kind.switches) or "no switches"
+            hint = f"did you mean {near[0]!r}? It has {known}" if near else f"it has {known}"
+            raise ValueError(f"config.method.{switch}: method {kind.name!r} has no such switch; {hint}")
+        row = kind.switches[switch]
+        if row.values and value not in row.values:
+            raise ValueError(f"config.method.{switch}={value!r}: use one of {', '.join(map(repr, row.values))}")
+    return {"name": kind.name, **{name: row.default for name, row in kind.switches.items()}, **given}
+
+
+def meaning(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that change what trained weights mean: a checkpoint made under others is refused."""
+    free = {name for name, row in get(settings["name"]).switches.items() if row.free}
+    return {name: value for name, value in settings.items() if name not in free}
+
+
+# --- what is the same for all ---------------------------------------------------------------------------------------
+
+
+def supervised(suffix: Suffix) -> list[Segment]:
+    """The segments whose tokens the task loss reads."""
+    return [segment for segment in suffix.segments if segment.supervised and segment.budget]
+
+
+def _targets(segment: Segment, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """(tokens, mask) of a segment, [..., B, U] each."""
+    if not segment.fixed:
+        return batch[segment.name], batch[f"{segment.name}_mask"]
+    shape = (*batch["lengths"].shape, segment.budget)
+    return jnp.broadcast_to(jnp.asarray(segment.ids, jnp.int32), shape), jnp.ones(shape, bool)
+
+
+def tokens_of(batch: Batch, suffix: Suffix) -> Losses:
+    """How many tokens are supervised (`task`), and how many of them are the answer's (`answer`); never zero."""
+    counts = {segment.name: jnp.sum(_targets(segment, batch)[1]) for segment in supervised(suffix)}
+    whole = sum(counts.values(), start=jnp.zeros((), jnp.int32))
+    return {
+        "task": jnp.maximum(whole, 1).astype(jnp.float32),
+        "answer": jnp.maximum(counts.get("answer", 0), 1).astype(jnp.float32),
+    }
+
+
+def task_loss(
+    model: Backbone, params: Params, columns: Columns, batch: Batch, norms: Losses, suffix: Suffix
+) -> tuple[Losses, Losses]:
+    """({"task": token mean over the supervised columns}, {"answer_accuracy": share of the answer's tokens that are likeliest})."""
+    variables, total, metrics = variables_of(params), jnp.zeros(()), {}
+    head = model.apply(variables, method="head")
+    for segment in supervised(suffix):
+        tokens, mask = (x[:, None] for x in _targets(segment, batch))
+        h = model.apply(variables, columns.reads[segment.name], method="head_input")
+        lost, correct = cross_entropy(h, head, tokens, mask / norms["task"])
+        total = total + lost
+        if segment.name == "answer":
+            metrics["answer_accuracy"] = correct * norms["task"] / norms["answer"]
+    return {"task": total}, metrics
+
+
+def read(
+    method: Method,
+    params: Params,
+    batch: Batch,
+    suffix: Suffix,
+    key: jax.Array | None = None,
+    probe: Mapping[str, jax.Array] | None = None,
+    fused: bool = True,
+) -> Columns:
+    """The teacher-forced pass of a batch, G = 1. `params` holds base, and what else the method brings; `key` turns dropout on."""
+    variables = variables_of(params)
+    prefill_key, run_key = (None, None) if key is None else jax.random.split(key)
+    prefix = embed(method.model, variables, batch)
+    z0, prompt = prefill(method.model, variables, prefix, batch["next_position"], prefill_key)
+    feed: Feed | None = None
+    if (own := method.feed) is not None:
+        feed = lambda z, k, key: own(params, z, k, key)  # noqa: E731
+    given = Given(method.given(params, prefix, batch), feed, probe or {})
+    return run(method.model, variables, prompt, z0[:, None], suffix, batch, given, fused, run_key)
+
+
+def losses(
+    method: Method,
+    params: Params,
+    batch: Batch,
+    norms: Losses,
+    phase: Phase,
+    suffix: Suffix,
+    key: jax.Array | None = None,
+    probe: Mapping[str, jax.Array] | None = None,
+) -> tuple[Losses, Losses, Columns]:
+    """Losses of a batch by name, unweighted; metrics by name; and the columns they were read from."""
+    run_key, loss_key = (None, None) if key is None else jax.random.split(key)
+    columns = read(method, params, batch, suffix, run_key, probe, getattr(method, "fused", True))
+    return *method.loss(params, columns, batch, norms, phase, suffix, loss_key), columns
+
+
+def make_loss(method: Method, phase: Phase, suffix: Suffix) -> Callable:
+    """The loss of a phase as the trainer takes it: (trainable, frozen, batch, key, norms) -> (loss, metrics).
+
+    The two trees are halves of one; every metric is a sum already divided by the whole step's counts.
+    """
+
+    def loss(trainable, frozen, batch, key, norms):
+        values, metrics, _ = losses(method, merge(trainable, frozen), batch, norms, phase, suffix, key)
+        return sum(phase.weight(name) * value for name, value in values.items()), {**values, **metrics}
+
+    return loss
+
+
+def diagnose(method: Method, params: Params, batch: Batch, phase: Phase, suffix: Suffix) -> Losses:
+    """Numbers that tell whether the first latent segment carries anything (deterministic; costs a backward pass per loss).
+
+    Returns: `grad_z/<loss>` the norm of each weighted loss's gradient at the latents; `z_norm/k` mean length of z_k; `u_over_embedding`
+    length of the inputs u against the mean embedding row; `z_cosine/i_j` mean cosine of z_i and z_j over the rows that have both
+    (VITAL equation 9, the collapse matrix). Empty without latents.
+    """
+    segment = next((s for s in suffix.of_kind("latent") if s.budget), None)
+    if segment is None:
+        return {}
+    name, K = segment.name, segment.budget
+    norms = method.normalizers(batch, phase, suffix)
+
+    def at(probe):
+        values, _, columns = losses(method, params, batch, norms, phase, suffix, probe={name: probe})
+        return {loss: phase.weight(loss) * value for loss, value in values.items()}, columns.steps(name)
+
+    probe = jnp.zeros((batch["lengths"].shape[0], 1, K, method.model.config.decoder.width), method.model.dtype)
+    values, pull, (u, z, own) = jax.vjp(at, probe, has_aux=True)
+    # One loss after the other: a jacobian would hold all backward passes at once.
+    grads = {loss: pull({other: jnp.float32(other == loss) for other in values})[0] for loss in values}
+    out = {f"grad_z/{loss}": jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))) for loss, g in grads.items()}
+    u, z, own = u[:, 0].astype(jnp.float32), z[:, 0].astype(jnp.float32), own[:, 0]
+    mean = lambda x, m: jnp.sum(jnp.where(m, x, 0.0)) / jnp.maximum(jnp.sum(m), 1)  # noqa: E731
+    length = jnp.linalg.norm(z, axis=-1)
+    rows = params["base"]["language_model"]["embed_tokens"]["embedding"].astype(jnp.float32)
+    row = jnp.mean(jnp.linalg.norm(rows, axis=-1))
+    out["u_over_embedding"] = mean(jnp.linalg.norm(u, axis=-1), own) / row
+    unit = z / jnp.maximum(length, 1e-6)[..., None]
+    for i in range(K):
+        out[f"z_norm/{i + 1}"] = mean(length[:, i], own[:, i])
+        for j in range(i + 1, K):
+            out[f"z_cosine/{i + 1}_{j + 1}"] = mean(jnp.sum(unit[:, i] * unit[:, j], axis=-1), own[:, j])
+    return out
