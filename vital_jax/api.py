@@ -23,9 +23,10 @@ from vital_jax.explain.case import Case
 from vital_jax.hub.exported import is_exported, open_exported
 from vital_jax.hub.load import load_backbone
 from vital_jax.latent.engine import Engine, Question, Request, in_order
-from vital_jax.latent.loop import variables_of
+from vital_jax.latent.loop import KEPT, variables_of
 from vital_jax.latent.read import decode_steps
 from vital_jax.methods.base import Budgets, Method, make
+from vital_jax.models.backbone import Backbone
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.families import read_config, read_text_config
 from vital_jax.pipeline.batch import Encoder
@@ -347,12 +348,14 @@ def _load_exported(folder: Path, base: str | Path | None, text_decoder: str | Pa
         raise ValueError(
             f"{folder} holds no explain/text_decoder, so its latent steps cannot be read; ask without steps"
         )
-    model = Backbone(read_config(found.base), found.lora, dtype=found.dtype, latent_state=found.latent_state)
+    model = Backbone(
+        read_config(found.base), found.lora, dtype=found.dtype, latent_state=found.latent_state, added=found.added
+    )
     decoder = Decoder(read_text_config(found.text_decoder)) if steps else None
     reader = _Reader(Prompter(found.text_decoder), found.chain) if steps else None
     return Model(
         make(found.method, model, decoder) if found.method else Method(model, decoder),
-        Encoder.from_folder(found.base, found.max_pixels or MAX_PIXELS, system=found.system),
+        Encoder.from_folder(found.base, found.max_pixels or MAX_PIXELS, found.tokens, system=found.system),
         functools.partial(found.read_params, steps),
         found.latent_steps,
         found.buckets,
@@ -379,7 +382,7 @@ def _load_run(run: Run, steps: bool, explain: bool) -> Model:
     if explain and run.roi_width:
         # The projector is applied beside the model (`explain.windows`), never in the program that answers.
         viewer = windows.Viewer(run.method(["visual_projector"]).visual, run.region_encoder, data.hook, data.max_pixels)
-    parts = ("base", "lora", *(TEXT if steps else ()), *(VISUAL if viewer else ()))
+    parts = ("base", *KEPT, *(TEXT if steps else ()), *(VISUAL if viewer else ()))
     return Model(
         run.method(["text_decoder"] if steps else ()),
         run.encoder,

@@ -93,8 +93,10 @@ class Method:
       roi_width: E of the region features that a scaffold regresses, or None.
 
     A subclass states: `losses`, the first of which is the task's; `switches`; `mode`, `recurrent` (the training path makes the latents that
-    decoding makes) or `parallel` (it does not, and the gap is measured); `added`, the names of tokens it adds to the vocabulary; `exports`,
-    whether the loop that goes out with an export (hub/custom_generate) can run it: latents right behind the prompt, then text.
+    decoding makes) or `parallel` (it does not, and the gap is measured); `added`, the tokens it adds to the vocabulary, each with the text
+    whose rows it starts as (the mean, where that is several tokens; empty: as the base has it); `feedback`, whether `init` brings a tree of
+    modules inside the loop, which answering needs too; `exports`, whether the loop that goes out with an export (hub/custom_generate) can run
+    it: latents right behind the prompt, then text.
     """
 
     model: Backbone
@@ -105,7 +107,8 @@ class Method:
     losses: ClassVar[tuple[str, ...]] = ("task",)
     switches: ClassVar[Mapping[str, Switch]] = {}
     mode: ClassVar[str] = "recurrent"
-    added: ClassVar[tuple[str, ...]] = ()
+    added: ClassVar[Mapping[str, str]] = {}
+    feedback: ClassVar[bool] = False
     exports: ClassVar[bool] = True
 
     # --- what a recipe says ------------------------------------------------------------------------------------------

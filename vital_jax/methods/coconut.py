@@ -36,7 +36,7 @@ class Coconut(Method):
 
     name = "coconut"
     exports = False  # its latents stand between markers
-    added = (BOT, EOT)
+    added: ClassVar = {BOT: "<<", EOT: "<<"}  # as published: both start as the bracket that opens a written step there
     switches: ClassVar = {
         "c": Switch(1),
         "max_stage": Switch(4),

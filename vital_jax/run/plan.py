@@ -112,7 +112,9 @@ def open_feed(config: Any, split: str, regions: bool = False) -> Feed:
     d = config.data
     scaffold = setup.scaffold_of(config)
     text = Prompter(config.model.text_decoder) if "text_decoder" in scaffold else None
-    encoder = Encoder.from_folder(config.model.folder, d.max_pixels, system=d.system, chain_prompter=text)
+    encoder = Encoder.from_folder(
+        config.model.folder, d.max_pixels, setup.token_texts(config), system=d.system, chain_prompter=text
+    )
     features = d.features if regions or "visual_projector" in scaffold else None
     limit = d.limit if split == "train" else 0
     return Feed.open(
