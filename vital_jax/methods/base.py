@@ -95,8 +95,8 @@ class Method:
     A subclass states: `losses`, the first of which is the task's; `switches`; `mode`, `recurrent` (the training path makes the latents that
     decoding makes) or `parallel` (it does not, and the gap is measured); `added`, the tokens it adds to the vocabulary, each with the text
     whose rows it starts as (the mean, where that is several tokens; empty: as the base has it); `feedback`, whether `init` brings a tree of
-    modules inside the loop, which answering needs too; `exports`, whether the loop that goes out with an export (hub/custom_generate) can run
-    it: latents right behind the prompt, then text.
+    modules inside the loop, which answering needs too; `exports`, whether the loop that goes out with an export (hub/custom_generate) can
+    run it: latents right behind the prompt, then text.
     """
 
     model: Backbone

@@ -160,7 +160,7 @@ class Suffix:
         return tuple(segment for segment in self.segments if segment.kind == kind)
 
     def bound(self, tokens: Tokens) -> "Suffix":
-        """The same suffix with its literal texts as tokens."""
+        """The same suffix with its literal texts as tokens; a text of no tokens is no segment."""
 
         def bind(segment: Segment) -> Segment:
             if not segment.text:
@@ -168,7 +168,13 @@ class Suffix:
             ids = tuple(int(i) for i in tokens.literal(segment.text))
             return replace(segment, text="", ids=ids, budget=len(ids))
 
-        return replace(self, segments=tuple(map(bind, self.segments)))
+        bound = (bind(segment) for segment in self.segments)
+        return replace(
+            self,
+            segments=tuple(
+                segment for segment in bound if segment.budget or segment.source or segment.kind != "tokens"
+            ),
+        )
 
     def fork(self, branch: str) -> int:
         """The column from which on a branch no longer sees its parent."""
