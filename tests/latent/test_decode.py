@@ -321,6 +321,7 @@ def test_a_token_opens_a_span_of_latents_any_number_of_times(setup, keys):
             Longhand(setup, b, opened, decoding, keys[b, g], banned=banned).equals(found, b, g)
     counts = [spans(row) for row in np.asarray(found.modes).reshape(4 * G, -1)]
     assert max(counts) > 1 and min(counts) == 0, counts
+    assert np.any(found.modes[..., -1] == LATENT), "a span is cut by the budget"
     replayed(setup, found)
 
 
