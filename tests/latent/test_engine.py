@@ -1,6 +1,7 @@
 """How questions become programs: shapes, groups, order, and the same questions about other records' images."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from vital_jax.latent.engine import Engine, in_order, rounded, with_images
 from vital_jax.latent.loop import variables_of
 from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.records import Record
+from vital_jax.pipeline.segments import Segment, Suffix
 
 
 def picture(seed: int, side: int, deep: bool = False) -> bytes:
@@ -141,6 +143,61 @@ def test_vectors_that_are_given_stand_in_the_latent_slots(toys):
     zeros = in_order(engine.ask(variables, asked, given=np.zeros_like(recorded), **options))
     assert not any(reply.u.any() for reply in zeros)
     assert all(a.log_probs != b.log_probs for a, b in zip(own, zeros, strict=True))
+
+
+def test_the_chain_before_an_answer_is_shown_and_the_answer_alone_is_its_text(toys):
+    """Whether the lead-in was forced or the model has written it itself, it is neither chain nor answer."""
+    engine, variables, asked = toys
+    free = in_order(engine.ask(variables, asked, 0, engine.decoding(5), batch=4))
+    assert all(reply.chain == "" for reply in free)
+    own = free[0].tokens[2]  # what the first question's third token would be is the lead-in
+
+    def written(K, eval_k, T):
+        chain = Segment("tokens", "written", 4, source="chain[:]")
+        return Suffix(
+            (chain, Segment("tokens", "lead", 1, ids=(own,)), Segment("tokens", "answer", T, source="answer"))
+        )
+
+    chained = replace(engine, asking=written)
+    replies = in_order(chained.ask(variables, asked, 0, chained.decoding(3), batch=4))
+    first, words = replies[0], [str(token) for token in free[0].tokens]
+    assert first.chain.split() == words[:2] and first.text.split()[:2] == words[3:5]
+    assert any(len(reply.chain.split()) == 4 for reply in replies), "a lead-in was forced"
+    for reply, plain in zip(replies, free, strict=True):
+        assert reply.chain.split() == [str(token) for token in plain.tokens][: len(reply.chain.split())]
+        assert len(reply.tokens) == len(reply.log_probs) <= 3 and reply.latent_steps == 0 and not reply.u.size
+
+
+def test_a_stop_sequence_ends_an_answer_and_is_not_a_part_of_its_text(toys):
+    engine, variables, asked = toys
+    plain = in_order(engine.ask(variables, asked[:1], 0, engine.decoding(6)))[0]
+    stop = plain.tokens[1:3]
+    found = in_order(engine.ask(variables, asked[:1], 0, engine.decoding(6, stops=(stop,))))[0]
+    assert found.complete and found.tokens == plain.tokens[:3]
+    assert found.text == str(plain.tokens[0])
+
+
+def test_control_tokens_and_rows_without_a_token_are_never_written(engine, real):
+    """Of Qwen3-VL: its 26 added tokens but what ends an answer or stands in the plan, and the 267 rows of padding."""
+    prompter, V = engine.encoder.prompter, 151_936
+    banned = prompter.banned(V, engine.ends)
+    names = {name: prompter.tokenizer.convert_tokens_to_ids(name) for name in prompter.control_tokens}
+    assert banned[names["<|image_pad|>"]] and banned[names["<|vision_start|>"]] and banned[names["<|im_start|>"]]
+    assert not banned[list(engine.ends)].any() and not banned[: min(names.values())].any()
+    assert not banned[prompter.tokenizer.convert_tokens_to_ids("<think>")], "an ordinary word of an answer"
+    assert prompter.last_id == 151_668 and banned[151_669:].all() and banned[151_669:].sum() == 267
+    assert not prompter.banned(V, (*engine.ends, 151_700))[151_700], "a token that a method has added"
+
+
+def test_an_engine_bans_what_its_plan_does_not_hold(toys):
+    engine, variables, asked = toys
+    suffix = Suffix((Segment("tokens", "bot", 1, ids=(58,)), Segment("tokens", "answer", 4, source="answer")))
+    ban = engine.banned(engine.plan(2, 4))
+    assert np.flatnonzero(ban).tolist() == [57, 58, 59]
+    marked = replace(engine, asking=lambda K, eval_k, T: suffix, span=(57, 2, 59))
+    assert not marked.banned(marked.plan(0, 4)).any()
+    replies = in_order(engine.ask(variables, asked, 2, engine.decoding(8, temperature=30.0), batch=4))
+    assert not {57, 58, 59} & {token for reply in replies for token in reply.tokens}
 
 
 def test_several_draws_of_a_prompt_differ_and_repeat_with_the_seed(toys):

@@ -8,8 +8,9 @@ machine hits all alike and a ratio belongs to one round:
     transformers   (where asked) the same weights, rows and numbers of tokens in another process: evaluate/latency_torch.py
 
 Before any clock runs, all of them have to write the same tokens. The stages together take longer than the one program, since what one
-leaves for the next goes through memory; the difference is stated. Answers of fixed length make K comparable: an end token that no
-vocabulary holds never comes. Free answers stop where the model stops, so their time also says how long its answers are.
+leaves for the next goes through memory; the difference is stated. The latent stage ends with the choice of the first token. Answers of
+fixed length make K comparable: an end token that no vocabulary holds never comes. Free answers stop where the model stops, so their time
+also says how long its answers are. No token is banned, since transformers bans none.
 """
 
 import contextlib

@@ -90,7 +90,7 @@ class Decoding:
         if self.temperature and keys is None:
             raise ValueError(f"drawing at temperature {self.temperature} needs keys; temperature 0 is greedy")
         full = lambda value, dtype: np.full((B, G), value, dtype)  # noqa: E731
-        data = np.broadcast_to(_no_key(), (B, G, 2)) if keys is None else jax.random.key_data(keys)
+        data = np.broadcast_to(_no_key(), (B, G, 2)) if keys is None else np.asarray(jax.random.key_data(keys))
         W = max(map(len, self.stops), default=1)
         stops = np.asarray([[NONE] * (W - len(own)) + list(own) for own in self.stops], np.int32).reshape(-1, W)
         return Sampling(

@@ -64,9 +64,7 @@ class Rows(NamedTuple):
     cache: KeyValues  # [L, B, G, U, M, H] each
     x: jax.Array  # [B, G, D] the input of the column chosen last
     mode: jax.Array  # [B, G] int32, what that column is
-    slot: (
-        jax.Array
-    )  # [B, G] int32, columns chosen so far: the next one's place, and how far its position is behind the prompt
+    slot: jax.Array  # [B, G] int32, columns chosen so far: the next one's place behind the prompt
     cursor: jax.Array  # [B, G] int32, the item of the script
     left: jax.Array  # [B, G] int32, columns left of it
     span: jax.Array  # [B, G] int32, columns left of an open span, its closing token included; 0 where none is open

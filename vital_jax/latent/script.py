@@ -27,42 +27,45 @@ class Script(NamedTuple):
     ids: jax.Array  # [B, G, N, W] int32, of forced text its tokens, at the right end; NONE before them
 
 
-def items(suffix: Suffix) -> list[tuple[int, tuple[int, ...] | str | int]]:
-    """(FORCED, tokens), (LATENT, name of the segment) and (TOKEN, budget) in their order, up to the last free text.
+class Item(NamedTuple):
+    """One item as the suffix says it. count: the most columns it takes. ids: of forced text. name: of a latent segment."""
+
+    kind: int
+    count: int
+    ids: tuple[int, ...] = ()
+    name: str = ""
+
+
+def items(suffix: Suffix) -> list[Item]:
+    """What is written, in its order, up to the last free text.
 
     Raises: ValueError for a segment that nobody can write, or a suffix without free text.
     """
-    found: list[tuple[int, tuple[int, ...] | str | int]] = []
+    found: list[Item] = []
     for segment in suffix.segments:
         if segment.branch or not (segment.budget or segment.text):
             continue
         if segment.text:
             raise ValueError(f"segment {segment.name!r}: its text is not bound to tokens (Suffix.bound)")
         if segment.kind not in ("tokens", "latent") or segment.seen_by or segment.own_positions:
-            raise ValueError(
-                f"segment {segment.name!r}: {segment.kind} columns of this kind are for training, not for answers"
-            )
+            raise ValueError(f"segment {segment.name!r}: {segment.kind} columns of this kind are read, not written")
         if segment.kind == "latent":
-            found.append((LATENT, segment.name))
+            found.append(Item(LATENT, segment.budget, name=segment.name))
             continue
-        kind, value = (FORCED, segment.ids) if segment.fixed else (TOKEN, segment.budget)
-        if found and found[-1][0] == kind:
-            found[-1] = (kind, found[-1][1] + value)  # type: ignore[operator]
-        else:
-            found.append((kind, value))
-    last = max((place for place, (kind, _) in enumerate(found) if kind == TOKEN), default=None)
+        kind = FORCED if segment.fixed else TOKEN
+        before = found.pop() if found and found[-1].kind == kind else Item(kind, 0)
+        found.append(Item(kind, before.count + segment.budget, before.ids + segment.ids))
+    last = max((place for place, item in enumerate(found) if item.kind == TOKEN), default=None)
     if last is None:
-        raise ValueError(
-            f"nothing to write: of the segments {', '.join(suffix.starts) or '(none)'} none is text of a record"
-        )
+        there = ", ".join(suffix.starts) or "(none)"
+        raise ValueError(f"nothing to write: of the segments {there} none is text of a record")
     return found[: last + 1]
 
 
 def columns(suffix: Suffix) -> tuple[int, int]:
     """(U, R): the most columns that a suffix can take when it is written, and the latents among them."""
-    latents = sum(suffix[value].budget for kind, value in items(suffix) if kind == LATENT)
-    text = sum(len(value) if kind == FORCED else value for kind, value in items(suffix) if kind != LATENT)
-    return latents + text, latents
+    found = items(suffix)
+    return sum(item.count for item in found), sum(item.count for item in found if item.kind == LATENT)
 
 
 def script_of(suffix: Suffix, batch: Mapping[str, jax.Array], length: jax.Array) -> Script:
@@ -72,22 +75,19 @@ def script_of(suffix: Suffix, batch: Mapping[str, jax.Array], length: jax.Array)
       suffix: its literal texts bound to tokens. batch: holds K_i [B] of each latent segment, `<name>_steps`.
       length: [B, G] the most tokens of the last free text; its segment's budget bounds it.
     """
-    found, (B, G) = items(suffix), length.shape
-    W = max([1, *(len(value) for kind, value in found if kind == FORCED)])
-    counts = []
-    for kind, value in found:
-        if kind == LATENT:
-            steps = jnp.minimum(jnp.asarray(batch[f"{value}_steps"]), suffix[value].budget)
-            counts.append(jnp.broadcast_to(steps.reshape(B, -1), (B, G)))
-        else:
-            counts.append(jnp.full((B, G), len(value) if kind == FORCED else value))
-    counts[-1] = jnp.minimum(counts[-1], length)
-    ids = [
-        [NONE] * (W - len(own)) + list(own) for own in (v if k == FORCED else () for k, v in (*found, (PADDING, ())))
-    ]
-    N = len(found) + 1
+    found, (B, G) = [*items(suffix), Item(PADDING, 1)], length.shape
+    W = max(1, *(len(item.ids) for item in found))
+
+    def count(item: Item) -> jax.Array:
+        steps = jnp.asarray(batch[f"{item.name}_steps"])[:, None] if item.kind == LATENT else item.count
+        return jnp.broadcast_to(jnp.minimum(steps, item.count), (B, G)).astype(jnp.int32)
+
+    counts = [count(item) for item in found]
+    counts[-2] = jnp.minimum(counts[-2], length)  # the last free text
+    kinds = jnp.asarray([item.kind for item in found], jnp.int32)
+    ids = jnp.asarray([(*[NONE] * (W - len(item.ids)), *item.ids) for item in found], jnp.int32)
     return Script(
-        jnp.broadcast_to(jnp.asarray([*(kind for kind, _ in found), PADDING], jnp.int32), (B, G, N)),
-        jnp.stack([*counts, jnp.ones((B, G))], axis=-1).astype(jnp.int32),
-        jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (B, G, N, W)),
+        jnp.broadcast_to(kinds, (B, G, len(found))),
+        jnp.stack(counts, axis=-1),
+        jnp.broadcast_to(ids, (B, G, len(found), W)),
     )
