@@ -1,10 +1,17 @@
-"""Shared fixtures: real data (or a skip that says why), tiny random Hugging Face folders, and a count of skips at the end.
+"""What all tests share: the compiler's settings and its cache, real data (or a skip that says why), and a count of skips at the end.
 
 Eight host devices are asked for before jax starts, so that sharding is tested in every run; single-device tests use the first. Programs
-here are tiny and compiled once, so the compiler is told not to polish them: most of a test's time is compilation.
+here are tiny and most of a test's time is compilation. So the compiler is told not to polish them, and what it made is kept in `.cache/`
+for the next run of this checkout. A folder there belongs to one jax, one set of flags and one kind of processor; workers and the
+processes that tests start may share it, for an entry that is not whole is compiled again. What no run has read for two weeks goes.
 """
 
+import hashlib
 import os
+import platform
+import re
+import time
+from importlib import metadata
 from pathlib import Path
 
 FLAGS = (
@@ -18,6 +25,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+KEPT = REPOSITORY / ".cache" / "compiled"
+TWO_WEEKS = 14 * 86400  # seconds
+# With `--dist=loadfile` a file is one worker's: those that take longest start first, and the other worker runs the rest beside them.
+LONGEST = (
+    "test_train.py",
+    "test_distributed.py",
+    "test_loop.py",
+    "test_vital.py",
+    "test_parity.py",
+    "test_quickstart.py",
+)
 FIXTURES = Path(os.environ.get("VITAL_FIXTURES", REPOSITORY.parent / "shared" / "fixtures"))
 REAL_DATA_REASON = "real data absent"
 
@@ -35,9 +53,31 @@ def real():
     return get
 
 
+def processor() -> str:
+    """What this machine's programs are compiled for: code made for another processor may not run here."""
+    try:
+        return re.search(r"^(?:flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE).group()
+    except (OSError, AttributeError):
+        return platform.processor()
+
+
+def pytest_configure(config):
+    """Names the cache of compiled programs, unless the environment names one, and clears it once a run."""
+    made_for = hashlib.sha256("\n".join((os.environ["XLA_FLAGS"], platform.machine(), processor())).encode())
+    folder = KEPT / f"jax-{metadata.version('jax')}-{made_for.hexdigest()[:12]}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    if not hasattr(config, "workerinput"):
+        for path in KEPT.glob("*/*"):
+            if time.time() - path.stat().st_atime > TWO_WEEKS:
+                path.unlink(missing_ok=True)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """The file that trains takes longest: it starts first, and the other worker runs the rest beside it."""
-    items.sort(key=lambda item: item.path.name != "test_train.py")
+    """`LONGEST` first."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONG = 900  # seconds; a start and a compilation on a busy machine
 TOLERANCE = 1e-4

@@ -137,6 +137,7 @@ def started(shared, workdir, ready, *overrides):
     return process
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_and_started_again_it_is_the_same_run(shared, finished, tmp_path):
     """SIGTERM in the first phase between two checkpoints, SIGKILL in the third wherever the run is then; the log and the last checkpoint
     agree to the bit with those of the run that nothing happened to.
@@ -170,6 +171,7 @@ def test_stopped_and_killed_and_started_again_it_is_the_same_run(shared, finishe
     jax.tree_util.tree_map(np.testing.assert_array_equal, state, whole_state)
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_changes_nothing(shared, finished):
     workdir, _ = finished
     before = lines(workdir)
@@ -178,6 +180,7 @@ def test_a_finished_run_started_again_changes_nothing(shared, finished):
     assert lines(workdir) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override, words",
     [
@@ -192,6 +195,7 @@ def test_another_switch_is_refused_by_name(shared, finished, override, words):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_another_base_is_refused_by_name(shared, finished, tmp_path):
     moved = ["--config.model.tiny.seed=5"]
     moved += [f"--config.model.{key}={tmp_path / key}" for key in ("folder", "text_decoder")]
@@ -201,6 +205,7 @@ def test_another_base_is_refused_by_name(shared, finished, tmp_path):
     assert done.returncode != 0 and "base_fingerprint" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_init_from_starts_with_the_other_runs_parameters(shared, finished, tmp_path):
     workdir = tmp_path / "next"
     done = run(shared, workdir, f"--config.init_from={finished[0] / 'checkpoints'}")
@@ -210,6 +215,7 @@ def test_init_from_starts_with_the_other_runs_parameters(shared, finished, tmp_p
     assert abs(first["task"] - trained["task"]) < abs(first["task"] - fresh["task"])
 
 
+@pytest.mark.slow
 def test_dry_run_prints_the_plan_and_trains_nothing(shared, finished, tmp_path):
     done = run(shared, tmp_path / "dry", "--config.dry_run=True")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -230,10 +236,12 @@ def test_dry_run_prints_the_plan_and_trains_nothing(shared, finished, tmp_path):
     "override, words",
     [
         ("--config.optim.learning_rat=1", ("unknown key", "config.optim.learning_rate")),
-        ("--config.method.projector=mpl", ("projector", "mpl", "residual_mlp_ln")),
-        ("--config.data.features=roi-other", ("roi-other", "roi-siglip-block-T0.20-P0.05")),
-        ("--config.curriculum=backwards", ("curriculum", "backwards", "reverse")),
-        ("--config.data.answer=3", ("record", "(S, P, T, C)", "data.answer")),
+        pytest.param("--config.method.projector=mpl", ("projector", "mpl", "residual_mlp_ln"), marks=pytest.mark.slow),
+        pytest.param(
+            "--config.data.features=roi-other", ("roi-other", "roi-siglip-block-T0.20-P0.05"), marks=pytest.mark.slow
+        ),
+        pytest.param("--config.curriculum=backwards", ("curriculum", "backwards", "reverse"), marks=pytest.mark.slow),
+        pytest.param("--config.data.answer=3", ("record", "(S, P, T, C)", "data.answer"), marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_is_one_clear_line(shared, finished, tmp_path, override, words):

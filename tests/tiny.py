@@ -1,10 +1,12 @@
 """Tiny random checkpoints made by transformers, with every parameter redrawn.
 
 transformers' own initialisation has every bias at 0 and every norm scale at 1: a port that never loads them would agree exactly. So
-matrices are drawn N(0, 1/fan-in), embeddings N(0, 1), norm scales 1 + 0.3 N, biases 0.3 N.
+matrices are drawn N(0, 1/fan-in), embeddings N(0, 1), norm scales 1 + 0.3 N, biases 0.3 N. Where torch is absent, what asks for one skips.
 """
 
 from pathlib import Path
+
+import pytest
 
 ARCHITECTURES = {
     # deepstack at the first, a middle and the last tower layer; 4 query heads per key head; untied; odd depths
@@ -41,7 +43,7 @@ VOCAB = 300
 
 def redraw(model, seed: int = 0) -> None:
     """Redraws every parameter in place."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
@@ -60,6 +62,7 @@ def redraw(model, seed: int = 0) -> None:
 
 def qwen3_vl(name: str, seed: int = 0):
     """A tiny random Qwen3VLForConditionalGeneration, in evaluation mode."""
+    pytest.importorskip("torch")
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     spec = ARCHITECTURES[name]
@@ -84,6 +87,7 @@ def qwen3_vl(name: str, seed: int = 0):
 
 def qwen3(seed: int = 0, tied: bool = True, layers: int = 3, **options):
     """A tiny random Qwen3ForCausalLM, in evaluation mode."""
+    pytest.importorskip("torch")
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
@@ -98,6 +102,7 @@ def qwen3(seed: int = 0, tied: bool = True, layers: int = 3, **options):
 
 def siglip(seed: int = 0, whole: bool = True):
     """A tiny random SiglipModel, or its vision tower alone, in evaluation mode. 30 pixels hold four patches of 7 and two spare rows."""
+    pytest.importorskip("torch")
     from transformers import SiglipConfig, SiglipModel, SiglipVisionModel
 
     tower = dict(num_attention_heads=4, intermediate_size=48, layer_norm_eps=1e-3)  # an eps unlike the default
@@ -114,6 +119,7 @@ def siglip(seed: int = 0, whole: bool = True):
 
 def clip(seed: int = 0, whole: bool = False, **options):
     """A tiny random CLIPVisionModel, or the whole CLIPModel, in evaluation mode. 30 pixels hold four patches of 7 and two spare rows."""
+    pytest.importorskip("torch")
     from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
     tower = {**dict(num_attention_heads=4, intermediate_size=48, layer_norm_eps=1e-3), **options}

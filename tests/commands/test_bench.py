@@ -38,6 +38,7 @@ def words(work, model="run", **more):
     return [word for name, value in flags.items() if value is not None for word in (f"--{name}", value)]
 
 
+@pytest.mark.slow
 def test_a_run_against_transformers(work, capsys, monkeypatch):
     # Compiling takes torch minutes; the other process reads this and says so.
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")

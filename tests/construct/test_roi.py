@@ -5,7 +5,6 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -49,6 +48,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", [(32, 32), (448, 448), (101, 63), (1070, 1348), (5, 200), (31, 33), (1, 1)])
 def test_area_resize_is_torchs(shape):
+    torch = pytest.importorskip("torch")
     values = np.random.default_rng(1).random(shape)
     expected = torch.nn.functional.interpolate(torch.tensor(values)[None, None], size=(32, 32), mode="area")[0, 0]
     # Running sums lose a few of the 16 digits of a double.
@@ -294,6 +294,7 @@ def test_memory_holds_a_few_views_only():
 @pytest.mark.parametrize("name", ["kvasir_polyp", "drishti_optic_disc_cup", "biomedparse_demo"])
 def test_real_images_against_a_plain_version_in_torch(real, name):
     """The same rules once more, written with torch and transformers for one image at a time."""
+    torch = pytest.importorskip("torch")
     processor = SiglipImageProcessorPil(
         size={"height": 448, "width": 448}, resample=3, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )

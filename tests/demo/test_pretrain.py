@@ -21,7 +21,7 @@ from vital_jax.hub.encoders import load_encoder
 from vital_jax.hub.load import load_backbone, load_siglip, load_text_decoder
 from vital_jax.pipeline.features import distinctness
 
-WEIGHTS = Path(recipe.__file__).parent / "weights"
+WEIGHTS = Path(recipe.__file__).parents[1] / "weights"
 SENTENCES = [
     "The liver lies in the upper left part of the image.",
     "The kidney is clearly brighter than the surroundings.",
@@ -46,6 +46,7 @@ def test_a_text_decoder_learns_its_sentences(words, tmp_path):
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow
 def test_a_tower_learns_pairs(words, tmp_path):
     tiny.write_siglip(tmp_path, width=32, layers=1, image=28)
     samples = list(phantoms(8, 3))
@@ -115,6 +116,7 @@ def test_region_captions_name_what_covers_a_square():
     assert len(named) > 15 and any("brighter" in c for c in named) and any("darker" in c for c in named)
 
 
+@pytest.mark.slow
 def test_a_backbones_tower_learns_regions(words, tmp_path):
     shutil.copytree(words, tmp_path, dirs_exist_ok=True)
     before = load_backbone(tmp_path, param_dtype=np.float32)[1]

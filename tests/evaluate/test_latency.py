@@ -102,7 +102,7 @@ def test_stages_and_transformers_write_what_the_one_program_writes(small, refere
 
 
 def test_k_0_is_what_generate_of_transformers_writes(small, reference):
-    import torch
+    torch = pytest.importorskip("torch")
 
     decoding = Cell(2, 0, 3).decoding(9, (END,))
     ours = answers(small, 0, decoding, latency.program)[1]
@@ -133,6 +133,7 @@ def test_free_answers_end_alike_and_are_counted(small, reference):
     assert do == "answer" and request["ends"] == [end] and request["length"] == 3
 
 
+@pytest.mark.slow
 def test_every_side_is_timed_once_a_round_in_turn(small, reference):
     cells = latency.grid([2], [0, 2], [3], chain=4)
     assert [cell.name for cell in cells] == ["direct, K = 0", "K = 2", "chain of thought, 4 tokens"]
@@ -218,6 +219,7 @@ def test_rows_for_torch_lose_their_padding_and_nothing_else(small):
         assert found["mask"][row].sum() == len(ids) and found["mask"][row, -1] == 1
 
 
+@pytest.mark.slow
 def test_the_other_process_tells_what_is_wrong(tmp_path):
     with pytest.raises(RuntimeError, match=rf"transformers: .*{re.escape(str(tmp_path / 'none'))}"):
         latency.Reference(tmp_path / "none", "float32", "cpu")

@@ -14,6 +14,7 @@ from sheets import HOSTILE, png
 
 from vital_jax.explain.page import page
 
+pytestmark = pytest.mark.slow
 MRI = {"modality": "MRI", "question_type": "describe"}
 LOGS = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
 # The colours of a canvas, row by row, by way of a copy: of a canvas that is read often the browser complains.

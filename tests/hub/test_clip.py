@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 import tiny
-import torch
-from safetensors.torch import load_file, save_file
 
 from vital_jax.construct.roi import extract
 from vital_jax.hub.encoders import identity, load_encoder
 from vital_jax.models.config import clip_config
 
+torch = pytest.importorskip("torch")
+files = pytest.importorskip("safetensors.torch")
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
@@ -67,7 +67,9 @@ def test_a_prefixed_tower_of_older_transformers_is_the_same(tmp_path):
     pixels = images(30)
     ours = run(load_encoder(tmp_path, "block"), pixels)
     file = tmp_path / "model.safetensors"
-    save_file({f"vision_model.{name}": tensor for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    files.save_file(
+        {f"vision_model.{name}": tensor for name, tensor in files.load_file(file).items()}, file, {"format": "pt"}
+    )
     np.testing.assert_array_equal(run(load_encoder(tmp_path, "block"), pixels), ours)
 
 
@@ -95,7 +97,7 @@ def open_clip(folder, name, state, **settings):
         "text.proj.0.weight": torch.zeros(4, 4),
         "logit_scale": torch.tensor(1.0),
     }
-    save_file(tensors, folder / "open_clip_model.safetensors")
+    files.save_file(tensors, folder / "open_clip_model.safetensors")
     table = {
         "model_cfg": {"embed_dim": 4, "vision_cfg": {"timm_model_name": name, "timm_pool": "", **settings}},
         "preprocess_cfg": {"mean": MEAN, "std": STD},
@@ -230,7 +232,7 @@ def test_the_advice_for_a_pickle_works(tmp_path):
 
     folder = tiny.save(tiny.clip(), tmp_path / "clip")
     ours = run(load_encoder(folder, "block"), images(30))
-    state = load_file(folder / "model.safetensors")
+    state = files.load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(ValueError) as error:

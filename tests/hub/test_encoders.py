@@ -56,7 +56,7 @@ def pictures(side, count=2):
 
 def reference(name, images):
     """transformers' own path: its image processor, its tower, the state at the door of the merger, put row by row."""
-    import torch
+    torch = pytest.importorskip("torch")
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     keys = ("size", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")

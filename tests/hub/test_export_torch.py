@@ -7,13 +7,11 @@ unequal lengths with one or two images each, padded on the right here and on the
 import json
 import warnings
 
-import exported as other
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-import torch
 import trained
 
 from vital_jax.hub import parity, peft
@@ -23,6 +21,8 @@ from vital_jax.latent.loop import variables_of
 from vital_jax.models.backbone import Backbone
 from vital_jax.models.families import read_config
 
+torch = pytest.importorskip("torch")
+other = pytest.importorskip("exported")
 TOLERANCE = 1e-4
 
 

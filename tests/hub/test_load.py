@@ -86,7 +86,7 @@ def test_a_tied_head_has_no_leaf(tmp_path):
 @pytest.mark.parametrize("kept", ["bfloat16", "float32"])
 def test_half_precision_is_bit_equal_to_torch(folder, tmp_path, kept):
     """From bfloat16 files nothing changes; float32 files are rounded as torch rounds."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     half = tiny.qwen3_vl(NAME).to(torch.bfloat16)
     where = folder if kept == "float32" else tiny.save(half, tmp_path / "half")
@@ -321,7 +321,7 @@ def test_an_empty_folder_is_named(tmp_path):
 
 
 def test_the_way_back_is_read_by_transformers(reference, folder, loaded, tmp_path):
-    import torch
+    torch = pytest.importorskip("torch")
     from transformers import Qwen3VLForConditionalGeneration
 
     model, params = loaded

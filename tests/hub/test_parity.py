@@ -43,7 +43,9 @@ def load(folder, **options):
     return load_backbone(folder, param_dtype=jnp.float32, dtype=jnp.float32, **options)
 
 
-@pytest.mark.parametrize("name", tiny.ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "gqa4_untied" else pytest.mark.slow) for name in tiny.ARCHITECTURES]
+)
 def test_equals_transformers(folders, references, name, record_property):
     case, reference = references(name)
     model, params = load(folders[name])
@@ -59,6 +61,7 @@ def test_equals_transformers(folders, references, name, record_property):
     record_property("parity", f"{name}: logits {report['logits']['max_abs_diff']:.1e} at |logit| <= {largest:.0f}")
 
 
+@pytest.mark.slow
 def test_half_precision_stays_close(folders):
     report = parity.check(folders["gqa4_untied"], "bfloat16")
     assert report["passed"], report
@@ -187,6 +190,7 @@ def _fields(model):
     return {name: getattr(model, name) for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_breaks_parity(folders, references, monkeypatch, record_property, mistake):
     name = "gqa4_untied"
@@ -209,6 +213,7 @@ def test_command_line(folders, capsys):
     assert set(report["logits"]) >= {"max_abs_diff", "tolerance", "passed"} and report["rope"] == {"equal": True}
 
 
+@pytest.mark.slow
 def test_command_line_fails_on_a_difference(folders, monkeypatch, capsys):
     honest = parity.run_ours
     monkeypatch.setattr(parity, "run_ours", lambda *a: {k: v + 1 for k, v in honest(*a).items()})

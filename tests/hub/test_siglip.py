@@ -34,7 +34,7 @@ def towers(root):
 
 
 def kept_tensor(kept, name):
-    import torch
+    torch = pytest.importorskip("torch")
 
     return torch.from_numpy(kept["vision_model." + name.removeprefix("vision_model.")])
 
@@ -47,7 +47,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference():
     """What transformers computes for IMAGES at both hooks; the blocks' output is caught at the door of `post_layernorm`."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     tower = tiny.siglip().vision_model
     caught = {}

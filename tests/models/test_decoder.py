@@ -30,7 +30,7 @@ def allowed(theirs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_transformers(tmp_path, kind):
-    import torch
+    torch = pytest.importorskip("torch")
 
     reference = tiny.qwen3(**KINDS[kind])
     model, params = load_text_decoder(tiny.save(reference, tmp_path))
@@ -61,7 +61,7 @@ def adapted(tmp_path_factory):
     In float64, and with adapters also how far torch's own float32 is from it: with these adapters that is up to twice what parity allows,
     depending on the processor, and so are we.
     """
-    import torch
+    torch = pytest.importorskip("torch")
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 

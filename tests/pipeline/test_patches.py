@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from vital_jax.pipeline.patches import count_patches, plan
 
+torch = pytest.importorskip("torch")
+theirs = pytest.importorskip("transformers.vision_utils")
 GRIDS = {
     "one": [(1, 16, 16)],
     "single token": [(1, 2, 2)],
@@ -25,10 +25,10 @@ def test_plan_equals_transformers(name, side, merge):
     grids = GRIDS[name]
     total = count_patches(grids)
     got = plan(grids, total + 8, merge, side, "sample")
-    index, weight = get_vision_interpolation_indices_and_weights(
+    index, weight = theirs.get_vision_interpolation_indices_and_weights(
         torch.tensor(grids), side, mode="bilinear", align_corners=True, spatial_merge_size=merge
     )
-    coords = get_vision_position_ids(torch.tensor(grids), merge)
+    coords = theirs.get_vision_position_ids(torch.tensor(grids), merge)
     np.testing.assert_array_equal(got.patch_index[:total], index.numpy())
     np.testing.assert_array_equal(got.patch_weight[:total].view(np.uint32), weight.numpy().view(np.uint32))
     np.testing.assert_array_equal(got.patch_coords[:total], coords.numpy())
@@ -43,7 +43,7 @@ def test_every_side_length_picks_transformers_neighbours():
     """Positions that are nearly whole numbers fall to another neighbour in float64: all lengths up to the cap's longest."""
     for length in range(2, 300, 2):
         got = plan([(1, 2, length)], 2 * length, 2, 48, "sample")
-        index, _ = get_vision_interpolation_indices_and_weights(
+        index, _ = theirs.get_vision_interpolation_indices_and_weights(
             torch.tensor([[1, 2, length]]), 48, mode="bilinear", align_corners=True, spatial_merge_size=2
         )
         np.testing.assert_array_equal(got.patch_index, index.numpy())
@@ -57,10 +57,10 @@ def test_resample_equals_interpolate():
     table = torch.randn(48, 48, 7, generator=torch.Generator().manual_seed(0))
     got = plan([(1, 22, 34)], 22 * 34, 1, 48, "sample")
     ours = np.einsum("pcd,pc->pd", table.reshape(-1, 7).numpy()[got.patch_index], got.patch_weight)
-    theirs = torch.nn.functional.interpolate(
+    expected = torch.nn.functional.interpolate(
         table.permute(2, 0, 1)[None], (22, 34), mode="bilinear", align_corners=True
     )
-    np.testing.assert_allclose(ours, theirs[0].permute(1, 2, 0).reshape(-1, 7).numpy(), rtol=0, atol=2.4e-5)
+    np.testing.assert_allclose(ours, expected[0].permute(1, 2, 0).reshape(-1, 7).numpy(), rtol=0, atol=2.4e-5)
 
 
 def test_full_budget_and_no_image():

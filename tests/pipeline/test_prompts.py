@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tiny import IDS, qwen3_vl
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -268,6 +267,7 @@ SEQUENCES = {
 
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_positions_equal_transformers(model, name):
+    torch = pytest.importorskip("torch")
     ids, grids = sequence(*SEQUENCES[name])
     tokens = torch.tensor(ids)[None].long()
     expected, delta = model.get_rope_index(
@@ -280,6 +280,7 @@ def test_positions_equal_transformers(model, name):
 
 
 def test_positions_of_a_padded_batch_equal_transformers(model):
+    torch = pytest.importorskip("torch")
     rows = [sequence(*SEQUENCES[name]) for name in ("several", "text, image, text", "text")]
     width = max(len(ids) for ids, _ in rows)
     tokens = torch.tensor(np.stack([np.pad(ids, (0, width - len(ids))) for ids, _ in rows])).long()

@@ -31,7 +31,9 @@ def alone():
     return step, params, batch, step(trainable, frozen, batch)
 
 
-@pytest.mark.parametrize("base, mesh", [("fsdp", (2, 2, 2)), ("replicated", (4, 2, 1))])
+@pytest.mark.parametrize(
+    "base, mesh", [("fsdp", (2, 2, 2)), pytest.param("replicated", (4, 2, 1), marks=pytest.mark.slow)]
+)
 def test_eight_devices_equal_one(alone, base, mesh):
     step, params, batch, (loss, grads) = alone
     mesh = make_mesh(*mesh)

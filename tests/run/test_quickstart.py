@@ -12,6 +12,7 @@ from test_train import environment
 
 from vital_jax.pipeline.records import RecordSource
 
+pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

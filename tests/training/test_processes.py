@@ -63,6 +63,7 @@ def test_another_value_is_named_on_every_process(tmp_path):
         assert "config.seed" not in text
 
 
+@pytest.mark.slow
 def test_each_reads_its_own_bytes_of_a_split_base(tmp_path):
     """Every tensor of the layers is read once, half by each; none of the rest (an odd vocabulary, the mergers) more than once by each."""
     write_backbone(tmp_path / "model", ["a b c d e"] * 4, 0, 64, 2)
@@ -74,21 +75,25 @@ def test_each_reads_its_own_bytes_of_a_split_base(tmp_path):
         assert each == [size // 2] * 2 if ".layers." in name else max(each) <= size, name
 
 
+@pytest.mark.slow
 def test_process_0_works_alone_on_what_lies_on_all(tmp_path):
     for status, text in together("first", tmp_path):
         assert status == 0, text
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_not_shared_is_refused(tmp_path):
     for status, text in together("alone", tmp_path):
         assert status == 1 and "is not shared: process 1" in text, text
 
 
+@pytest.mark.slow
 def test_who_does_not_come_in_time_is_named(tmp_path):
     (status, text), _ = together("absent", tmp_path)
     assert status == 1 and "waited 6 s at 'late' (config.distributed.wait) for process 1 (" in text, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_by_name(tmp_path, victim):
     """Process 0 holds the store that the others live by: its death is another path than that of any other."""
@@ -100,6 +105,7 @@ def test_a_killed_process_ends_the_others_by_name(tmp_path, victim):
         assert ("no longer answers" if victim == 0 else "no sign of life for 15 s") in last_line(text)
 
 
+@pytest.mark.slow
 def test_a_death_while_saving_is_no_fault_of_the_folder(tmp_path):
     (status, text), _ = together("save", tmp_path)
     assert status == 1, text
@@ -109,6 +115,7 @@ def test_a_death_while_saving_is_no_fault_of_the_folder(tmp_path):
         assert checkpoints.latest_step() == 1
 
 
+@pytest.mark.slow
 def test_an_error_in_one_reaches_all(tmp_path):
     (status, text), (own, own_text) = together("error", tmp_path)
     assert (status, own) == (1, 1)
@@ -116,6 +123,7 @@ def test_an_error_in_one_reaches_all(tmp_path):
     assert "ends: process 1" in last_line(text) and "stopped: record 'x7' has no image" in last_line(text), text
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_one_stops_all_after_the_same_step(tmp_path):
     found = together("stop", tmp_path)
     assert [status for status, _ in found] == [distributed.STOPPED] * 2, found

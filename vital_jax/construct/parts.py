@@ -29,7 +29,7 @@ from vital_jax.construct.measure import Facts, Measurement
 from vital_jax.construct.sample import Sample
 from vital_jax.pipeline.records import Record
 
-VERSION = 1
+VERSION = 2
 _FILES = ("files.zip", "items.jsonl", "units.jsonl")
 _OPEN = 32  # zip files held open: the parts that consecutive units are spread over, as after a merge of shards
 

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
-from vital_jax.pipeline.images import decode, decode_mask
+from vital_jax.pipeline.images import decode
+from vital_jax.pipeline.masks import decode_mask
 
 
 @dataclass(frozen=True)
@@ -80,3 +82,15 @@ def region_of(mask: bytes, size: tuple[int, int], orientation: int) -> np.ndarra
     region = decode_mask(mask, "the mask", {"size": size, "orientation": orientation})
     region.setflags(write=False)
     return region
+
+
+def png(
+    pixels: np.ndarray, size: tuple[int, int] | None = None, resample: Image.Resampling = Image.Resampling.NEAREST
+) -> bytes:
+    """8-bit pixels [H, W] or [H, W, 3] as PNG, of `size` (height, width) where it is given."""
+    image = Image.fromarray(pixels)
+    if size and size != pixels.shape[:2]:
+        image = image.resize(size[::-1], resample)
+    data = BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()

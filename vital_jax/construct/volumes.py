@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from vital_jax.construct.nifti import Stack
-from vital_jax.construct.sample import Sample
+from vital_jax.construct.sample import Sample, png
 from vital_jax.construct.source import Rejected
 from vital_jax.construct.targets import DATA, Targets, load_targets
 
@@ -293,13 +292,13 @@ class Cutter:
         square = max(rows, columns) > SQUARE * fine
         height, width = plane.shape
         size = (max(1, round(height * rows / fine)), max(1, round(width * columns / fine))) if square else plane.shape
-        masks = {target: _png(homes[target].mask(target, z).astype(np.uint8) * 255, size) for target in present}
+        masks = {target: png(homes[target].mask(target, z).astype(np.uint8) * 255, size) for target in present}
         images = {}
         for target in sorted(here, key=window):
             low, high = window(target)
             if (low, high) not in images:
                 grey = np.clip((np.nan_to_num(plane, nan=low) - low) / (high - low), 0, 1)
-                images[low, high] = _png(np.rint(grey * 255).astype(np.uint8), size, Image.Resampling.BICUBIC)
+                images[low, high] = png(np.rint(grey * 255).astype(np.uint8), size, Image.Resampling.BICUBIC)
             name = case.id if channel.index is None else f"{case.id}-{channel.modality}"
             yield Sample(
                 id=f"{source}/{name}/{z}/{target}",
@@ -319,13 +318,3 @@ class Cutter:
                 window=(low, high),
                 spacing=(rows * height / size[0], columns * width / size[1]),
             )
-
-
-def _png(pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.NEAREST) -> bytes:
-    """8-bit grey pixels [H, W] as PNG of `size` (height, width)."""
-    image = Image.fromarray(pixels)
-    if size != pixels.shape:
-        image = image.resize(size[::-1], resample)
-    data = BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()

@@ -18,9 +18,10 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class FeatureSpec:
 
 
 def write_features(
-    folder: str | Path, spec: FeatureSpec, record_ids: Sequence[str], rows: Iterable, split: str = "train"
+    folder: str | Path, spec: FeatureSpec, record_ids: Sequence[str], rows: Iterable[Any], split: str = "train"
 ) -> Path:
     """Writes one row per record, in record order, into `folder/spec.name/split`, which appears only when it is whole.
 
@@ -127,7 +128,7 @@ def _checked(values: np.ndarray, width: int, record_id: str) -> np.ndarray:
     return values
 
 
-def _new_array(path: Path, count: int, width: int) -> np.ndarray:
+def _new_array(path: Path, count: int, width: int) -> np.memmap:
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, width))
 
 
@@ -168,7 +169,7 @@ class RoiFeatures:
             raise ValueError(f"{self.folder}: made for other records or another order of them; extract them again")
         self._open(info)
 
-    def _open(self, info: dict) -> None:
+    def _open(self, info: dict[str, Any]) -> None:
         self.info, count, width = info, info["count"], info["width"]
         kinds = {
             "roi": (np.float32, (count, width)),
@@ -209,10 +210,10 @@ class RoiFeatures:
         return np.array(self.roi[number]), bool(self.valid[number])
 
     # A pickled memory map would carry its whole content to every worker.
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {"folder": str(self.folder), "info": self.info}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.folder = Path(state["folder"])
         self._open(state["info"])
 
@@ -266,7 +267,7 @@ class FeatureParts:
         """The parts of a share that are not made yet."""
         return [number for number in self.share(share) if not self._path(number).exists()]
 
-    def write(self, number: int, rows: Sequence) -> None:
+    def write(self, number: int, rows: Sequence[Any]) -> None:
         """Writes a part, as whole as it will ever be: rows as for `write_features`.
 
         Raises: ValueError for a row that `write_features` would refuse; RuntimeError naming the file where it cannot be written.
@@ -276,7 +277,7 @@ class FeatureParts:
             raise ValueError(f"{self._path(number)}: {len(rows)} feature rows for {len(ids)} records")
         found = [(i, row) for i, row in enumerate(rows) if row is not None]
         width = len(found[0][1][0]) if found else 0
-        arrays = {
+        arrays: dict[str, Any] = {
             "row": np.array([i for i, _ in found], np.int32),
             "roi": np.empty((len(found), width), np.float32),
             "global": np.empty((len(found), width), np.float32),
@@ -298,7 +299,7 @@ class FeatureParts:
         shutil.rmtree(self.folder)
         return made
 
-    def _rows(self) -> Iterator:
+    def _rows(self) -> Iterator[Any]:
         for number in range(len(self)):
             path, count = self._path(number), len(self.records(number))
             try:
@@ -313,7 +314,7 @@ class FeatureParts:
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.npz"
 
-    def _replace(self, path: Path, write) -> None:
+    def _replace(self, path: Path, write: Callable[[IO[bytes]], object]) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:

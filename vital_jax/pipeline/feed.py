@@ -76,7 +76,7 @@ class Feed:
         """
         source = RecordSource(records, split)
         sidecar = RoiFeatures(Path(records) / features / split, source.ids) if features else None
-        return cls(source, encoder, sidecar, tuple(map(tuple, buckets)), **numbers)
+        return cls(source, encoder, sidecar, tuple((S, P) for S, P in buckets), **numbers)
 
     @cached_property
     def sizes(self) -> np.ndarray:

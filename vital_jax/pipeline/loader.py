@@ -12,15 +12,18 @@ no worker starts a backend, which is what would take a TPU or GPU away from the 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+Row = dict[str, Any]  # arrays by name, of a record or of a batch
+
 
 def plan_batches(
     sizes: np.ndarray,
-    indices: Sequence[int],
+    indices: Sequence[int] | np.ndarray,
     buckets: Sequence[tuple[int, int]],
     batch_size: int,
     steps: int,
@@ -46,34 +49,34 @@ def plan_batches(
     Raises:
       ValueError: a record fits no bucket, the phase is empty, or an argument is out of range.
     """
-    sizes, indices = np.asarray(sizes), np.asarray(indices, np.int64)
-    buckets = np.asarray(buckets, np.int64).reshape(-1, 2)
-    if len(indices) == 0:
+    sizes, numbers = np.asarray(sizes), np.asarray(indices, np.int64)
+    budgets = np.asarray(buckets, np.int64).reshape(-1, 2)
+    if len(numbers) == 0:
         raise ValueError("the phase has no records; check its filter")
-    if indices.min() < 0 or indices.max() >= len(sizes):
-        raise ValueError(f"record numbers {indices.min()}..{indices.max()} for {len(sizes)} records")
+    if numbers.min() < 0 or numbers.max() >= len(sizes):
+        raise ValueError(f"record numbers {numbers.min()}..{numbers.max()} for {len(sizes)} records")
     if batch_size < 1 or steps < 0 or seed < 0:
         raise ValueError(f"batch_size {batch_size} must be >= 1, steps {steps} and seed {seed} >= 0")
-    if len(buckets) == 0 or sorted(map(tuple, buckets)) != list(map(tuple, buckets)):
-        raise ValueError(f"buckets must be ascending (S, P) pairs, got {buckets.tolist()}")
-    fits = (sizes[indices][:, None, :] <= buckets[None]).all(-1)
+    if len(budgets) == 0 or sorted(map(tuple, budgets)) != list(map(tuple, budgets)):
+        raise ValueError(f"buckets must be ascending (S, P) pairs, got {budgets.tolist()}")
+    fits = (sizes[numbers][:, None, :] <= budgets[None]).all(-1)
     if not fits.any(-1).all():
-        bad = int(indices[np.argmin(fits.any(-1))])
+        bad = int(numbers[np.argmin(fits.any(-1))])
         raise ValueError(
             f"record {bad} needs a prefix of {sizes[bad][0]} tokens and {sizes[bad][1]} patches and fits no bucket of "
-            f"{buckets.tolist()}; add a bucket that large or lower the pixel limit"
+            f"{budgets.tolist()}; add a bucket that large or lower the pixel limit"
         )
     home = np.argmax(fits, -1)
 
     rows, chosen = np.zeros((steps, batch_size), np.int32), np.zeros(steps, np.int32)
-    queues = [[] for _ in buckets]
+    queues: list[list[int]] = [[] for _ in budgets]
     step = epoch = 0
     while step < steps:
         # Raw generator output, because NumPy promises to keep it; `permutation` may change between releases.
-        order = np.argsort(np.random.PCG64([seed, epoch]).random_raw(len(indices)), kind="stable")
+        order = np.argsort(np.random.PCG64([seed, epoch]).random_raw(len(numbers)), kind="stable")
         for place in order:
             queue = queues[home[place]]
-            queue.append(indices[place])
+            queue.append(int(numbers[place]))
             if len(queue) == batch_size:
                 rows[step], chosen[step] = queue, home[place]
                 queue.clear()
@@ -90,10 +93,10 @@ class _MakeStep:
 
     rows: np.ndarray
     bucket: np.ndarray
-    make_row: Callable[[int, int], dict]
-    collate: Callable[[list[dict]], dict]
+    make_row: Callable[[int, int], Row]
+    collate: Callable[[list[Row]], Row]
 
-    def __call__(self, step: int) -> tuple[int, dict]:
+    def __call__(self, step: int) -> tuple[int, Row]:
         made = []
         for index in self.rows[step].tolist():
             try:
@@ -104,7 +107,7 @@ class _MakeStep:
         return step, self.collate(made)
 
 
-def _own(element: tuple[int, dict]) -> tuple[int, dict]:
+def _own(element: tuple[int, Row]) -> tuple[int, Row]:
     """Copies a worker's batch out of shared memory, which is small in containers and has to be given back at once."""
     step, batch = element
     return step, {name: np.array(value, subok=False) for name, value in batch.items()}
@@ -112,14 +115,14 @@ def _own(element: tuple[int, dict]) -> tuple[int, dict]:
 
 def step_dataset(
     plan: tuple[np.ndarray, np.ndarray],
-    make_row: Callable[[int, int], dict],
-    collate: Callable[[list[dict]], dict],
+    make_row: Callable[[int, int], Row],
+    collate: Callable[[list[Row]], Row],
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 4,
     workers: int = 0,
-) -> Iterator[tuple[int, dict]]:
+) -> Iterator[tuple[int, Row]]:
     """Iterates over (step, batch) from `start_step` to the end of the plan.
 
     Args:

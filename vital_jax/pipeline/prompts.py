@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -72,7 +73,7 @@ class Prompter:
             token.content for token in known.values() if token.special or token.content.startswith("<|")
         )
 
-    def _json(self, name: str) -> dict:
+    def _json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} not found: expected a Hugging Face model folder")
@@ -84,7 +85,7 @@ class Prompter:
             raise ValueError(f"{path} holds a {type(found).__name__}, not a JSON object; copy it from the checkpoint")
         return found
 
-    def _add(self, texts: Sequence[str], config: dict) -> dict[str, int]:
+    def _add(self, texts: Sequence[str], config: dict[str, Any]) -> dict[str, int]:
         if strange := [text for text in texts if not text.strip() or texts.count(text) > 1]:
             raise ValueError(f"added tokens {list(texts)}: {strange[0]!r} is empty or there twice")
         vocabulary = self.tokenizer.get_vocab()
@@ -125,7 +126,7 @@ class Prompter:
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()[:16]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Prompter"], tuple[str, tuple[str, ...]]]:
         return Prompter, (str(self.folder), tuple(self.added))
 
     def encode(
@@ -155,7 +156,7 @@ class Prompter:
         for text in (*turns, system or ""):
             self._refuse_control(text, name)
         images = [{"type": "image"}] * len(grids)
-        messages = [
+        messages: list[dict[str, Any]] = [
             {"role": ("user", "assistant")[place % 2], "content": [{"type": "text", "text": text}]}
             for place, text in enumerate(turns)
         ]
@@ -186,6 +187,23 @@ class Prompter:
     def literal(self, text: str) -> list[int]:
         """Tokens of a text that a method's layout writes itself, control tokens included."""
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def banned(self, vocabulary: int, allowed: Sequence[int] = ()) -> np.ndarray:
+        """[V] bool: ids that a model must not write: control tokens, but for those `allowed`, and what the tokenizer has no token for.
+
+        An image token written by the model is taken for an image where the text is read again; a row of the padded vocabulary behind the
+        tokenizer's last id is no text at all.
+        """
+        control = self.tokenizer.convert_tokens_to_ids(list(self.control_tokens))
+        found = np.arange(vocabulary) > self.last_id
+        for ids, value in ((control, True), (allowed, False)):
+            found[[i for i in ids if i < vocabulary]] = value
+        return found
+
+    @cached_property
+    def last_id(self) -> int:
+        """The largest id that the tokenizer has a token for."""
+        return max(self.tokenizer.get_vocab().values())
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of generated tokens up to the first that ends an answer, without special tokens."""

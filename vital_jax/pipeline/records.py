@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -88,10 +89,10 @@ class Record:
     gold: str = ""
     boxes: tuple[tuple[float, float, float, float], ...] = ()
     masks: tuple[bytes, ...] = ()
-    metadata: dict = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("images", "chain", "options", "masks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "boxes", tuple(tuple(float(np.float32(v)) for v in box) for box in self.boxes))
@@ -130,11 +131,11 @@ def _validate(record: Record) -> None:
         good = len(box) == 4 and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
         check(good, f"box {box} must be (x_min, y_min, x_max, y_max) with 0 <= min < max <= 1")
     check(isinstance(record.metadata, dict), "metadata must be a dict")
-    for key, kind in METADATA_TYPES.items():
+    for key, wanted in METADATA_TYPES.items():
         if key in record.metadata:
             value = record.metadata[key]
             check(
-                isinstance(value, kind) and not isinstance(value, bool),
+                isinstance(value, wanted) and not isinstance(value, bool),
                 f"metadata[{key!r}] has the wrong type: {value!r}",
             )
     check((record.latent_steps or 0) >= 0, f"metadata['latent_steps'] is negative: {record.latent_steps}")
@@ -220,7 +221,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_folder(pairs: Iterable[tuple[str, Record]], folder: Path, name: str, shard_size: int) -> dict:
+def _write_folder(pairs: Iterable[tuple[str, Record]], folder: Path, name: str, shard_size: int) -> dict[str, Any]:
     """Writes shards, indexes and, last of all, the marker in `metadata.json`. Returns the marker."""
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
@@ -249,7 +250,7 @@ def _write_folder(pairs: Iterable[tuple[str, Record]], folder: Path, name: str, 
                 counts[split] += 1
                 line = {"id": record.id, "latent_steps": record.latent_steps, "metadata": record.metadata}
                 indexes[split].write(json.dumps(line, ensure_ascii=False) + "\n")
-            examples = {}
+            examples: dict[str, list[Any]] = {}
             for split, record in chunk:
                 examples.setdefault(split, []).append(to_example(record))
             writer.add_examples(examples)
@@ -292,7 +293,7 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-def to_example(record: Record) -> dict:
+def to_example(record: Record) -> dict[str, Any]:
     """The record as TFDS writes it, in the shape of `features`; `metadata` becomes JSON text."""
     return {
         "format_version": record.format_version,
@@ -315,7 +316,7 @@ def to_example(record: Record) -> dict:
 class _Encoded(tfds.decode.SkipDecoding):
     """SkipDecoding for sequences as well: TFDS 4.9.10 lacks that method on its NumPy path."""
 
-    def decode_batch_example_np(self, serialized_example):
+    def decode_batch_example_np(self, serialized_example: Any) -> Any:
         return serialized_example
 
 
@@ -354,12 +355,12 @@ class RecordSource:
                 raise ValueError(f"{path}: {path.stat().st_size} bytes instead of {size}; copy the folder again")
 
     @cached_property
-    def _source(self):
+    def _source(self) -> Any:
         builder = tfds.builder_from_directory(self.folder)
         return builder.as_data_source(self.split, decoders={"images": _Encoded(), "masks": _Encoded()})
 
     @cached_property
-    def index(self) -> list[dict]:
+    def index(self) -> list[dict[str, Any]]:
         """Per record {"id", "latent_steps", "metadata"}, read without touching any image."""
         lines = (self.folder / f"index-{self.split}.jsonl").read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines if line]
@@ -389,11 +390,11 @@ class RecordSource:
     def __iter__(self) -> Iterator[Record]:
         return (self[number] for number in range(len(self)))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["RecordSource"], tuple[str, str]]:
         return RecordSource, (str(self.folder), self.split)
 
 
-def _from_example(example: dict) -> Record:
+def _from_example(example: dict[str, Any]) -> Record:
     return Record(
         format_version=int(example["format_version"]),
         id=example["id"].decode(),
@@ -409,7 +410,7 @@ def _from_example(example: dict) -> Record:
     )
 
 
-def _read_marker(folder: Path) -> dict | None:
+def _read_marker(folder: Path) -> dict[str, Any] | None:
     """The marker that `_write_folder` writes last, or None where there is none."""
     try:
         marker = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))

@@ -9,12 +9,15 @@ Norms, embedding lookups, the optimizer and the projector's few tokens beyond th
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from vital_jax.latent.loop import KEPT
 from vital_jax.methods.base import Method
 from vital_jax.models.families import family_of
+from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.segments import Suffix
 from vital_jax.run import setup
 from vital_jax.training.partition import TRAINABLE, flatten, match
@@ -78,6 +81,13 @@ def work_of(batch: Mapping[str, np.ndarray], suffix: Suffix, merge: int = 2) -> 
     )
 
 
+def of_phase(config: Any, method: Method, index: int, layout: Layout) -> Callable[[Mapping[str, np.ndarray]], float]:
+    """(batch) -> the FLOPs that a step of phase `index` needs for these rows."""
+    arithmetic = Arithmetic(method, setup.tables(config)[index])
+    scaffold = method.parts(config.method, setup.phases_of(config)[index : index + 1])
+    return lambda batch: arithmetic(work_of(batch, layout.suffix, method.model.config.vision.merge), scaffold)
+
+
 class Arithmetic:
     """FLOPs of a step, forward and backward.
 
@@ -108,7 +118,7 @@ class Arithmetic:
         trains = {path for path in leaves if marks[path] == TRAINABLE}
         self._tower = any(path.startswith("base/visual/") for path in trains)
         # A gradient passes through the language model if anything before its end trains.
-        self._base = any(path.startswith(("base/", "lora/")) for path in trains)
+        self._base = any(path.split("/")[0] in ("base", *KEPT) for path in trains)
 
     def __call__(self, work: Work, scaffold: Collection[str], remat: bool = False) -> float:
         """FLOPs of this work.

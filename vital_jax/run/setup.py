@@ -25,6 +25,8 @@ from vital_jax.models.tokens import init_tokens
 from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.pipeline.segments import Tokens
+from vital_jax.training.checkpoint import make_meta
+from vital_jax.training.config import resolved
 from vital_jax.training.partition import TRAINABLE, flatten, match, unflatten
 from vital_jax.training.sharding import ROWS, base_rows, fsdp_rows, shardings
 
@@ -106,6 +108,13 @@ def layouts_of(config: Any, method: base.Method, roi_width: int | None, tokens: 
 def switches(config: Any) -> dict[str, Any]:
     """What changes the meaning of the trained weights: a checkpoint made under other values is refused."""
     return {**base.meaning(config.method.to_dict()), "lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
+
+
+def meta(
+    config: Any, fingerprint: str, phase: int, step: int, clock: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The record of a checkpoint of this run (see `make_meta`). fingerprint: of its base."""
+    return make_meta(resolved(config), fingerprint, config.method.name, switches(config), phase, step, clock)
 
 
 def abstract_params(method: base.Method) -> dict[str, Any]:

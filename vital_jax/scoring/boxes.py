@@ -64,7 +64,7 @@ def union_iou(predicted: Boxes, gold: Boxes) -> float:
     def covered(boxes: np.ndarray) -> np.ndarray:
         x0, y0, x1, y1 = (boxes[:, [place]] for place in range(4))
         across, down = (x0 <= xs[:-1]) & (xs[1:] <= x1), (y0 <= ys[:-1]) & (ys[1:] <= y1)
-        return (across[:, :, None] & down[:, None, :]).any(0)
+        return np.any(across[:, :, None] & down[:, None, :], axis=0)
 
     ours, theirs = map(covered, lists)
     either = cells[ours | theirs].sum()
