@@ -35,7 +35,7 @@ class Marked(Coconut):
 
     name = "marked"
     added: ClassVar = {A: "the", B: ""}
-    feedback = True
+    feedback, exports = True, True
 
     @property
     def feed(self):

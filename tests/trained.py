@@ -122,8 +122,6 @@ def make_case(config, seed: int = 0) -> dict[str, np.ndarray]:
 
 def answers(model, variables, case, tokens: int, steps=range(5)) -> dict[int, dict[str, np.ndarray]]:
     """What JAX answers greedily after each of these numbers of latents: tokens [B, T], their log_probs, latents [B, K, D], first logits."""
-    from vital_jax.latent.sample import Decoding, respond
-
     batch, found = parity.make_batch(case, model.config), {}
     rows, most = len(batch["tokens"]), max(steps)
     for K in steps:

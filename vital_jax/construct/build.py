@@ -85,6 +85,7 @@ def record_fields(
         "slots": list(lesson.slots),
         "orientation": sample.orientation,
         "window": list(sample.window),
+        "intensity": sample.intensity,
         "spacing": list(sample.spacing),
         "teacher": teacher,
         "licence": sample.licence,

@@ -23,7 +23,7 @@ from vital_jax.pipeline.masks import UnclearMask, check_value, decode_mask
 from vital_jax.pipeline.tables import as_on_disk, read_json
 
 MANIFEST = "manifest.jsonl"
-_KEYS = ("id", "modality", "site", "image", "masks", "group", "source", "licence")
+_KEYS = ("id", "modality", "site", "image", "masks", "group", "source", "licence", "select")
 _MASK_KEYS = ("target", "file", "value", "outline")
 _NOTES = (
     "area",
@@ -347,6 +347,9 @@ def _check_line(row: dict, where: str) -> None:
             "value of a mask" if key in ("value", *_MEANT) else next(iter(get_close_matches(key, _KEYS, 1, 0.85)), "")
         )
         check(not meant or meant in row, f"{key!r} is not read; it is perhaps meant as {meant!r}")
+    select = row.get("select", {})
+    tags = isinstance(select, dict) and all(isinstance(v, str | int | float) for v in select.values())
+    check(tags, f'select must be like {{"TemporalPositionIdentifier": 1}}, not {select!r}')
     for mask in masks:
         for key in mask.keys() - {*_MASK_KEYS, *_NOTES}:
             near = _MEANT.get(key) or next(iter(get_close_matches(key, _MASK_KEYS, 1)), "")

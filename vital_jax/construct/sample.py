@@ -28,6 +28,8 @@ class Sample:
       orientation: the image-space convention. "image": as stored; "radiological": the patient's left on the image's right.
       window: (lowest, highest) stored value shown, black and white, where the image was cut from other values than grey; otherwise empty.
         It has been applied (`pipeline.records.METADATA_TYPES`).
+      intensity: of a CT's values, as `hounsfield.intensity`: empty (Hounsfield units, and every other modality), shifted (mended), or
+        relative (not Hounsfield units: nothing may be said of their density).
       spacing: millimeters from row to row and from column to column; empty where not known.
     """
 
@@ -46,6 +48,7 @@ class Sample:
     neighbours: tuple[tuple[str, bytes], ...] = ()
     orientation: str = "image"
     window: tuple[float, ...] = ()
+    intensity: str = ""
     spacing: tuple[float, ...] = ()
 
     @property

@@ -141,7 +141,9 @@ def _facts(run: TrainedRun, form: str, base_name: str) -> dict[str, Any]:
             "buckets": [list(bucket) for bucket in data.buckets],
             "answer": data.answer,
             "chain": data.chain,
+            "written": data.written,
         },
+        "method": run.config.method.to_dict(),
         "switches": dict(run.meta["switches"]),
         "step": run.meta["step"],
     }

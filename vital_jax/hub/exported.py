@@ -36,7 +36,9 @@ class Exported:
       added, tokens: rows of the vocabulary that the tree `tokens` moves, and the texts of added tokens that the base does not know; both
         empty in a merged folder, whose tables and tokenizer hold them.
       latent_steps: the largest K it was trained with; 0 where nobody recorded one. latent_state: which state is fed back.
-      dtype: to compute in. max_pixels, system, buckets, answer: as the run had them (None, None, () and None where not recorded).
+      dtype: to compute in.
+      max_pixels, system, buckets, answer, written: as the run had them; None, None, (), None and 0 where not recorded.
+      method: the settings of the method that trained it; empty where not recorded.
       text_decoder, chain: the folder that reads latents as text, where one came along, and the most tokens of a step.
       read_params: reads {base, lora?, tokens?, feedback?}, and with `steps=True` the scaffold {pj_in, text_decoder} too.
     """
@@ -52,6 +54,8 @@ class Exported:
     system: str | None
     buckets: tuple[tuple[int, int], ...]
     answer: int | None
+    written: int
+    method: dict[str, Any]
     text_decoder: Path | None
     chain: int
     read_params: Callable[..., dict[str, Any]]
@@ -95,6 +99,8 @@ def open_exported(folder: str | Path, base: str | Path | None = None) -> Exporte
         system=data.get("system"),
         buckets=tuple(map(tuple, data.get("buckets", ()))),
         answer=data.get("answer"),
+        written=data.get("written", 0),
+        method=facts.get("method", {}),
         text_decoder=text if text.is_dir() else None,
         chain=data.get("chain", 0),
         read_params=partial(_read, folder, home, tree, (added, rows), jnp.dtype(model.get("param_dtype", "bfloat16"))),

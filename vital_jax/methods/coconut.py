@@ -35,6 +35,7 @@ class Coconut(Method):
     lead_in: str = LEAD_IN
 
     name = "coconut"
+    exports = False  # its latents stand between markers
     added: ClassVar = {BOT: "<<", EOT: "<<"}  # as published: both start as the bracket that opens a written step there
     switches: ClassVar = {
         "c": Switch(1),

@@ -18,6 +18,7 @@ from vital_jax.hub.encoders import identity
 from vital_jax.hub.load import load_backbone
 from vital_jax.hub.place import check_base, located
 from vital_jax.latent.loop import KEPT
+from vital_jax.methods.base import Method
 from vital_jax.models.backbone import LATENT_STATES
 from vital_jax.models.config import read_json
 from vital_jax.pipeline.batch import Encoder
@@ -139,7 +140,7 @@ class Run:
         )
         return located((Path(start) / named for start in starts), check, absent)
 
-    def method(self, scaffold: Collection[str] = ()):
+    def method(self, scaffold: Collection[str] = ()) -> Method:
         """The method without parameters, as one device answers with it, with these parts of its scaffold (see `setup.make_method`).
 
         Raises: as `setup.make_method`; ValueError naming the version where the configuration is another version's.

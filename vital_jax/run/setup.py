@@ -56,7 +56,7 @@ def make_method(config: Any, roi_width: int | None, scaffold: Collection[str] | 
       scaffold: which parts of it to build, of `text_decoder` and `visual_projector`; None builds those of `scaffold_of`.
     Raises: FileNotFoundError or ValueError naming the folder or switch.
     """
-    m, settings, kind = config.model, config.method, base.get(config.method.name)
+    m, settings = config.model, config.method
     scaffold = scaffold_of(config) if scaffold is None else scaffold
     model = Backbone(
         read_config(m.folder),
@@ -72,8 +72,7 @@ def make_method(config: Any, roi_width: int | None, scaffold: Collection[str] | 
     decoder = None
     if "text_decoder" in scaffold:
         decoder = Decoder(read_text_config(m.text_decoder), remat=m.remat, attention=m.attention)
-    options = {field.name: settings[field.name] for field in dataclasses.fields(kind) if field.name in settings}
-    return kind(model, decoder, roi_width if "visual_projector" in scaffold else None, **options)
+    return base.make(settings, model, decoder, roi_width if "visual_projector" in scaffold else None)
 
 
 def token_texts(config: Any) -> tuple[str, ...]:
