@@ -35,7 +35,7 @@ class Marked(Coconut):
 
     name = "marked"
     added: ClassVar = {A: "the", B: ""}
-    feedback = True
+    feedback, exports = True, True
 
     @property
     def feed(self):
@@ -58,7 +58,11 @@ def write_base(folder: Path, tied: bool) -> Path:
     table = json.loads((folder / "config.json").read_text())
     table["tie_word_embeddings"] = table["text_config"]["tie_word_embeddings"] = tied
     (folder / "config.json").write_text(json.dumps(table))
-    tiny.save_backbone(folder, toy.draw(abstract_backbone(Backbone(read_config(folder))), 4))
+    params = toy.draw(abstract_backbone(Backbone(read_config(folder))), 4)
+    params["language_model"]["embed_tokens"]["embedding"] *= (
+        64**-0.5
+    )  # a tied head's scores are then of the size of an untied one's
+    tiny.save_backbone(folder, params)
     return folder
 
 

@@ -24,7 +24,7 @@ class Shade(NamedTuple):
 class Flat:
     """Patches have a shade and no place."""
 
-    title, arrays, image_token_id, merge_size = "Flat", Shade._fields, 57, 2
+    title, arrays, image_token_id, merge_size = "Flat", {"patch_shade": "how bright"}, 57, 2
 
     @classmethod
     def from_config(cls, table, where):
@@ -86,3 +86,6 @@ def test_an_unknown_family_is_refused_with_those_there_are(tmp_path, kind):
 
 def test_both_halves_have_the_same_rows():
     assert set(families.FAMILIES) == set(images.FAMILIES)
+    for kind in images.FAMILIES.values():
+        plan = kind(57, 2, 4).plan([], 4, "an empty row")
+        assert tuple(plan._fields) == tuple(kind.arrays)

@@ -94,15 +94,6 @@ class Field(NamedTuple):
     full: int = 0
 
 
-# Of the arrays of the families' patch plans.
-_PLANS = {
-    "patch_index": "entries of the position grid; 0 on padding",
-    "patch_weight": "their bilinear weights; 0 on padding",
-    "patch_coords": "row and column; 0 on padding",
-    "patch_segment": "image number from 1; 0 on padding",
-}
-
-
 def batch_spec(layout: Layout, geometry: Geometry, patch_width: int, width: int = 0) -> dict[str, Field]:
     """Every array of a row, by name.
 
@@ -120,7 +111,7 @@ def batch_spec(layout: Layout, geometry: Geometry, patch_width: int, width: int 
         "patches": Field((P, patch_width), f, "normalised pixels; 0 on padding"),
     }
     for name, x in geometry.plan([], P, "an empty row")._asdict().items():
-        spec[name] = Field(x.shape, x.dtype.type, _PLANS[name], int(name == "patch_segment"))
+        spec[name] = Field(x.shape, x.dtype.type, geometry.arrays[name], int(name == "patch_segment"))
     target = P // geometry.merge_size**2
     spec["patch_target"] = Field((target,), i, "column of tokens each merged patch lands on; S on padding")
     for segment in layout.suffix.segments:

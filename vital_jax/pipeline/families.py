@@ -18,12 +18,12 @@ from vital_jax.pipeline.patches import PatchPlan, plan
 class Geometry(Protocol):
     """How the images of one architecture lie in patches and positions.
 
-    Attributes: title, what people call the family; arrays, the names of the plan's arrays in a batch, in the order in which its tower takes
-      them; image_token_id; merge_size, the side of the square of patches that becomes one token.
+    Attributes: title, what people call the family; arrays, the plan's arrays in a batch by name with what they mean, in the order in which
+      its tower takes them; image_token_id; merge_size, the side of the square of patches that becomes one token.
     """
 
     title: ClassVar[str]
-    arrays: ClassVar[tuple[str, ...]]
+    arrays: ClassVar[Mapping[str, str]]
     image_token_id: int
     merge_size: int
 
@@ -47,7 +47,12 @@ class LearnedGrid:
     """Qwen3-VL: patch positions are resampled from a learned square grid of `num_grid` entries a side."""
 
     title: ClassVar[str] = "Qwen3-VL"
-    arrays: ClassVar[tuple[str, ...]] = PatchPlan._fields
+    arrays: ClassVar[Mapping[str, str]] = {
+        "patch_index": "entries of the position grid; 0 on padding",
+        "patch_weight": "their bilinear weights; 0 on padding",
+        "patch_coords": "row and column; 0 on padding",
+        "patch_segment": "image number from 1; 0 on padding",
+    }
     image_token_id: int
     merge_size: int
     num_grid: int

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from vital_jax.latent.loop import KEPT
 from vital_jax.methods.base import Method
 from vital_jax.models.families import family_of
 from vital_jax.pipeline.batch import Layout
@@ -117,7 +118,7 @@ class Arithmetic:
         trains = {path for path in leaves if marks[path] == TRAINABLE}
         self._tower = any(path.startswith("base/visual/") for path in trains)
         # A gradient passes through the language model if anything before its end trains.
-        self._base = any(path.startswith(("base/", "lora/")) for path in trains)
+        self._base = any(path.split("/")[0] in ("base", *KEPT) for path in trains)
 
     def __call__(self, work: Work, scaffold: Collection[str], remat: bool = False) -> float:
         """FLOPs of this work.
