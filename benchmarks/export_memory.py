@@ -54,6 +54,7 @@ def write_run(folder: Path, base: Path, train_base: bool) -> None:
     """Rank-64 adapters, and with `train_base` one stacked leaf of the base, as a checkpoint."""
     import jax
     import trained
+    from ml_collections import ConfigDict
 
     from configs import vital as recipe
     from vital_jax.hub.load import fingerprint
@@ -66,7 +67,9 @@ def write_run(folder: Path, base: Path, train_base: bool) -> None:
 
     config, decoder = recipe.get_config(), read_config(base).decoder
     config.model.folder, config.data.max_pixels = str(base), 128 * 128
-    config.phases = (recipe.phase("all steps", 4, 0, steps=1, latent_steps=4, text=0.0, visual=0.0),)
+    config.phases = (
+        recipe.phase("all steps", 4, 0, steps=1, latent_steps=4, weights=ConfigDict(dict(text=0.0, visual=0.0))),
+    )
     abstract = jax.eval_shape(lambda key: init_lora(decoder, LoraConfig(), key), jax.random.key(0))
     tree = {"lora": trained.toy.draw(abstract)}
     if train_base:

@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +68,25 @@ def recipe(options: argparse.Namespace) -> Any:
 
 def arithmetic(options: argparse.Namespace) -> float:
     """FLOPs of one step of the model: nothing computed twice counts."""
-    from vital_jax.run import flops, program, setup
+    from vital_jax.run import flops, setup
 
     config = recipe(options)
     method = setup.make_method(config, ROI)
-    work = flops.work_of(_rows(options, method), options.steps, method.model.config.vision.merge)
-    return flops.Arithmetic(method, setup.tables(config)[0])(work, program.weights_of(config.phases[0]))
+    layout = _layout(options, config, method)
+    return flops.of_phase(config, method, 0, layout)(_rows(options, method, layout))
 
 
-def _rows(options: argparse.Namespace, method: Any) -> dict[str, np.ndarray]:
+def _layout(options: argparse.Namespace, config: Any, method: Any) -> Any:
+    from vital_jax.run import setup
+
+    (layout,) = setup.layouts_of(config, method, ROI, None)  # no literal text: shapes need no tokenizer
+    return replace(layout, prefix=options.prefix, patches=options.patches)
+
+
+def _rows(options: argparse.Namespace, method: Any, layout: Any) -> dict[str, np.ndarray]:
     from vital_jax.run import program
 
-    sizes = (options.rows, options.prefix, options.patches, options.answer, options.steps, options.chain, ROI)
-    rows = dict(program.full_rows(method.model.config.vision, *sizes))
+    rows = dict(program.full_rows(method, layout, options.rows))
     r, vocab = np.random.default_rng(0), method.model.config.decoder.vocab // 2
     for name in ("tokens", "answer", "chain"):
         rows[name] = r.integers(0, vocab, rows[name].shape).astype(np.int32)
@@ -99,7 +106,7 @@ def ours(options: argparse.Namespace) -> tuple[Callable[[], float], Callable[[],
 
     from vital_jax.run import program, setup
     from vital_jax.training.partition import flatten, split, unflatten
-    from vital_jax.training.sharding import make_mesh, place_batch
+    from vital_jax.training.sharding import make_mesh
     from vital_jax.training.step import init_state
 
     config = recipe(options)
@@ -121,8 +128,10 @@ def ours(options: argparse.Namespace) -> tuple[Callable[[], float], Callable[[],
         params = unflatten({path: draw(i, path, leaf) for i, (path, leaf) in enumerate(shapes.items())})
         trainable, frozen = split(params, setup.tables(config)[0])
         state = init_state(trainable, program.optimizer_of(config, config.phases[0]))
-        train_step = program.train_step(config, method, config.phases[0], state)
-        batch = place_batch({name: x[None] for name, x in _rows(options, method).items()}, mesh, micro_batches=True)
+        layout = _layout(options, config, method)
+        loss, normalizers = program.objective(method, setup.phases_of(config)[0], layout.suffix)
+        train_step = program.train_step(config, config.phases[0], loss, normalizers, state)
+        batch = program.placed_batch(_rows(options, method, layout), 1, mesh)
     del params, trainable
 
     def step() -> float:

@@ -32,7 +32,6 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
         vital.phase(f"stage {stage}", 0, epochs, losses=(), stage=stage, steps=40 * small)
         for stage, epochs in enumerate(lengths)
     )
-    config.table = (*config.table, ("tokens/.*", "trainable"))
     if small:
         config.data.written = 96
     return config

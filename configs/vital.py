@@ -92,7 +92,13 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
             ),
             curriculum="as_listed",  # of the phases below; see plan.CURRICULA
             # What trains, by path; every leaf is matched by exactly one row.
-            table=(("base/.*", "frozen"), ("lora/.*", "trainable"), ("scaffold/.*", "trainable")),
+            table=(
+                ("base/.*", "frozen"),
+                ("lora/.*", "trainable"),
+                ("tokens/.*", "trainable"),  # rows of added tokens
+                ("feedback/.*", "trainable"),  # a method's modules inside the loop
+                ("scaffold/.*", "trainable"),
+            ),
             optim=dict(
                 learning_rate=2e-5,
                 schedule="cosine",

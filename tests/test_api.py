@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 import vital_jax
@@ -22,6 +23,7 @@ from vital_jax.hub import tiny
 from vital_jax.hub.export import export
 from vital_jax.hub.load import fingerprint
 from vital_jax.latent import engine
+from vital_jax.methods.base import settings_of
 from vital_jax.pipeline.batch import Encoder, Layout, collate
 from vital_jax.pipeline.families import rope_index
 from vital_jax.pipeline.feed import Feed
@@ -62,7 +64,8 @@ def configuration(work):
     )
     config.lora.update(rank=4, alpha=8.0, dropout=0.5)
     config.data.update(max_pixels=96 * 64, buckets=((96, 24), (96, 32)), answer=10, chain=8)
-    losses = dict(steps=1, text=1.0, visual=0.1)
+    config.method = ConfigDict(settings_of(config.method.to_dict()))
+    losses = dict(steps=1, weights=ConfigDict(dict(text=1.0, visual=0.1)))
     config.phases = (
         recipe.phase("one step", 1, 0, table=(*TABLE, ("lora/.*", "trainable")), latent_steps=1, **losses),
         recipe.phase("two steps", 2, 0, table=(*TABLE, ("lora/.*", "frozen")), latent_steps=2, **losses),

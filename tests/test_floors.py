@@ -39,6 +39,9 @@ APART = (
     "benchmarks/sft_torch.py",
 )
 MAX_LINES = 500
+MAX_PARAMETERS = 8  # taken by position; beyond that a call cannot be read
+CALLED_BY_NAME = (f"{PACKAGE}/run/", f"{PACKAGE}/commands/", f"{PACKAGE}/pipeline/", f"{PACKAGE}/api.py", "train.py")
+PAGE = 100  # lines of train()
 # Model families are rows of tables in these rooms; above them nobody names one, not in a comment either. Programs outside the package
 # may name folders, but no type and no function.
 FAMILY = re.compile("qwen", re.IGNORECASE)
@@ -88,6 +91,13 @@ def complaints(path: str, text: str) -> list[str]:
         found.append(f"{path}: no docstring")
     if (lines := len(text.splitlines())) > MAX_LINES:
         found.append(f"{path}: {lines} lines, at most {MAX_LINES}")
+    for node in ast.walk(tree) if path.startswith(CALLED_BY_NAME) else ():
+        if isinstance(node, ast.FunctionDef):
+            taken = [one.arg for one in (*node.args.posonlyargs, *node.args.args) if one.arg not in ("self", "cls")]
+            if len(taken) > MAX_PARAMETERS:
+                found.append(
+                    f"{path}:{node.lineno}: {node.name} takes {len(taken)} by position, at most {MAX_PARAMETERS}"
+                )
     room = None
     if path not in APART and not path.startswith(("tests/", "configs/")):
         if path.startswith(f"{PACKAGE}/"):
@@ -132,6 +142,11 @@ def test_every_file_keeps_the_rules_of_the_house(files):
     assert not found, "\n" + "\n".join(found)
 
 
+def test_training_is_read_on_one_page(files):
+    (train,) = (node for node in ast.parse(files["train.py"]).body if getattr(node, "name", "") == "train")
+    assert train.end_lineno - train.lineno < PAGE
+
+
 def test_every_imported_module_of_the_package_exists(files):
     for path, text in files.items():
         for line, name in imports(ast.parse(text)):
@@ -168,6 +183,7 @@ GOOD = '"""A file."""\n'
         ("methods/x.py", "from peft import LoraConfig", "peft outside"),
         ("cellar/x.py", "import numpy", "'cellar' stands on no floor"),
         ("models/x.py", "x = 1\n" * 500, "501 lines, at most 500"),
+        ("run/x.py", "def f(a, b, c, d, e, f, g, h, i): ...", "f takes 9 by position, at most 8"),
         ("latent/x.py", "# as in Qwen3-VL\nx = 1", ":2: names a model family above models, pipeline, hub"),
     ],
 )
@@ -200,6 +216,7 @@ def test_the_checker_asks_for_docstrings_everywhere():
         ("vital_jax/pipeline/x.py", "import jaxtyping\nimport grain"),
         ("tests/x.py", "import torch, peft\nfrom vital_jax.api import load"),
         ("train.py", "from vital_jax.methods import vital"),
+        ("vital_jax/run/x.py", "def f(self, a, b, c, d, e, f, g, h, *, i): ..."),
     ],
 )
 def test_the_checker_lets_pass(path, text):

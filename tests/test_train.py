@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vital_jax.hub import encoders
-from vital_jax.run import fit, plan
+from vital_jax.pipeline.prompts import Prompter
+from vital_jax.run import fit, plan, setup
 from vital_jax.training import config as configuration
 from vital_jax.training.checkpoint import Checkpoints
 from vital_jax.training.sharding import make_mesh
@@ -259,7 +261,8 @@ def test_what_vital_fit_compiles_is_what_was_trained(shared, finished):
     plan.resolve(config)
     mesh, width = make_mesh(devices=jax.devices()[:1]), encoders.width(config.data.encoder)
     method, _ = fit.prepared(config, mesh, width)
-    compiled, _ = fit.lower_training(config, method, mesh, 2, 96, 16, width)
+    layout = setup.layouts_of(config, method, width, Prompter(config.model.folder))[2]
+    compiled, _ = fit.lower_training(config, method, mesh, 2, replace(layout, prefix=96, patches=16))
     trained = [path.read_text() for path in (shared / "lowered").glob("*jit_train_step*.mlir")]
     assert len(trained) == 3, "one program a phase"
     assert sum(text.strip() == compiled.as_text().strip() for text in trained) == 1

@@ -10,6 +10,7 @@ from PIL import Image
 from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, write_features
 from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.records import Record, RecordSource, write_splits
+from vital_jax.pipeline.segments import steps_taken
 
 END, S, P, C = 60, 14, 16, 6
 SPEC = FeatureSpec("toy", "block", 0.2, 0.05, "")
@@ -19,6 +20,12 @@ class Prompter:
     """Words are numbers."""
 
     end_token_id, end_token_ids = END, (END,)
+
+    def literal(self, text):
+        return [int(word) for word in text.split()]
+
+    def banned(self, vocabulary, allowed=()):
+        return np.isin(np.arange(vocabulary), (57, 58, 59)) & ~np.isin(np.arange(vocabulary), allowed)
 
     def decode(self, ids):
         ids = [int(i) for i in ids]
@@ -39,13 +46,11 @@ class Encoder:
     def encode(self, record, layout, index, roi=None):
         row = toy.row(toy.batch(1, seed=zlib.crc32(record.question.encode()), S=S, P=P), 0)
         patches = np.random.default_rng(zlib.crc32(record.images[0])).normal(size=(P, toy.CONFIG.vision.patch_width))
-        steps = layout.latent_steps if layout.train_k == "phase_max" else record.latent_steps
-        row = {name: value[0] for name, value in row.items()}
-        return row | {
-            "patches": 3 * patches.astype(np.float32),
-            "latent_steps": np.int32(steps),
-            "index": np.int32(index),
-        }
+        asked = {"answer": "answer" in layout.suffix, "chain": layout.chain, "roi": layout.roi}
+        row = {name: value[0] for name, value in row.items() if asked.get(name.partition("_")[0], True)}
+        row |= {"patches": 3 * patches.astype(np.float32), "index": np.int32(index)}
+        own = record.latent_steps
+        return row | {f"{s.name}_steps": np.int32(steps_taken(s, own)) for s in layout.suffix.of_kind("latent")}
 
 
 def png(shade: int) -> bytes:

@@ -11,12 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 import toy
+from ml_collections import ConfigDict
 
 from configs import vital as recipe
 from vital_jax.hub import parity
 from vital_jax.hub.export import export
 from vital_jax.hub.load import fingerprint, load_backbone
-from vital_jax.latent.sample import Decoding, respond
+from vital_jax.latent.choose import Decoding
+from vital_jax.latent.decode import respond
+from vital_jax.latent.engine import Engine
+from vital_jax.methods.base import settings_of
 from vital_jax.methods.vital import Vital
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.lora import init_lora
@@ -82,8 +86,11 @@ def write_run(
     config.lora.update(rank=rank, alpha=2.0 * rank, dropout=0.05)
     config.method.update(latent_state=latent_state, projector=projector)
     config.data.update(records=str(records), max_pixels=128 * 128, buckets=((96, 64),), answer=10, chain=8, **data)
-    losses = dict(text=1.0, visual=0.1) if text else dict(text=0.0, visual=0.0)
-    config.phases = tuple(recipe.phase(f"{k} steps", k, 0, steps=1, latent_steps=k, **losses) for k in (1, 4))
+    config.method = ConfigDict(settings_of(config.method.to_dict()))
+    weights = dict(text=1.0, visual=0.1) if text else dict(text=0.0, visual=0.0)
+    config.phases = tuple(
+        recipe.phase(f"{k} steps", k, 0, steps=1, latent_steps=k, weights=ConfigDict(weights)) for k in (1, 4)
+    )
     method = setup.make_method(config, ROI if text else None)
     tree = {"base": load_backbone(base, param_dtype=jnp.float32)[1]}
     leaves = flatten(tree)
@@ -94,7 +101,7 @@ def write_run(
         lora, decoder = LoraConfig(rank), method.model.config.decoder
         tree["lora"] = toy.draw(jax.eval_shape(lambda key: init_lora(decoder, lora, key), jax.random.key(0)), 1)
     if text:
-        tree["scaffold"] = toy.draw(method.abstract_scaffold(), 2)
+        tree["scaffold"] = toy.draw(method.abstract()["scaffold"], 2)
     kept = ("lora/", "scaffold/", *(f"base/{path}" for path in trained_base))
     state = {"trainable": unflatten({p: x for p, x in flatten(tree).items() if p.startswith(kept)})}
     meta = make_meta(resolved(config), fingerprint(base), "vital", setup.switches(config), 1, 2)
@@ -123,9 +130,11 @@ def answers(model, variables, case, tokens: int, steps=range(5)) -> dict[int, di
         # How many steps a row takes is data: one program serves all of them but none. No token ends an answer.
         given = {**batch, "latent_steps": np.full(rows, K, np.int32)}
         with jax.default_matmul_precision("highest"):
-            sample = respond(model, variables, given, most if K else 0, Decoding(tokens, (10**6,)))
+            plan = Engine(model, None).plan(most if K else 0, tokens)
+            sample = respond(model, variables, given, plan, Decoding(tokens, (10**6,)).rows(rows))
             last = sample.z[:, 0, K - 1] if K else sample.z0[:, 0]
             logits = model.apply(variables, last, method="logits")
-        names = dict(tokens=sample.tokens[:, 0], log_probs=sample.log_probs[:, 0], latents=sample.z[:, 0, :K], logits=logits)  # fmt: skip
+        words, log_probs = sample.answers(tokens, 10**6)
+        names = dict(tokens=words[:, 0], log_probs=log_probs[:, 0], latents=sample.z[:, 0, :K], logits=logits)  # fmt: skip
         found[K] = {name: np.asarray(array) for name, array in names.items()}
     return found

@@ -23,9 +23,10 @@ from vital_jax.explain.case import Case
 from vital_jax.hub.exported import is_exported, open_exported
 from vital_jax.hub.load import load_backbone
 from vital_jax.latent.engine import Engine, Question, Request, in_order
-from vital_jax.latent.loop import variables_of
+from vital_jax.latent.loop import KEPT, variables_of
 from vital_jax.latent.read import decode_steps
-from vital_jax.methods.vital import Vital
+from vital_jax.methods.base import Budgets, Method, make
+from vital_jax.models.backbone import Backbone
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.families import read_config, read_text_config
 from vital_jax.pipeline.batch import Encoder
@@ -58,6 +59,7 @@ class Answer:
       log_prob: natural logarithm of the probability of all these tokens, each at temperature 1.
       steps: what the text decoder reads from each latent step, or None where it was not asked; a reading, no proof of what the model did.
       complete: whether the answer ended by itself; otherwise it was cut at `max_new_tokens`.
+      chain: what was written before the answer, where the model reasons in text.
     """
 
     text: str
@@ -66,6 +68,7 @@ class Answer:
     log_prob: float
     steps: list[str] | None
     complete: bool
+    chain: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,13 @@ class Model:
       run: the training run that it is of; None for an export, an adapter and a base.
     """
 
-    method: Vital
+    method: Method
     encoder: Encoder
     read_params: Callable[[], dict[str, Any]]
     max_steps: int = 0
     buckets: tuple[tuple[int, int], ...] = ()
     answer_tokens: int = _PLAIN_ANSWER
+    written: int = 0
     reader: _Reader | None = None
     viewer: windows.Viewer | None = None
     run: Run | None = None
@@ -209,7 +213,7 @@ class Model:
     @property
     def engine(self) -> Engine:
         """What asks the model."""
-        return Engine(self.method.model, self.encoder, self.buckets)
+        return self.method.engine(self.encoder, self.buckets, Budgets(self.answer_tokens, written=self.written))
 
     def _replies(self, asked: Sequence[Question], K: int, length: int, batch: int) -> Iterator[tuple[int, Answer]]:
         """(place in `asked`, its answer)."""
@@ -218,7 +222,7 @@ class Model:
             replies = [group[0] for group in groups]
             said = self.read(np.stack([reply.z for reply in replies])) if self.reader else [None] * len(replies)
             for place, reply, steps in zip(places, replies, said, strict=True):
-                yield place, Answer(reply.text, reply.tokens, K, reply.log_prob, steps, reply.complete)
+                yield place, Answer(reply.text, reply.tokens, K, reply.log_prob, steps, reply.complete, reply.chain)
 
     def read(self, z: np.ndarray) -> list[list[str]]:
         """What the run's text decoder reads from each latent of z [B, K, D]; needs `load(steps=True)` (paper section 3.5)."""
@@ -330,7 +334,7 @@ def load(
         raise ValueError(
             f"{folder} is a base model without latent steps: base, text_decoder and steps are for a run's folder"
         )
-    method = Vital(Backbone(read_config(folder)))
+    method = Method(Backbone(read_config(folder)))
     return Model(method, Encoder.from_folder(folder), lambda: {"base": load_backbone(folder)[1]})
 
 
@@ -344,16 +348,19 @@ def _load_exported(folder: Path, base: str | Path | None, text_decoder: str | Pa
         raise ValueError(
             f"{folder} holds no explain/text_decoder, so its latent steps cannot be read; ask without steps"
         )
-    model = Backbone(read_config(found.base), found.lora, dtype=found.dtype, latent_state=found.latent_state)
+    model = Backbone(
+        read_config(found.base), found.lora, dtype=found.dtype, latent_state=found.latent_state, added=found.added
+    )
     decoder = Decoder(read_text_config(found.text_decoder)) if steps else None
     reader = _Reader(Prompter(found.text_decoder), found.chain) if steps else None
     return Model(
-        Vital(model, decoder),
-        Encoder.from_folder(found.base, found.max_pixels or MAX_PIXELS, system=found.system),
+        make(found.method, model, decoder) if found.method else Method(model, decoder),
+        Encoder.from_folder(found.base, found.max_pixels or MAX_PIXELS, found.tokens, system=found.system),
         functools.partial(found.read_params, steps),
         found.latent_steps,
         found.buckets,
         found.answer or _PLAIN_ANSWER,
+        found.written,
         reader,
     )
 
@@ -375,7 +382,7 @@ def _load_run(run: Run, steps: bool, explain: bool) -> Model:
     if explain and run.roi_width:
         # The projector is applied beside the model (`explain.windows`), never in the program that answers.
         viewer = windows.Viewer(run.method(["visual_projector"]).visual, run.region_encoder, data.hook, data.max_pixels)
-    parts = ("base", "lora", *(TEXT if steps else ()), *(VISUAL if viewer else ()))
+    parts = ("base", *KEPT, *(TEXT if steps else ()), *(VISUAL if viewer else ()))
     return Model(
         run.method(["text_decoder"] if steps else ()),
         run.encoder,
@@ -383,6 +390,7 @@ def _load_run(run: Run, steps: bool, explain: bool) -> Model:
         run.latent_steps,
         tuple(map(tuple, data.buckets)),
         data.answer,
+        data.written,
         _Reader(Prompter(run.text_decoder), data.chain) if steps else None,
         viewer,
         run,

@@ -45,6 +45,8 @@ def _answer(arguments: argparse.Namespace) -> int:
     else:
         for k, text in enumerate(answer.steps or [], start=1):
             print(f"step {k}: {text}")
+        if answer.chain:
+            print(f"reasoning: {' '.join(answer.chain.split())}")
         print(answer.text)
     how = f"with K = {answer.latent_steps} latent steps" if answer.latent_steps else "without latents (K = 0)"
     cut = "" if answer.complete else f"; cut at {len(answer.tokens)} tokens (--max-new-tokens)"

@@ -83,7 +83,7 @@ def test_answers_scores_and_page(done, work, capsys):
         assert len(own["steps"]) == 2 and own["log_prob"] < 0 < own["latency"]
     table = (done / "table.md").read_text(encoding="utf-8")
     assert (
-        table.startswith("# file test under paper/1\n\n7 items of file test, nothing dropped.\n") and RESEARCH in table
+        table.startswith("# file test under paper/2\n\n7 items of file test, nothing dropped.\n") and RESEARCH in table
     )
     assert re.search(r"^\| accuracy +\| +all \| +7 \|", table, re.M) and "## By modality" in table
     assert "Asked run with K = 2 latent steps, greedy, at most 6 tokens." in table
@@ -120,7 +120,7 @@ def test_the_same_command_asks_nothing_twice(done, work, capsys, monkeypatch):
         (["--steps", "--temperature", "0.5"], "decoding.temperature was 0.0, this run has 0.5"),
         (["--steps", "--limit", "3"], "limit was None, this run has 3; questions was 7, this run has 3; data was"),
         (["--steps", "--max-new-tokens", "5"], "decoding.max_new_tokens was 6, this run has 5"),
-        (["--steps", "--protocol", "lmms_eval"], "data was .* protocol was 'paper/1', this run has 'lmms_eval/1'"),
+        (["--steps", "--protocol", "lmms_eval"], "data was .* protocol was 'paper/2', this run has 'lmms_eval/2'"),
     ],
 )
 def test_another_setting_is_named_with_both_values(done, work, capsys, more, message):

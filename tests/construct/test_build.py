@@ -19,7 +19,8 @@ from vital_jax.construct.targets import load_targets
 from vital_jax.construct.teacher import teach
 from vital_jax.demo.phantoms import phantoms
 from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, write_features
-from vital_jax.pipeline.images import decode, decode_mask
+from vital_jax.pipeline.images import decode
+from vital_jax.pipeline.masks import decode_mask
 from vital_jax.pipeline.records import METADATA_TYPES, Record, RecordSource, write_splits
 
 

@@ -38,7 +38,7 @@ def slice_of(pixels, **tags):
     ds.Modality, ds.SeriesInstanceUID, ds.StudyInstanceUID = "CT", SERIES, SERIES
     ds.PatientID, ds.PatientName = "MRN-00417", "Doe^Jane"
     ds.PixelSpacing, ds.ImageOrientationPatient, ds.ImagePositionPatient = (
-        [0.5, 0.75],
+        [0.5, 0.5],
         [1, 0, 0, 0, 1, 0],
         [-10, -20, 30],
     )
@@ -182,7 +182,7 @@ def test_no_name_of_a_patient_goes_on(root):
     (sample,), rejected = read_all(source)
     assert rejected == []
     assert (sample.id, sample.group) == (f"ward/{anonymous('MRN-00417')}/liver", f"ward/{anonymous('MRN-00417')}")
-    assert (sample.source, sample.licence, sample.spacing) == ("ward", "CC0-1.0", (0.5, 0.75))
+    assert (sample.source, sample.licence, sample.spacing) == ("ward", "CC0-1.0", (0.5, 0.5))
     told = repr([sample, source.units()[0].id]).encode() + sample.image + sample.mask
     for name in (b"MRN", b"00417", b"Doe", b"Jane"):
         assert name not in told
@@ -206,7 +206,7 @@ def test_a_slice_marked_by_a_volume_and_by_an_image(root):
     (liver, spleen), rejected = read_all(Dicom(root, min_area=10))
     assert rejected == [] and spleen.region.sum() == 144
     rows, columns = np.indices(SHAPE)
-    right, front = -(-10 + 0.75 * columns), -(-20 + 0.5 * rows)
+    right, front = -(-10 + 0.5 * columns), -(-20 + 0.5 * rows)
     x, y = np.rint(right + 25.1), np.rint(front - 5.1)
     np.testing.assert_array_equal(liver.region, (x >= 20) & (x < 30) & (y >= 5) & (y < 14))
     assert liver.neighbours[0][0] == "spleen" and 60 < liver.region.sum() < SHAPE[0] * SHAPE[1] / 2
@@ -238,9 +238,9 @@ def test_a_series_in_order_with_few_slices_per_target(series):
     assert [int(sample.id.split("-")[1].split("/")[0]) for sample in samples] == list(range(3, 10))
     for number, sample in zip(range(3, 10), samples, strict=True):
         assert np.unique(np.asarray(sample.picture)) == linear(np.array(number * 10.0), 60, 121)
-        assert sample.orientation == "radiological" and sample.spacing == (0.5, 0.75)
+        assert sample.orientation == "radiological" and sample.spacing == (0.5, 0.5)
     rows, columns = np.indices(SHAPE)
-    right, front = 10 - 0.75 * columns, 20 - 0.5 * rows
+    right, front = 10 - 0.5 * columns, 20 - 0.5 * rows
     i, j = np.rint((front + 2) / 1.5), np.rint((12 - right) / 2)
     for sample in samples:
         np.testing.assert_array_equal(sample.region, (i >= 4) & (i < 12) & (j >= 2) & (j < 9))

@@ -1,4 +1,4 @@
-"""The table, what it says in words, and the page: numbers by hand, sentences by the rule, markup that stays text."""
+"""The table and the page: numbers by hand, markup that stays text."""
 
 import csv
 import io
@@ -12,8 +12,9 @@ import pytest
 from vital_jax.evaluate import audit_table as table
 from vital_jax.evaluate import figure
 from vital_jax.evaluate.audit_table import Line
+from vital_jax.evaluate.audit_words import sentences
 from vital_jax.evaluate.calibration import calibration
-from vital_jax.evaluate.replacements import OTHER, REPLAYED
+from vital_jax.evaluate.replacements import OTHER
 
 
 def test_an_accuracy_stands_beside_the_run_on_the_same_questions():
@@ -28,35 +29,6 @@ def test_an_accuracy_stands_beside_the_run_on_the_same_questions():
 
 
 BASE = Line(table.TOKENS, OTHER, table.ACCURACY, 500, 0.4, 0.3, 0.5, "Wilson", 0.5, -0.1, -0.15, -0.05, 0.01, 0.3)
-
-
-@pytest.mark.parametrize(
-    "changes, says",
-    [
-        ({}, r"by -10\.0 points \(95 % interval -15\.0 to -5\.0, N = 500; 30 % .*\): the answers depend on what the latents hold\."),
-        ({"difference": 0.1, "difference_low": 0.01, "difference_high": 0.2}, "the run's own serve them worse"),
-        ({"difference": -0.003, "difference_low": -0.015, "difference_high": 0.01}, "do not depend .*, as far as accuracy shows"),
-        ({"difference": -0.003, "difference_low": -0.06, "difference_high": 0.03}, r"no effect is shown, .* one of 6\.0 points"),
-        ({"difference": -0.03, "difference_low": -0.06, "difference_high": 0.0}, "no effect is shown"),
-        ({"difference_low": None, "difference_high": None}, "no interval, nothing follows"),
-        ({"changed": 0.0, "difference": 0.0, "n": 19}, r"none of 19 answers \(95 % interval 0 to 16\.8 %\): no effect is shown"),
-        ({"changed": 0.0, "difference": 0.0}, r"changes none of 500 answers \(95 % interval 0 to 0\.8 %\): on these .* do not depend"),
-    ],
-)  # fmt: skip
-def test_sentences_follow_from_the_interval_alone(changes, says):
-    assert re.search(says, table.sentence(replace(BASE, **changes)))
-
-
-def test_the_latents_come_first_and_rounding_is_told():
-    swap = replace(BASE, audit=table.IMAGES, what=table.SWAPPED)
-    replayed = replace(BASE, what=REPLAYED, changed=0.004)
-    moved = table.share(table.MIRROR, "left and right exchanged", table.SIDES, 3, 10)
-    said = table.sentences([swap, replayed, BASE, moved])
-    assert said[0].startswith("Replacing latents by those of another sample")
-    assert said[1].endswith("the answers depend on the image.")
-    assert said[2].startswith("In a mirrored image 30 % of the answers that name a side")
-    assert said[3].startswith("Caution: replaying the run's own latents changes 0.4 % of the answers")
-    assert len(table.sentences([replace(replayed, changed=0.0)])) == 0
 
 
 def test_the_table_has_percent_for_shares_and_digits_for_the_rest():
@@ -92,7 +64,7 @@ def whole(extra: str = "zeros"):
     lines += table.lines_of_retrieval(retrieval) + table.lines_of_calibration("probability", sure)
     return {
         "lines": [vars(line) for line in lines],
-        "sentences": table.sentences(lines),
+        "sentences": sentences(lines),
         "left_out": [["<oracle>", "none"]],
         "latents": latents,
         "text": {"own latents": steps},
@@ -113,7 +85,7 @@ def test_every_part_has_its_lines():
 
 def test_the_report_of_a_campaign_is_short():
     text = table.show(whole())
-    assert text.splitlines()[0].startswith("| audit") and "- Replacing latents by those" in text
+    assert text.splitlines()[0].startswith("| audit") and "- Latents of another sample lower accuracy" in text
     assert "z_1..z_2 of the rows" in text and "own latents" in text and "Brier" in text
     for absent in ("hit@1", "standard deviation", "step 2", "best order", "equation 9"):
         assert absent not in text

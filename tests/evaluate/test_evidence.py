@@ -30,7 +30,7 @@ from vital_jax.latent.engine import Engine
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.methods.vital import thoughts
 
-CONFIG = SimpleNamespace(method=SimpleNamespace(eval_k="per_sample"), seed=0)
+ASKED = Asked("per_sample")
 K, E = 4, 16
 
 
@@ -210,7 +210,7 @@ def test_questions_about_one_region_share_a_key(setup):
 
 def test_a_run_with_latents_gives_everything(setup):
     vital, params, train, test = setup
-    found = evidence(CONFIG, vital, params, train, test, K)
+    found = evidence(ASKED, vital, params, train, test, K)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     numbers = closed(test)
     assert len(numbers) == len(found["answers"]) == len(found["blind"]) == 30  # two of 32 are open
@@ -237,16 +237,16 @@ def test_a_run_with_latents_gives_everything(setup):
 def test_a_run_without_a_projector_gets_one_afterwards(setup):
     vital, params, train, test = setup
     plain = dataclasses.replace(vital, roi_width=None, decoder=None)
-    found = evidence(CONFIG, plain, {"base": params["base"], "lora": params["lora"]}, train, test, K)
+    found = evidence(ASKED, plain, {"base": params["base"], "lora": params["lora"]}, train, test, K)
     assert found["retrieval"]["projector"] == "trained afterwards on frozen latents"
     assert "samples" not in found
-    same = evidence(CONFIG, vital, params, train, test, K)
+    same = evidence(ASKED, vital, params, train, test, K)
     assert found["answers"] == same["answers"] and found["retrieval"]["last"] != same["retrieval"]["last"]
 
 
 def test_a_run_without_latents_gives_its_answers(setup):
     vital, params, train, test = setup
-    found = evidence(CONFIG, vital, {"base": params["base"]}, train, test, 0, numbers=[0, 4, 8, 12])
+    found = evidence(ASKED, vital, {"base": params["base"]}, train, test, 0, numbers=[0, 4, 8, 12])
     assert set(found) == {"max_steps", "eval_k", "answers", "blind"}
     assert len(found["answers"]) == 4 and show(found) == ""
     train_only = dataclasses.replace(test, source=SimpleNamespace(index=[], folder="here", split="test"))

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from vital_jax.evaluate.intervals import clustered_macro, clustered_mean
+from vital_jax.evaluate.intervals import clustered_macro, clustered_mean, wilson_macro
+from vital_jax.statistics import wilson
 
 
 def test_independent_questions_have_the_normal_interval():
@@ -12,6 +13,13 @@ def test_independent_questions_have_the_normal_interval():
     half = 1.96 * values.std() / np.sqrt(2000)
     # A bootstrap of 4,000 draws knows its ends to about 3 % of the width.
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.06 * half)
+
+
+def test_wilson_of_a_mean_over_strata():
+    # One stratum: Wilson's own. Two: the distances to their ends, squared, added, and the root halved.
+    assert wilson_macro([0, 1, 1, 1], [0] * 4) == pytest.approx(wilson(3, 4))
+    low, high = wilson_macro([0, 0, 1, 1, 1, 1], ["a", "a", "b", "b", "b", "b"])
+    assert low == pytest.approx(0.5 - (1 - wilson(4, 4)[0]) / 2) and high == pytest.approx(0.5 + wilson(0, 2)[1] / 2)
 
 
 def test_copies_within_an_image_do_not_narrow_the_interval():

@@ -271,7 +271,7 @@ def test_only_whole_numbers_count_as_steps_and_pairs_as_windows():
 def test_settings_hold_what_answers_depend_on(engine):
     greedy = asking(engine, batch=2, seed=7).settings()
     assert greedy == {
-        "protocol": "paper/1", "K": 4, "eval_k": "fixed", "decoding": {"max_new_tokens": 4, "temperature": 0.0, "top_p": 1.0},
+        "protocol": "paper/2", "K": 4, "eval_k": "fixed", "decoding": {"max_new_tokens": 4, "temperature": 0.0, "top_p": 1.0},
     }  # fmt: skip
     assert asking(engine, batch=2, seed=7, temperature=0.5).settings()["decoding"] == {
         "max_new_tokens": 4, "temperature": 0.5, "top_p": 1.0, "seed": 7, "batch": 2,

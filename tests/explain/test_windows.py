@@ -15,8 +15,10 @@ from vital_jax.construct.roi import siglip_pixels
 from vital_jax.explain import pointing, windows
 from vital_jax.hub import tiny
 from vital_jax.hub.encoders import load_encoder
+from vital_jax.latent.choose import Decoding
+from vital_jax.latent.decode import respond
+from vital_jax.latent.engine import Engine
 from vital_jax.latent.loop import variables_of
-from vital_jax.latent.sample import Decoding, respond
 from vital_jax.pipeline.images import decode
 from vital_jax.pipeline.records import RecordSource
 
@@ -180,12 +182,13 @@ def test_the_compiled_answer_is_the_same_without_the_scaffold():
     bare = {name: part for name, part in whole.items() if name != "scaffold"}
     unread = ("roi", "roi_global", "roi_mask", "index")
     rows = {name: value for name, value in toy.batch(2).items() if name not in unread}
-    lowered = [respond.lower(method.model, variables_of(tree), rows, 2, Decoding(3, (1,))) for tree in (whole, bare)]
+    plan, sampling = Engine(method.model, None).plan(2, 3), Decoding(3, (1,)).rows(2)
+    lowered = [respond.lower(method.model, variables_of(tree), rows, plan, sampling) for tree in (whole, bare)]
     given, alone = (one.compile().cost_analysis() for one in lowered)
     assert given["flops"] == alone["flops"] > 0
     assert leaves(lowered[0]) == leaves(lowered[1]) and lowered[0].as_text() == lowered[1].as_text()
     sizes = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
-    assert sum(np.prod(shape) for shape in leaves(lowered[0])) == sizes(bare) + sizes(rows) < sizes(whole)
+    assert sum(np.prod(shape) for shape in leaves(lowered[0])) == sizes(bare) + sizes((rows, sampling)) < sizes(whole)
 
 
 def test_however_a_run_is_loaded_its_answers_come_from_one_program(made, model):

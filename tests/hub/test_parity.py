@@ -14,6 +14,7 @@ from vital_jax import cli
 from vital_jax.hub import parity
 from vital_jax.hub.load import load_backbone
 from vital_jax.models import backbone, decoder, rope, vision
+from vital_jax.models.families import read_config
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +37,6 @@ def references(folders):
         return held[name, dtype]
 
     return get
-
-
-def read_config(folder):
-    from vital_jax.models.config import read_config as read
-
-    return read(folder)
 
 
 def load(folder, **options):

@@ -1,6 +1,7 @@
 """The loop against itself written the long way: uncached, literal, one row at a time, one group at a time."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import toy
 
-from vital_jax.latent.loop import embed, empty_suffix, extend, grow, prefill, teacher_force, think
+from vital_jax.latent import interpret
+from vital_jax.latent.loop import embed, grow, prefill
 from vital_jax.models.attention import Causal
 from vital_jax.models.backbone import Prefix
 from vital_jax.models.lora import merge_lora
+from vital_jax.pipeline.segments import LATENT, PADDING, Segment, Suffix
 
 # Float32 on a CPU with sums taken in another order: a few units in the seventh digit of numbers of order one to ten.
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -24,7 +27,28 @@ def variables(params):
 @pytest.fixture(scope="module")
 def setup():
     vital = toy.method()
-    return vital, toy.params(vital), toy.batch()
+    return vital, toy.params(vital), whole(toy.batch())
+
+
+def whole(batch):
+    """Answers without padding, so that every column can be compared."""
+    return {**batch, "answer_mask": np.ones_like(batch["answer_mask"])}
+
+
+class Thoughts(NamedTuple):
+    """VITAL's columns: a row's own latents first, and the states that predict its answer."""
+
+    u: jax.Array
+    z: jax.Array
+    z0: jax.Array
+    h: jax.Array
+
+
+def forced(vital, v, prompt, z0, batch, K=4, fused=True):
+    """The columns of VITAL after prompts; z0 [B, G, D], and the batch's arrays with or without a group axis."""
+    columns = interpret.run(vital.model, v, prompt, z0, toy.suffix(vital, K), batch, fused=fused)
+    u, z, _ = columns.steps("latent")
+    return Thoughts(u, z, columns.z0, columns.reads["answer"])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -32,9 +56,7 @@ def run(vital, params, batch, max_steps=4, fused=True):
     """Prefill and teacher-force a batch, G = 1."""
     v = variables(params)
     z0, prompt = prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
-    return teacher_force(
-        vital.model, v, prompt, z0[:, None], batch["answer"][:, None], batch["latent_steps"][:, None], max_steps, fused
-    )
+    return forced(vital, v, prompt, z0[:, None], batch, max_steps, fused)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -42,9 +64,6 @@ def read_prompt(vital, params, batch):
     """z_0 and the prompt of a batch."""
     v = variables(params)
     return prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
-
-
-forced = jax.jit(teacher_force, static_argnums=(0, 6))
 
 
 def full_passes(vital, params, row):
@@ -95,7 +114,7 @@ def test_fused_last_step_equals_literal_steps(setup):
 @pytest.mark.parametrize("max_steps", [1, 2])
 def test_fused_equals_literal_in_the_earlier_phases(setup, max_steps):
     vital, params, _ = setup
-    batch = toy.batch(K=max_steps)
+    batch = whole(toy.batch(K=max_steps))
     literal, fused = (run(vital, params, batch, max_steps, f) for f in (False, True))
     np.testing.assert_allclose(fused.z, literal.z, **CLOSE)
     np.testing.assert_allclose(fused.h, literal.h, **CLOSE)
@@ -178,26 +197,62 @@ def test_a_call_with_three_groups_equals_three_calls(setup):
     r = np.random.default_rng(5)
     starts = z0[:, None] + jnp.asarray(r.normal(size=(4, 3, toy.WIDTH)), jnp.float32)
     answers, steps = r.integers(0, 50, (4, 3, 5)), r.integers(1, 5, (4, 3))
-    together = forced(vital.model, v, prompt, starts, answers, steps, 4)
+    arrays = {"answer": answers, "answer_mask": np.ones_like(answers, bool), "latent_steps": steps}
+    run_groups = jax.jit(forced, static_argnums=0)
+    together = run_groups(vital, v, prompt, starts, arrays)
     for g in range(3):
         cut = slice(g, g + 1)
-        alone = forced(vital.model, v, prompt, starts[:, cut], answers[:, cut], steps[:, cut], 4)
+        alone = run_groups(vital, v, prompt, starts[:, cut], {name: x[:, cut] for name, x in arrays.items()})
         np.testing.assert_allclose(together.h[:, cut], alone.h, **CLOSE)
         np.testing.assert_allclose(together.z[:, cut], alone.z, **CLOSE)
 
 
 def test_recorded_latents_replay_in_one_parallel_pass(setup):
-    """`extend` with all inputs at once equals the loop that made them: the replay that policy optimisation needs."""
+    """Latents put back as recorded columns come out as they did in the loop: the replay that policy optimisation needs."""
+    vital, params, batch = setup
+    v = variables(params)
+    looped = run(vital, params, batch)
+    z0, prompt = read_prompt(vital, params, batch)
+    mode = np.where(np.arange(4) < batch["latent_steps"][:, None], LATENT, PADDING)
+    recorded = {"span_mode": mode, "span_tokens": np.zeros((4, 4), np.int32), "span_inputs": looped.u[:, 0]}
+    suffix = Suffix((Segment("recorded", "span", 4), Segment("tokens", "answer", 5, source="answer")))
+    columns = interpret.run(vital.model, v, prompt, z0[:, None], suffix, {**batch, **recorded})
+    own = (mode == LATENT)[:, None, :, None]
+    np.testing.assert_allclose(np.where(own, columns.states["span"], 0), looped.z, **CLOSE)
+    np.testing.assert_allclose(columns.reads["answer"][:, 0], looped.h[:, 0], **CLOSE)
+
+
+def test_a_row_without_latents_beside_rows_with_them_is_read_from_its_prompt(setup):
+    vital, params, _ = setup
+    batch = whole(toy.batch(steps=[0, 3, 0, 4]))
+    for fused in (True, False):
+        got = run(vital, params, batch, 4, fused)
+        for i in (0, 2):
+            alone = run(vital, params, {name: x[i : i + 1] for name, x in batch.items()}, 0)
+            np.testing.assert_allclose(got.h[i], alone.h[0], **CLOSE)
+            np.testing.assert_allclose(got.h[i, 0, 0], got.z0[i, 0], **CLOSE)
+            assert not np.any(got.z[i])
+
+
+def test_states_of_every_layer_at_named_columns(setup):
+    """Taps are transformers' hidden states: what enters every layer, and last the head's input; of all columns or the last real one."""
     vital, params, batch = setup
     v = variables(params)
     z0, prompt = read_prompt(vital, params, batch)
-    z, _ = jax.jit(think, static_argnums=(0, 4))(vital.model, v, prompt, z0[:, None], 4)
-    u = jnp.concatenate([z0[:, None, None], z[:, :, :-1]], axis=2)
-    positions = batch["next_position"][:, None, None] + jnp.arange(4)
-    replayed, _ = extend(
-        vital.model, v, prompt, empty_suffix(prompt, 1, 4), u, positions, jnp.tril(jnp.ones((4, 4), bool)), 0
-    )
-    np.testing.assert_allclose(replayed, z, **CLOSE)
+    suffix = toy.suffix(vital)
+    given = interpret.Given(taps=(("latent", "all"), ("answer", "last")))
+    columns = interpret.run(vital.model, v, prompt, z0[:, None], suffix, batch, given)
+    layers = toy.DECODER.layers + 1
+    assert columns.taps["latent"].shape == (layers, 4, 1, 4, toy.WIDTH)
+    assert columns.taps["answer"].shape == (layers, 4, 1, 1, toy.WIDTH)
+    real = np.asarray(columns.real["latent"])[..., None]
+    np.testing.assert_allclose(np.where(real, columns.taps["latent"][-1], 0), columns.states["latent"], **CLOSE)
+    np.testing.assert_allclose(np.where(real, columns.taps["latent"][0], 0), columns.inputs["latent"], **CLOSE)
+    last = batch["answer_mask"].sum(-1) - 1
+    for i, t in enumerate(last):
+        np.testing.assert_allclose(columns.taps["answer"][-1, i, 0, 0], columns.states["answer"][i, 0, t], **CLOSE)
+        word = vital.model.apply(v, batch["answer"][i, t], method="embed_tokens")
+        np.testing.assert_allclose(columns.taps["answer"][0, i, 0, 0], word, **CLOSE)
 
 
 def test_padding_is_never_seen(setup):
@@ -210,11 +265,7 @@ def test_padding_is_never_seen(setup):
 
     def loss(x, deepstack):
         z0, prompt = prefill(vital.model, v, Prefix(x, deepstack, *prefix[2:]), batch["next_position"])
-        return scalar(
-            teacher_force(
-                vital.model, v, prompt, z0[:, None], batch["answer"][:, None], batch["latent_steps"][:, None], 4
-            )
-        )
+        return scalar(forced(vital, v, prompt, z0[:, None], batch))
 
     step = jax.jit(jax.value_and_grad(loss))
     clean, grad = step(prefix.x, prefix.deepstack)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vital_jax.latent.loss import cross_entropy
+from vital_jax.models.layers import Head
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def long(h, head, targets, weights):
 
 def run(h, head, targets, weights, chunk=6):
     """The same from `cross_entropy`."""
-    loss = lambda h, head: cross_entropy(h, head, targets, weights, chunk)  # noqa: E731
+    loss = lambda h, head: cross_entropy(h, Head(head), targets, weights, chunk)  # noqa: E731
     return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(h, head)
 
 
@@ -59,7 +60,7 @@ def test_a_weight_of_zero_silences_a_state_that_is_not_finite(tokens):
 
 def test_axes_between_row_and_width_are_any(tokens):
     h, head, targets, weights = tokens
-    extra = (h[:, None, :, None], head, targets[:, None, :, None], weights[:, None, :, None])
+    extra = (h[:, None, :, None], Head(head), targets[:, None, :, None], weights[:, None, :, None])
     assert_same(cross_entropy(*extra, 6), long(*tokens)[0])
-    flat = (h.reshape(21, 8), head, targets.reshape(21), weights.reshape(21))
+    flat = (h.reshape(21, 8), Head(head), targets.reshape(21), weights.reshape(21))
     assert_same(cross_entropy(*flat, 6), long(*tokens)[0])

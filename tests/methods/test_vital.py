@@ -17,10 +17,12 @@ import pytest
 import toy
 from longhand import project, scores
 
-from vital_jax.latent.loop import Thoughts, embed, empty_suffix, extend, prefill, teacher_force
+from vital_jax.latent.interpret import Columns
+from vital_jax.latent.loop import embed, empty_suffix, extend, prefill
 from vital_jax.latent.scaffold import PROJECTORS
-from vital_jax.methods import vital as module
-from vital_jax.methods.vital import diagnose, losses, make_loss, normalizers, total, visual_targets
+from vital_jax.methods import base
+from vital_jax.methods.base import losses
+from vital_jax.methods.vital import Vital
 from vital_jax.models.config import LoraConfig
 from vital_jax.training.partition import flatten, unflatten
 
@@ -28,6 +30,13 @@ from vital_jax.training.partition import flatten, unflatten
 CLOSE = dict(rtol=2e-5, atol=2e-6)
 BOTH = tuple(toy.WEIGHTS.items())
 K = 4
+
+
+def normalizers(batch):
+    """Of VITAL, without the one that only a metric needs."""
+    found = toy.method().normalizers(batch, toy.phase(K), toy.suffix(toy.method(), K))
+    assert int(found["answer"]) == int(found["task"])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +53,25 @@ def split(params):
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def gradients(vital, trainable, frozen, batch, norms, weights=BOTH):
     """((loss, metrics), gradients) of a phase with K = 4, as the trainer takes them."""
-    loss = make_loss(vital, K, dict(weights))
+    loss = base.make_loss(vital, toy.phase(K, **dict(weights)), toy.suffix(vital, K))
     return jax.value_and_grad(loss, has_aux=True)(trainable, frozen, batch, None, norms)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def values(vital, params, batch, key=None, max_steps=K, norms=None):
     """Losses by name, forward only."""
-    return losses(vital, params, batch, norms or normalizers(batch), max_steps, toy.WEIGHTS, key)[0]
+    suffix = toy.suffix(vital, max_steps)
+    return losses(vital, params, batch, norms or normalizers(batch), toy.phase(max_steps), suffix, key)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def literal(vital, params, batch):
-    """The thoughts of the literal path, the states z_0 and the prompts they came from."""
+    """(u, z, states that predict the answer) of the literal path, the states z_0 and the prompts they came from."""
     v = {"params": params["base"], "lora": params["lora"]}
     z0, prompt = prefill(vital.model, v, embed(vital.model, v, batch), batch["next_position"])
-    answer, steps = batch["answer"][:, None], batch["latent_steps"][:, None]
-    return teacher_force(vital.model, v, prompt, z0[:, None], answer, steps, K, fused=False), z0, prompt
+    columns = base.read(vital, params, batch, toy.suffix(vital, K), fused=False)
+    u, z, _ = columns.steps("latent")
+    return (u, z, columns.reads["answer"]), z0, prompt
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -72,7 +83,7 @@ def read_one(vital, scaffold, z, sentence):
     x = jnp.concatenate([first[None], text["params"]["embed_tokens"]["embedding"][sentence[:-1]]])
     n = len(sentence)
     positions = jnp.broadcast_to(jnp.arange(n), (3, 1, 1, n))
-    h, _ = vital.decoder.apply(text, x[None, None], positions, jnp.tril(jnp.ones((1, 1, n, n), bool)))
+    h, *_ = vital.decoder.apply(text, x[None, None], positions, jnp.tril(jnp.ones((1, 1, n, n), bool)))
     return vital.decoder.apply(text, h, method="final_norm")[0, 0]
 
 
@@ -108,13 +119,16 @@ def fresh_latents(seed=3, rows=4):
 
 @pytest.fixture
 def held(monkeypatch):
-    """Puts given latents [B, K, D] in the loop's place."""
+    """Puts given latents [B, K, D], a row's first step in front, in the loop's place; row i has 1 + i modulo K of them."""
 
-    def hold(z):
-        z = jnp.asarray(z)[:, None]
-        h = jnp.zeros((*z.shape[:2], 5, toy.WIDTH))
-        thought = Thoughts(z / 2, z, z[:, :, 0], h)
-        monkeypatch.setattr(module, "thoughts", lambda *args: thought)
+    def hold(z, K=K):
+        z = np.asarray(z)
+        own = np.minimum(1 + np.arange(len(z)) % 4, K)
+        right = np.stack([np.roll(row, K - n, axis=0) for row, n in zip(z[:, :K], own, strict=True)])[:, None]
+        real = {"latent": jnp.asarray(np.arange(K) >= K - own[:, None])[:, None]}
+        h = {"answer": jnp.zeros((len(z), 1, 5, toy.WIDTH))}
+        columns = Columns(h["answer"][:, :, 0], {"latent": jnp.asarray(right)}, h, {"latent": right / 2}, real, {})
+        monkeypatch.setattr(base, "read", lambda *args: columns)
 
     return hold
 
@@ -122,7 +136,8 @@ def held(monkeypatch):
 def only_visual(vital, scaffold, batch, max_steps=K, key=None):
     """The visual loss and its metric with held latents; neither decoder nor text parameters are handed in."""
     params = {"base": BASE, "scaffold": {"visual_projector": scaffold["visual_projector"]}}
-    got, metrics, _ = losses(vital, params, batch, normalizers(batch), max_steps, {"text": 0.0, "visual": 0.1}, key)
+    phase = toy.phase(max_steps, text=0.0)
+    got, metrics, _ = losses(vital, params, batch, normalizers(batch), phase, toy.suffix(vital, max_steps), key)
     return got["visual"], metrics["roi_cosine"]
 
 
@@ -136,12 +151,12 @@ BASE = {"language_model": {"lm_head": jnp.ones((toy.VOCAB, toy.WIDTH))}}
 def test_losses_and_metrics_equal_the_long_way(setup):
     vital, params, batch = setup
     (loss, metrics), _ = gradients(vital, *split(params), batch, normalizers(batch))
-    thought, _, _ = literal(vital, params, batch)
+    (_, z, h), _, _ = literal(vital, params, batch)
 
     head = params["base"]["language_model"]["lm_head"]
     lost, right = [], []
     for i in range(len(batch["index"])):
-        log_p = scores(thought.h[i, 0], head)
+        log_p = scores(h[i, 0], head)
         for t in np.flatnonzero(batch["answer_mask"][i]):
             lost.append(-log_p[t, batch["answer"][i, t]])
             right.append(log_p[t].argmax() == batch["answer"][i, t])
@@ -153,14 +168,14 @@ def test_losses_and_metrics_equal_the_long_way(setup):
         of_steps = []
         for k in range(steps):
             sentence = batch["chain"][i, k, : batch["chain_mask"][i, k].sum()]
-            log_p = scores(read_one(vital, params["scaffold"], thought.z[i, 0, k], sentence), head)
+            log_p = scores(read_one(vital, params["scaffold"], z[i, 0, k], sentence), head)
             of_steps.append((-log_p[np.arange(len(sentence)), sentence].mean(), (log_p.argmax(-1) == sentence).mean()))
         lost.append(np.mean(of_steps, axis=0))
     text, accuracy = np.mean(lost, axis=0)
     np.testing.assert_allclose(metrics["text"], text, **CLOSE)
     np.testing.assert_allclose(metrics["chain_accuracy"], accuracy, **CLOSE)
 
-    visual, cosine = visual_by_hand(vital, params["scaffold"], batch, np.asarray(thought.z[:, 0]))
+    visual, cosine = visual_by_hand(vital, params["scaffold"], batch, np.asarray(z[:, 0]))
     np.testing.assert_allclose(metrics["visual"], visual, **CLOSE)
     np.testing.assert_allclose(metrics["roi_cosine"], cosine, **CLOSE)
     np.testing.assert_allclose(loss, metrics["task"] + 1.0 * text + 0.1 * visual, **CLOSE)
@@ -180,13 +195,13 @@ def test_every_reduction_and_target_equals_equations_6_and_8(setup, held, l1_red
 
 def test_equation_8_goes_from_the_global_to_the_regions_feature():
     batch = toy.batch()
-    got = visual_targets(toy.method(visual_target="per_step"), batch, K)
+    got = toy.method(visual_target="per_step").visual_targets(batch, batch["latent_steps"], K)
     for i, steps in enumerate(batch["latent_steps"]):
         np.testing.assert_allclose(got[i, :steps], path(batch, i, "per_step"), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(got[i, steps - 1], batch["roi"][i], rtol=1e-5, atol=1e-6)
         if steps > 1:
             np.testing.assert_allclose(got[i, 0], batch["roi_global"][i], rtol=1e-5, atol=1e-6)
-    shared = visual_targets(toy.method(), batch, K)
+    shared = toy.method().visual_targets(batch, batch["latent_steps"], K)
     np.testing.assert_array_equal(shared, np.repeat(batch["roi"][:, None], K, axis=1))
 
 
@@ -214,7 +229,8 @@ def test_rows_without_chain_and_region_contribute_their_answer_alone(setup):
     }
     other = {**bare, "tokens": np.where(none[:, None], (batch["tokens"] + 7) % 50, batch["tokens"])}
     norms = normalizers(bare)
-    assert {name: int(n) for name, n in norms.items()} == {"task": batch["answer_mask"].sum(), "text": 3, "visual": 2}
+    counts = {"task": batch["answer_mask"].sum(), "text": 3, "visual": 2}
+    assert {name: int(norms[name]) for name in counts} == counts
     (_, one), _ = gradients(vital, *split(params), bare, norms)
     (_, two), _ = gradients(vital, *split(params), other, norms)
     for name in ("text", "visual"):
@@ -228,12 +244,12 @@ def test_chains_shorter_than_the_steps_are_averaged_over_their_own_sentences(set
     batch = toy.batch(steps=(4, 4, 4, 4))
     short = {**batch, "chain_mask": batch["chain_mask"] & (np.arange(K) < 2)[:, None]}
     (_, metrics), _ = gradients(vital, *split(params), short, normalizers(short))
-    (thought, _, _), lost = literal(vital, params, short), []
+    ((_, z, _), _, _), lost = literal(vital, params, short), []
     head = params["scaffold"]["text_decoder"]["embed_tokens"]["embedding"]
     for i in range(4):
         for k in range(2):
             sentence = short["chain"][i, k, : short["chain_mask"][i, k].sum()]
-            log_p = scores(read_one(vital, params["scaffold"], thought.z[i, 0, k], sentence), head)
+            log_p = scores(read_one(vital, params["scaffold"], z[i, 0, k], sentence), head)
             lost.append(-log_p[np.arange(len(sentence)), sentence].mean())
     np.testing.assert_allclose(metrics["text"], np.mean(lost), **CLOSE)
 
@@ -269,8 +285,8 @@ def test_normalizers_count_over_any_leading_axes_and_are_never_zero():
     expected = {"task": batch["answer_mask"].sum(), "text": 4, "visual": 3}
     folded = {name: x.reshape(2, 2, *x.shape[1:]) for name, x in batch.items()}
     for b in (batch, folded):
-        assert {name: int(n) for name, n in normalizers(b).items()} == expected
-    empty = {name: np.zeros_like(batch[name]) for name in ("answer_mask", "chain_mask", "roi_mask")}
+        assert {name: int(normalizers(b)[name]) for name in expected} == expected
+    empty = batch | {name: np.zeros_like(batch[name]) for name in ("answer_mask", "chain_mask", "roi_mask")}
     assert all(float(n) == 1.0 and n.dtype == jnp.float32 for n in normalizers(empty).values())
 
 
@@ -288,12 +304,12 @@ def test_normalizers_count_over_any_leading_axes_and_are_never_zero():
 )
 def test_a_zero_weight_leaves_its_part_out_of_the_program(setup, held, text, visual, touched):
     _, params, batch = setup
-    weights, norms = {"text": text, "visual": visual}, normalizers(batch)
+    phase, norms = toy.phase(K, text=text, visual=visual), normalizers(batch)
     held(fresh_latents())
 
     def run(vital, scaffold):
-        got = losses(vital, {"base": BASE, "scaffold": scaffold}, batch, norms, K, weights)[0]
-        return total(got, weights), got
+        got = losses(vital, {"base": BASE, "scaffold": scaffold}, batch, norms, phase, toy.suffix(vital, K))[0]
+        return sum(phase.weight(name) * value for name, value in got.items()), got
 
     program = jax.make_jaxpr(functools.partial(run, toy.method()))(params["scaffold"]).jaxpr
     used = {id(variable) for equation in program.eqns for variable in equation.invars}
@@ -301,7 +317,7 @@ def test_a_zero_weight_leaves_its_part_out_of_the_program(setup, held, text, vis
     assert {name for name, v in zip(names, program.invars, strict=True) if id(v) in used} == touched
     # A method without that part needs no parameters of it.
     vital = toy.method(**({} if text else {"decoder": None}), **({} if visual else {"roi_width": None}))
-    assert set(vital.abstract_scaffold()) == touched
+    assert set(vital.abstract().get("scaffold", {})) == touched
     got = run(vital, {name: params["scaffold"][name] for name in touched})[1]
     assert set(got) == {"task"} | ({"text"} if text else set()) | ({"visual"} if visual else set())
 
@@ -330,8 +346,10 @@ def test_no_steps_is_the_plain_model_and_its_task_loss(setup):
 
 
 def test_unknown_switches_name_the_choices():
-    for switch, choices in module.SWITCHES.items():
-        with pytest.raises(ValueError, match=f"unknown {switch}='nonsense': use one of .*{choices[0]}"):
+    for switch in ("projector", "output_norm", "l1_reduction", "visual_target", "train_k"):
+        with pytest.raises(
+            ValueError, match=f"unknown {switch}='nonsense': use one of .*{Vital.switches[switch].values[0]}"
+        ):
             toy.method(**{switch: "nonsense"})
 
 
@@ -339,12 +357,12 @@ def test_unknown_switches_name_the_choices():
 def test_a_rows_visual_loss_does_not_depend_on_the_longest_row(held, kind):
     """Two rows of one and two steps in a batch of K = 4 slots and in one of K = 2."""
     vital = toy.method(decoder=None, projector=kind)
-    scaffold = toy.draw(vital.abstract_scaffold())
+    scaffold = toy.draw(vital.abstract()["scaffold"])
     batch, z = toy.batch(rows=2), fresh_latents(rows=2)
     batch["roi_mask"][:] = True
     held(z)
     padded = only_visual(vital, scaffold, batch)
-    held(z[:, :2])
+    held(z[:, :2], 2)
     np.testing.assert_allclose(padded, only_visual(vital, scaffold, batch, 2), **CLOSE)
 
 
@@ -355,7 +373,7 @@ def test_a_rows_visual_loss_does_not_depend_on_the_longest_row(held, kind):
 def test_gradients_of_a_fresh_projector_are_finite(held, kind, output_norm):
     """At the start every bias is zero, and so is the output of a slot that a row does not use."""
     vital = toy.method(decoder=None, projector=kind, output_norm=output_norm)
-    drawn = flatten(toy.draw(vital.abstract_scaffold()))
+    drawn = flatten(toy.draw(vital.abstract()["scaffold"]))
     scaffold = unflatten({path: x * (not path.endswith("bias")) for path, x in drawn.items()})
     batch = toy.batch()
     held(fresh_latents())
@@ -394,7 +412,8 @@ def test_bfloat16_stays_near_float32(setup):
     got = values(toy.method(model=toy.backbone(dtype=jnp.bfloat16)), half, batch)
     (expected, metrics), _ = gradients(vital, *split(params), batch, normalizers(batch))
     assert all(value.dtype == jnp.float32 for value in got.values())
-    np.testing.assert_allclose(total(got, toy.WEIGHTS), expected, rtol=0.03)
+    total = sum({"task": 1.0, **toy.WEIGHTS}[name] * value for name, value in got.items())
+    np.testing.assert_allclose(total, expected, rtol=0.03)
     for name, value in got.items():
         np.testing.assert_allclose(value, metrics[name], rtol=0.05, err_msg=name)
 
@@ -405,15 +424,15 @@ def by_hand(vital, params, batch, start, prompt, steps, probe):
     B, T = batch["answer"].shape
     first, own = prompt.next_position[:, None, None], jnp.asarray(batch["latent_steps"])
     slots, suffix, states = jnp.arange(steps + T - 1), empty_suffix(prompt, 1, steps + T - 1), [start]
+    everything = jnp.ones((B, 1, steps + T - 1), bool)
     for k in range(steps):
-        h, suffix = extend(vital.model, v, prompt, suffix, states[-1][:, None, None], first + k, slots <= k, k)
+        h, suffix, _ = extend(vital.model, v, prompt, suffix, states[-1][:, None, None], first + k, everything, k)
         states.append(h[:, 0, 0] + probe[:, 0, k])
     z = jnp.stack(states, axis=1)
     words = vital.model.apply(v, batch["answer"][:, None, :-1], method="embed_tokens")
-    mine = slots < own[:, None, None, None]
-    said = (slots >= steps) & (slots <= steps + jnp.arange(T - 1)[:, None])
+    mine = (slots < own[:, None, None]) | (slots >= steps)
     positions = first + own[:, None, None] + jnp.arange(T - 1)
-    h, _ = extend(vital.model, v, prompt, suffix, words, positions, mine | said, steps)
+    h, *_ = extend(vital.model, v, prompt, suffix, words, positions, mine, steps)
     h = jnp.concatenate([z[jnp.arange(B), own][:, None], h[:, 0]], axis=1)
     z, live = z[:, 1:], jnp.arange(steps) < own[:, None]
 
@@ -443,7 +462,9 @@ def test_diagnosed_gradients_equal_those_through_a_loop_written_out(setup):
     grads = jax.jit(jax.jacrev(lambda probe: by_hand(vital, params, batch, start, prompt, steps, probe)))(
         jnp.zeros((4, 1, steps, toy.WIDTH))
     )
-    got = jax.jit(lambda p, b: diagnose(vital, p, b, steps, toy.WEIGHTS))(params, batch)
+    phase, suffix = toy.phase(steps), toy.suffix(vital, steps)
+    cut = batch | {name: batch[name][:, :steps] for name in ("chain", "chain_mask")}
+    got = jax.jit(lambda p, b: base.diagnose(vital, p, b, phase, suffix))(params, cut)
     for name, weight in {"task": 1.0, **toy.WEIGHTS}.items():
         expected = weight * np.linalg.norm(grads[name])
         assert expected > 1e-3
@@ -454,12 +475,13 @@ def test_diagnosed_lengths_and_cosines_are_means_over_the_rows_that_have_them(se
     _, params, batch = setup
     z = fresh_latents()
     held(z)
-    base = {
+    tree = {
         "language_model": {**BASE["language_model"], "embed_tokens": params["base"]["language_model"]["embed_tokens"]}
     }
-    got = diagnose(toy.method(), {"base": base}, batch, K, {"text": 0.0, "visual": 0.0})
+    phase, suffix = toy.phase(K, text=0.0, visual=0.0), toy.suffix(toy.method(), K)
+    got = base.diagnose(toy.method(), {"base": tree}, batch, phase, suffix)
     z, own = np.asarray(z, np.float64), batch["latent_steps"]
-    table = np.linalg.norm(np.asarray(base["language_model"]["embed_tokens"]["embedding"]), axis=-1).mean()
+    table = np.linalg.norm(np.asarray(tree["language_model"]["embed_tokens"]["embedding"]), axis=-1).mean()
     lengths = [[np.linalg.norm(z[row, k]) for row in range(4) if own[row] > k] for k in range(K)]
     np.testing.assert_allclose(got["u_over_embedding"], np.mean(np.concatenate(lengths)) / 2 / table, **CLOSE)
     for i in range(K):

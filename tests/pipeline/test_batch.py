@@ -6,14 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from columns import layout
 from PIL import Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vital_jax.pipeline.batch import Encoder, Layout, collate
+from vital_jax.pipeline.batch import Encoder, Layout, batch_spec, collate, full_batch, table
 from vital_jax.pipeline.images import ImageConfig
 from vital_jax.pipeline.prompts import Prompter
+from vital_jax.pipeline.segments import Segment, Suffix
 
-LAYOUT = Layout(prefix=256, patches=1024, answer=16, latent_steps=4, chain=12, roi=5)
+LAYOUT = layout(latent_steps=4, chain=12, roi=5)
 SHAPES = {
     "tokens": ((256,), np.int32),
     "lengths": ((), np.int32),
@@ -31,6 +33,7 @@ SHAPES = {
     "chain": ((4, 12), np.int32),
     "chain_mask": ((4, 12), np.bool_),
     "roi": ((5,), np.float32),
+    "roi_global": ((5,), np.float32),
     "roi_mask": ((), np.bool_),
     "index": ((), np.int32),
 }
@@ -74,6 +77,21 @@ def test_row_has_the_shapes_of_the_contract(encoder):
     assert (row["index"], row["roi_mask"], row["roi"].tolist()) == (7, True, [0, 1, 2, 3, 4])
     bare = encoder.encode(record(), LAYOUT, 8)
     assert not bare["roi_mask"] and not bare["roi"].any()
+
+
+def test_the_schema_is_what_rows_are(encoder):
+    """One schema for rows, full batches and the documentation."""
+    spec = batch_spec(LAYOUT, encoder.geometry, encoder.image_config.patch_dim)
+    row = encoder.encode(record(), LAYOUT, 7)
+    assert {name: (one.shape, np.dtype(one.dtype)) for name, one in spec.items()} == {
+        name: (np.shape(value), value.dtype) for name, value in row.items()
+    }
+    full = full_batch(spec, 3)
+    assert {name: value.shape for name, value in full.items()} == {n: (3, *one.shape) for n, one in spec.items()}
+    assert full["latent_steps"].tolist() == [4] * 3 and full["lengths"].tolist() == [256] * 3
+    assert full["answer_mask"].all() and full["chain_mask"].all() and full["patch_segment"].all()
+    lines = table(spec).splitlines()
+    assert len(lines) == 2 + len(spec) and "| `answer` | [16] | int32 | answer: tokens; 0 on padding |" in lines
 
 
 def test_row_holds_prompt_and_images_whole(encoder):
@@ -133,39 +151,60 @@ def test_chain_may_have_its_own_tokenizer(encoder):
 
 
 @pytest.mark.parametrize(
-    ("chain", "metadata", "cap", "train_k", "expected"),
+    ("chain", "metadata", "cap", "count", "expected"),
     [
-        (("a", "b"), {}, 4, "per_sample", 2),
-        (("a", "b"), {"latent_steps": 2}, 2, "per_sample", 2),
-        ((), {"latent_steps": 3}, 4, "per_sample", 3),
-        ((), {"latent_steps": 0}, 0, "per_sample", 0),
-        ((), {}, 4, "per_sample", 4),
-        (("a", "b"), {}, 4, "phase_max", 4),
-        ((), {"latent_steps": 1}, 3, "phase_max", 3),
-        (("a", "b"), {}, 0, "per_sample", 0),
-        ((), {"latent_steps": 3}, 0, "phase_max", 0),
+        (("a", "b"), {}, 4, "own", 2),
+        (("a", "b"), {"latent_steps": 2}, 2, "own", 2),
+        ((), {"latent_steps": 3}, 4, "own", 3),
+        ((), {"latent_steps": 0}, 0, "own", 0),
+        ((), {"latent_steps": 0}, 4, "own", 0),
+        ((), {}, 4, "own", 4),
+        (("a", "b"), {}, 4, "all", 4),
+        ((), {"latent_steps": 1}, 3, "all", 3),
+        (("a", "b"), {}, 0, "own", 0),
+        ((), {"latent_steps": 3}, 0, "all", 0),
     ],
 )
-def test_latent_steps(encoder, chain, metadata, cap, train_k, expected):
-    layout = Layout(256, 1024, 16, latent_steps=cap, chain=12, train_k=train_k)
-    row = encoder.encode(record(chain=chain, metadata=metadata), layout, 0)
+def test_latent_steps(encoder, chain, metadata, cap, count, expected):
+    row = encoder.encode(record(chain=chain, metadata=metadata), layout(latent_steps=cap, chain=12, count=count), 0)
     assert row["latent_steps"] == expected
-    assert row["chain_mask"].any(-1).tolist() == [k < len(chain) for k in range(cap)]
+    if cap:
+        assert row["chain_mask"].any(-1).tolist() == [k < len(chain) for k in range(cap)]
+    else:
+        assert "chain" not in row
 
 
 def test_fixed_steps_below_the_chain(encoder):
     """Evaluation at a K below a record's own drops no supervision, because none is asked for; training at it would."""
-    fixed = Layout(256, 1024, 16, latent_steps=1, train_k="phase_max")
-    row = encoder.encode(record(), fixed, 0)
-    assert row["latent_steps"] == 1 and row["chain"].shape == (1, 0)
+    row = encoder.encode(record(), layout(latent_steps=1, count="all"), 0)
+    assert row["latent_steps"] == 1 and "chain" not in row
     with pytest.raises(ValueError, match=r"record 'r1': the chain needs 2 latent steps \(K\), the budget is 1"):
-        encoder.encode(record(), Layout(256, 1024, 16, latent_steps=1, chain=12, train_k="phase_max"), 0)
+        encoder.encode(record(), layout(latent_steps=1, chain=12, count="all"), 0)
 
 
 def test_parts_can_be_left_out(encoder):
-    row = encoder.encode(record(), Layout(prefix=256, patches=1024, answer=0), 0)
-    shapes = {key: row[key].shape for key in ("answer", "answer_mask", "chain", "chain_mask", "roi")}
-    assert shapes == {"answer": (0,), "answer_mask": (0,), "chain": (0, 0), "chain_mask": (0, 0), "roi": (0,)}
+    row = encoder.encode(record(), Layout(256, 1024), 0)
+    assert not {"answer", "answer_mask", "latent_steps", "chain", "chain_mask", "roi", "roi_mask"} & set(row)
+
+
+def test_written_chains_have_a_line_for_each_step(encoder):
+    """Sources of text segments: steps of the chain, each ended by a line break, and literal texts with control tokens."""
+    parts = (
+        Segment("tokens", "start", text="<|im_start|>"),
+        Segment("tokens", "rest", 12, source="chain[1:]"),
+        Segment("tokens", "answer", 16, source="answer"),
+    )
+    suffix = Suffix(parts).bound(encoder.prompter)
+    assert suffix["start"].ids == (151644,) and suffix["start"].budget == 1
+    row = encoder.encode(record(), Layout(256, 1024, suffix), 0)
+    text = encoder.prompter.tokenizer.decode(row["rest"][row["rest_mask"]])
+    assert text == "It is a polyp.\n" and "start" not in row
+    assert encoder.measure_text(record())[2] == len(encoder.prompter.literal("A round shape.\nIt is a polyp.\n"))
+    long = Layout(256, 1024, Suffix((Segment("tokens", "all", 5, source="chain[:]"),)))
+    with pytest.raises(
+        ValueError, match=r"record 'r1': the written chain needs 10 tokens \(segment 'all'\), the budget is 5"
+    ):
+        encoder.encode(record(), long, 0)
 
 
 def test_system_message(encoder):
@@ -189,19 +228,19 @@ def test_window_of_deep_images(encoder):
 def test_measure_is_exact(encoder, size, orientation):
     sample = record(images=(picture(*size, orientation=orientation),), question="What is this, and where?")
     needed, patches = encoder.measure(sample)
-    row = encoder.encode(sample, Layout(needed, patches, 4, latent_steps=2), 0)
+    row = encoder.encode(sample, layout(needed, patches, 4, 2), 0)
     assert row["lengths"] == needed and (row["patch_segment"] == 1).all()
     with pytest.raises(ValueError, match=f"the budget is {needed - 1}"):
-        encoder.encode(sample, Layout(needed - 1, patches, 4, latent_steps=2), 0)
+        encoder.encode(sample, layout(needed - 1, patches, 4, 2), 0)
     with pytest.raises(ValueError, match=f"the budget is {patches - 4}"):
-        encoder.encode(sample, Layout(needed, patches - 4, 4, latent_steps=2), 0)
+        encoder.encode(sample, layout(needed, patches - 4, 4, 2), 0)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("changes", "layout", "message"),
+    ("changes", "budgets", "message"),
     [
         ({}, {"prefix": 50}, r"record 'r1': the prompt needs \d+ prefix tokens \(S\), the budget is 50; use a layout"),
         ({}, {"patches": 64}, r"record 'r1': images need \d+ patches, the budget is 64"),
@@ -210,17 +249,16 @@ def test_measure_is_exact(encoder, size, orientation):
         ({}, {"latent_steps": 1}, r"record 'r1': the reasoning needs 2 latent steps \(K\), the budget is 1"),
         ({"chain": tuple("abcde")}, {}, r"record 'r1': the reasoning needs 5 latent steps \(K\), the budget is 4"),
         ({"chain": (), "metadata": {"latent_steps": 9}}, {}, r"record 'r1': the reasoning needs 9 latent steps"),
-        ({"chain": (), "metadata": {"latent_steps": 0}}, {}, "record 'r1': 0 latent steps in a layout with latents"),
         ({"images": (picture(9, 9), b"junk")}, {}, "record 'r1' image 1 is no image"),
         ({"question": "<|image_pad|>"}, {}, "record 'r1': the text contains the control token"),
         ({"answer": "<|im_end|>"}, {}, "record 'r1' answer: the text contains the control token"),
         ({"chain": ("<|im_end|>",)}, {}, "record 'r1' chain step 1: the text contains the control token"),
     ],
 )
-def test_refusals_name_the_record(encoder, changes, layout, message):
-    fields = {"prefix": 256, "patches": 1024, "answer": 16, "latent_steps": 4, "chain": 12} | layout
+def test_refusals_name_the_record(encoder, changes, budgets, message):
+    fields = {"prefix": 256, "patches": 1024, "answer": 16, "latent_steps": 4, "chain": 12} | budgets
     with pytest.raises(ValueError, match=message) as caught:
-        encoder.encode(record(**changes), Layout(**fields), 0)
+        encoder.encode(record(**changes), layout(**fields), 0)
     assert "\n" not in str(caught.value)
 
 
@@ -231,10 +269,18 @@ def test_region_feature_must_fit(encoder, roi):
 
 
 def test_bad_layouts():
-    with pytest.raises(ValueError, match="unknown train_k='max'"):
-        Layout(1, 4, 1, train_k="max")
     with pytest.raises(ValueError, match="chain is negative: -1"):
-        Layout(1, 4, 1, chain=-1)
+        Layout(1, 4, chain=-1)
+    for made, message in (
+        (lambda: Segment("text", "a"), "segment 'a': unknown kind 'text'; use one of tokens, latent, given, recorded"),
+        (lambda: Segment("tokens", "a", source="chain[1]"), r"segment 'a': unknown source 'chain\[1\]'"),
+        (lambda: Segment("latent", "z", 4, count="some"), "segment 'z': unknown count 'some'; use one of own, all"),
+        (lambda: Suffix((Segment("tokens", "a"), Segment("tokens", "a"))), "two segments are named a"),
+        (lambda: Suffix((Segment("tokens", "a", seen_by=("b",)),)), "no segment is named b; there are a"),
+        (lambda: Suffix((Segment("tokens", "a", branch="b"),)), "no branch is named b"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            made()
 
 
 def test_folders_that_do_not_belong_together(encoder, tmp_path, real):
@@ -262,7 +308,7 @@ def test_collate(encoder):
         assert all(np.array_equal(batch[key][i], row[key]) for key in row)
     with pytest.raises(ValueError, match="at least one row"):
         collate([])
-    other = encoder.encode(record(), Layout(prefix=300, patches=1024, answer=16, latent_steps=4, chain=12, roi=5), 0)
+    other = encoder.encode(record(), layout(300, latent_steps=4, chain=12, roi=5), 0)
     with pytest.raises(ValueError, match=r"tokens, positions differ in shape|positions, tokens differ in shape"):
         collate([rows[0], other])
     with pytest.raises(ValueError, match="roi differ in shape"):
@@ -283,7 +329,7 @@ def test_real_records_fit_the_default_cap(real):
         sample = record(id=path.stem, images=(path.read_bytes(),))
         needed, patches = encoder.measure(sample)
         assert patches <= 4096
-        row = encoder.encode(sample, Layout(1088, 4096, 16, latent_steps=4, chain=32), number)
+        row = encoder.encode(sample, layout(1088, 4096, 16, 4, chain=32), number)
         assert (row["patch_segment"] > 0).sum() == patches and row["lengths"] == needed
         assert abs(row["patch_weight"][:patches].sum(-1) - 1).max() < 1e-6
         assert row["patches"][:patches].any(-1).all()

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as oracle_resize
 
-from vital_jax.pipeline.images import ImageConfig, decode, decode_mask, image_size, patchify, smart_resize
+from vital_jax.pipeline.images import ImageConfig, decode, image_size, patchify, smart_resize
+from vital_jax.pipeline.masks import decode_mask
 
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 QWEN2_5 = ImageConfig(patch_size=14, min_pixels=3136, max_pixels=200_000, **CLIP)

@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_written_still_serves(folder, encoder, measured,
 
     monkeypatch.setattr(sizes.Path, "open", refused)
     found = feed(folder, encoder).sizes
-    assert found.shape == (3, 4) and not kept(folder)
+    assert found.shape == (3, 5) and not kept(folder)
     assert f"{folder}: sizes of its records are not kept (Permission denied)" in capsys.readouterr().err
 
 
@@ -162,7 +162,7 @@ def test_a_write_that_fails_leaves_nothing_behind(folder, encoder, monkeypatch, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sizes.np, "save", full)
-    assert feed(folder, encoder).sizes.shape == (3, 4)
+    assert feed(folder, encoder).sizes.shape == (3, 5)
     assert not kept(folder) and "No space left on device" in capsys.readouterr().err
 
 

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
 from configs import vital
 from vital_jax.hub.safetensors import INDEX, Tensor
+from vital_jax.methods.base import settings_of
 from vital_jax.run import setup
 from vital_jax.training.partition import flatten
 from vital_jax.training.sharding import make_mesh
@@ -24,7 +26,10 @@ def recipe(folders, **changes):
     config = vital.get_config()
     config.model.update(folder=str(folders[0]), text_decoder=str(folders[1]))
     config.lora.rank = 4
-    config.phases = (vital.phase("alone", 2, 0, steps=1, latent_steps=2, text=1.0, visual=0.0),)
+    config.phases = (
+        vital.phase("alone", 2, 0, steps=1, latent_steps=2, weights=ConfigDict(dict(text=1.0, visual=0.0))),
+    )
+    config.method = ConfigDict(settings_of(config.method.to_dict()))
     config.update_from_flattened_dict(changes)
     return config, setup.make_method(config, None)
 

@@ -5,6 +5,7 @@ run is timed as it answers, adapters apart.
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 import tempfile
@@ -175,7 +176,6 @@ def _opened(arguments: argparse.Namespace, model: Any) -> Iterator[tuple[Any, An
 
     from vital_jax.hub.export import export
     from vital_jax.hub.load import load_backbone
-    from vital_jax.latent.engine import Engine
     from vital_jax.latent.loop import variables_of
 
     dtype = arguments.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -185,7 +185,7 @@ def _opened(arguments: argparse.Namespace, model: Any) -> Iterator[tuple[Any, An
         params = {**model.params, "base": jax.tree.map(cast, model.params["base"])}
         backbone = model.method.model.clone(dtype=jnp.dtype(dtype))
         weights = "adapters apart" if "lora" in params else "whole"
-        yield Engine(backbone, model.encoder, model.buckets), variables_of(params), dtype, folder, weights
+        yield dataclasses.replace(model.engine, model=backbone), variables_of(params), dtype, folder, weights
         return
     if model.method.model.latent_state != "post_norm":
         raise ValueError(
@@ -197,7 +197,7 @@ def _opened(arguments: argparse.Namespace, model: Any) -> Iterator[tuple[Any, An
         if model.run:
             folder = export(model.run, Path(scratch) / "merged", explain=False, say=_say)
         backbone, base = load_backbone(folder, None, jnp.dtype(dtype), dtype=jnp.dtype(dtype))
-        engine = Engine(backbone, model.encoder, model.buckets)
+        engine = dataclasses.replace(model.engine, model=backbone)
         yield engine, {"params": base}, dtype, folder, "adapters merged" if model.run else "whole"
 
 

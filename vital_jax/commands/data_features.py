@@ -71,13 +71,13 @@ def _features(arguments: argparse.Namespace) -> int:
         folder,
         arguments.splits or splits,
         arguments.encoder,
-        arguments.hook,
-        arguments.threshold,
-        arguments.margin,
-        arguments.max_pixels,
-        arguments.batch,
-        arguments.shard,
-        _say,
+        hook=arguments.hook,
+        threshold=arguments.threshold,
+        margin=arguments.margin,
+        max_pixels=arguments.max_pixels,
+        batch_size=arguments.batch,
+        share=arguments.shard,
+        say=_say,
     )
     if not found:
         _say("all features are there already")

@@ -81,7 +81,7 @@ def report(loaded, scored, keys: list[str], notes: list[str], most: int | None) 
 
 def table_csv(loaded, scored) -> str:
     """Every score with all groups; value, low and high as they are, 0.5 for 50 %."""
-    names = ("measure", "group", "n", "value", "low", "high", "interval", "rule")
+    names = ("measure", "group", "n", "value", "low", "high", "interval", "rule", "unread")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["protocol", "benchmark", "split", *names])

@@ -6,6 +6,7 @@ questions depends.
 """
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from vital_jax.construct.build import record_fields, record_id
 from vital_jax.construct.gate import Verdict, gate
 from vital_jax.construct.gate import version as gate_version
+from vital_jax.construct.hounsfield import RELATIVE
 from vital_jax.construct.measure import Facts
 from vital_jax.construct.parts import Entry, Parts, sample_of
 from vital_jax.construct.progress import Stage
@@ -23,6 +25,7 @@ from vital_jax.construct.targets import load_targets
 from vital_jax.construct.teacher import TEACHER, Lesson, teach
 from vital_jax.pipeline.records import Record
 
+_DENSITY = re.compile(r"\b(hypo|hyper|iso)?-?(densit(y|ies)|dense|attenuat\w+|hounsfield)\b", re.IGNORECASE)
 Held = tuple[str, str, Entry | None]  # source, unit, where the store has it
 
 
@@ -150,6 +153,9 @@ class Asker:
         )
         if not verdict.accepted:
             return _violated(one.unit, name, verdict)
+        if sample.intensity == RELATIVE and (word := _DENSITY.search(" ".join((verdict.answer, *verdict.chain)))):
+            reason = f"{word[0]!r} of an image whose values are not Hounsfield units"
+            return _reject(*one.unit, name, "density-claim", reason, "gate")
         lesson = Lesson(verdict.chain, verdict.answer, lesson.slots)
         fields = record_fields(
             question, sample, one.facts, lesson, self.targets, teacher, gate=f"gate-{gate_version()}"

@@ -5,7 +5,7 @@
 
 [IMAGE] may hold `_`, spaces and brackets, [SITE] may hold `_` or be empty, so a name is read from the right by the modalities of the
 targets table, and a mask belongs to the image whose whole name it starts with. Images and masks are RGBA; a mask's colour counts and its
-alpha does not (`pipeline.images.decode_mask`). A modality keeps its sequence (MRI-T2), as everywhere; `Targets.family` gives MRI.
+alpha does not (`pipeline.masks.decode_mask`). A modality keeps its sequence (MRI-T2), as everywhere; `Targets.family` gives MRI.
 
 `X.json`, where it is there and not a Git LFS pointer, may name masks and images in another way and states the source's own split. That
 split is kept in a unit's facts and not followed: it does not always keep patients apart. What does is the group, derived from [IMAGE] by

@@ -9,17 +9,15 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from io import BytesIO
 
 import numpy as np
-from PIL import Image
 
 from vital_jax.construct.measure import Facts, look
 from vital_jax.construct.questions import FORMS, Balance, Question, questions
-from vital_jax.construct.sample import Sample
+from vital_jax.construct.sample import Sample, png
 from vital_jax.construct.targets import Targets, load_targets
 from vital_jax.construct.teacher import TEACHER, Lesson, teach
-from vital_jax.pipeline.images import decode_mask
+from vital_jax.pipeline.masks import decode_mask
 from vital_jax.pipeline.records import Record
 
 _LOG = logging.getLogger(__name__)
@@ -87,6 +85,7 @@ def record_fields(
         "slots": list(lesson.slots),
         "orientation": sample.orientation,
         "window": list(sample.window),
+        "intensity": sample.intensity,
         "spacing": list(sample.spacing),
         "teacher": teacher,
         "licence": sample.licence,
@@ -109,9 +108,7 @@ def encode_mask(sample: Sample) -> bytes:
     """The mask as a single-channel PNG of 0 and 255, on the image's stored pixel grid as the record's image is."""
     upright = sample.info["orientation"] == 1
     stored = sample.region if upright else decode_mask(sample.mask, "the mask", sample.info | {"orientation": 1})
-    file = BytesIO()
-    Image.fromarray(stored.astype(np.uint8) * 255).save(file, "PNG")
-    return file.getvalue()
+    return png(stored.astype(np.uint8) * 255)
 
 
 def split_of(group: str, val: float = 0.075, test: float = 0.075) -> str:

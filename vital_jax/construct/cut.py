@@ -97,12 +97,13 @@ def mark_of(job: Job, unit: Unit, placed: bool = True) -> str:
 
 
 def _inside(root: Path, name: str) -> Path | None:
-    path = (root / name).resolve()
-    return path if path.is_relative_to(root.resolve()) else None
+    """A file by its name, through links: what a reader reads is what is compared, wherever it lies."""
+    path = Path(name)
+    return None if path.is_absolute() or ".." in path.parts else root / path
 
 
 def sizes_of(source: Source, unit: Unit) -> list[tuple[str, int, int]]:
-    """(name, size, time) of the unit's files; size -1 for one that is absent or outside the source's folder."""
+    """(name, size, time) of the unit's files; size -1 for one that is absent or named outside the source's folder."""
     found = []
     for name in unit.files:
         path = _inside(source.root, name)

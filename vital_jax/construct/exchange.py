@@ -21,7 +21,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vital_jax.construct.marked import check_image, check_mask, inside, load, refuse, refused
+from vital_jax.construct.marked import check_image, inside, load, marked_pixels, refuse, refused
 from vital_jax.construct.source import Rejected, Unit
 from vital_jax.pipeline.records import Record, RecordSource, new_folder
 from vital_jax.pipeline.tables import as_on_disk, read_json, without_placeholders
@@ -153,7 +153,7 @@ class Exchange:
         images = [_image(inside(self.root, name, where), name) for name in row["images"]]
         masks = [load(self.root, name, where, "unreadable-mask") for name in row.get("masks", ())]
         for name, mask, (_, info) in zip(row.get("masks", ()), masks, images, strict=False):
-            check_mask(mask, name, info)
+            marked_pixels(mask, name, info)
         metadata = row.get("metadata", {})
         if isinstance(metadata, dict) and "group" not in metadata:  # made by hand, for whatever is built has one
             given = {"source": self.name, "licence": self.licence, "group": f"{self.name}/{row['images'][0]}"}

@@ -5,7 +5,9 @@ One manifest line is one image:
     {"id": "17", "modality": "CT", "site": "liver", "image": "images/17.png", "group": "patient-3",
      "masks": [{"target": "tumor", "file": "masks/17_tumor.png"}, ...]}
 
-A target may be called by any name that the table of targets knows for it; samples carry the table's own (`Targets.canonical`).
+A target may be called by any name that the table of targets knows for it; samples carry the table's own (`Targets.canonical`). A mask of
+more than two values says which are meant ("value": 2, [1, 2], ">=128" or "#ff0000"), and one that draws a ring may say whether what it
+encloses is ("outline": true); see `pipeline.masks` and `construct.shapes`.
 `group` is what must not be torn apart when data are split (a patient, a case); without it every image is its own group.
 `source` and `licence` are optional. Lines without `masks` (volumes) and lines whose image is a DICOM file or a folder are for other
 readers.
@@ -24,7 +26,7 @@ from typing import ClassVar
 
 from vital_jax.construct import marked
 from vital_jax.construct.sample import Sample
-from vital_jax.construct.source import Rejected, Unit
+from vital_jax.construct.source import NOTES, Rejected, Unit
 from vital_jax.construct.targets import Targets, load_targets
 
 _LOG = logging.getLogger(__name__)
@@ -95,7 +97,7 @@ class MaskFolder:
                 data = marked.load(self.root, mask["file"], where, "unreadable-mask")
             except ValueError as reason:
                 data = reason
-            masks.append(marked.Mask(mask["target"], mask["file"], data))
+            masks.append(marked.Mask(mask["target"], mask["file"], data, mask.get("value"), mask.get("outline")))
         fields = {
             "id": f"{self.name}/{row['id']}",
             "modality": row["modality"],
@@ -137,6 +139,8 @@ class MaskFolder:
                     yield item
                 elif item.code in passed:
                     self.counts[passed[item.code]] += 1
+                elif item.code in NOTES:
+                    _LOG.warning("%s", error(item))
                 else:
                     raise item
         except Rejected as reason:

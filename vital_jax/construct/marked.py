@@ -7,16 +7,41 @@ image itself fails is nothing left. File names come from data, so they are check
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from vital_jax.construct.sample import Sample, region_of
+import numpy as np
+from PIL import Image
+
+from vital_jax.construct.sample import Sample, png
+from vital_jax.construct.shapes import meant_region, without_specks
 from vital_jax.construct.source import Rejected, Unit
 from vital_jax.construct.targets import Targets
 from vital_jax.pipeline.images import decode, image_size
+from vital_jax.pipeline.masks import UnclearMask, check_value, decode_mask
 from vital_jax.pipeline.tables import as_on_disk, read_json
 
 MANIFEST = "manifest.jsonl"
+_KEYS = ("id", "modality", "site", "image", "masks", "group", "source", "licence", "select")
+_MASK_KEYS = ("target", "file", "value", "outline")
+_NOTES = (
+    "area",
+    "box",
+    "id",
+    "source",
+    "licence",
+    "annotator",
+    "comment",
+)  # keys of a mask that say nothing about its pixels
+_MEANT = {
+    "values": "value",
+    "threshold": "value",
+    "label": "value",
+    "class": "value",
+    "index": "value",
+    "invert": "value",
+}
 _VOLUME_KEYS = ("labels", "label_set")  # beside `label`, and much like it
 _DICOM = (".dcm", ".dicom", ".ima", "")  # files of a study often have no suffix, and neither has a folder of slices
 
@@ -29,18 +54,22 @@ class Mask:
       target: as in the table of targets.
       file: what a rejection calls it.
       data: the encoded file, or why there is none.
+      value: which of its values are the target, as in `decode_mask`. outline: whether its lines are to be filled, as in `meant_region`;
+        None: by the rules there.
     """
 
     target: str
     file: str
     data: bytes | Rejected
+    value: Any = None
+    outline: bool | None = None
 
 
 def inside(root: Path, name: Any, where: str) -> Path:
     """The file or folder that data names.
 
     Args:
-      root: the folder it has to stay in, resolved.
+      root: the folder it has to stay in, resolved. A folder in it that is a link counts as its own.
       name: relative to the root.
       where: what is blamed for a bad name: a file and its line.
 
@@ -50,8 +79,11 @@ def inside(root: Path, name: Any, where: str) -> Path:
     if not isinstance(name, str) or not name or "\0" in name:
         raise Rejected("bad-line", where, f"{name!r} is no file name")
     try:
+        # A folder of the root that is a link was put there by the user: a data set whose images lie on another disk.
+        first = root / Path(name).parts[0]
+        homes = [root, first.resolve()] if first.is_symlink() and first.is_dir() and first.parent == root else [root]
         path = (root / as_on_disk(root, name)).resolve()
-        if not path.is_relative_to(root):
+        if not any(path.is_relative_to(home) for home in homes):
             raise Rejected("path-escape", where, f"{name!r} leads out of the folder")
         found = path.exists()
     except OSError as error:
@@ -78,27 +110,46 @@ def check_image(data: bytes, file: str) -> dict:
         raise Rejected("unreadable-image", file, str(error)) from error
 
 
-def check_mask(data: bytes, file: str, info: Mapping[str, Any]) -> int:
-    """The area of a mask in pixels.
-
-    Args:
-      data: the encoded mask. file: what a rejection calls it.
-      info: what `decode` said about its image.
-
-    Raises:
-      Rejected: unreadable-mask, size-mismatch.
-    """
+def marked_pixels(data: bytes, file: str, info: Mapping[str, Any], value: Any = None) -> np.ndarray:
+    """As `decode_mask`. Raises: Rejected, unreadable-mask, size-mismatch or unclear-mask."""
     code = "unreadable-mask"
     try:
         if image_size(data, "the mask") != tuple(info["size"]):
             code = "size-mismatch"
-        return int(region_of(data, tuple(info["size"]), info["orientation"]).sum())
+        return decode_mask(data, "the mask", dict(info), value)
     except ValueError as error:
-        raise Rejected(code, file, str(error)) from error
+        raise Rejected("unclear-mask" if isinstance(error, UnclearMask) else code, file, str(error)) from error
+
+
+def read_mask(mask: Mask, target: str, info: Mapping[str, Any], min_area: int, targets: Targets) -> np.ndarray:
+    """What a mask means, on its image's stored pixel grid, without specks.
+
+    Args:
+      target: the name that the table of targets has for the mask's.
+      info: what `decode` said about its image.
+
+    Returns:
+      [H, W] bool.
+
+    Raises:
+      Rejected: unreadable-mask, size-mismatch, unclear-mask or ring-mask.
+    """
+    if isinstance(mask.data, Rejected):
+        raise mask.data
+    region = marked_pixels(mask.data, mask.file, {**info, "orientation": 1}, mask.value)
+    if mask.value is None or mask.outline is not None:
+        region = meant_region(region, target, targets, mask.file, mask.outline)
+    return without_specks(region, min_area)
 
 
 def cut(
-    fields: Mapping[str, Any], image: bytes, file: str, masks: Sequence[Mask], min_area: int, targets: Targets
+    fields: Mapping[str, Any],
+    image: bytes,
+    file: str,
+    masks: Sequence[Mask],
+    min_area: int,
+    targets: Targets,
+    size: tuple[int, int] | None = None,
 ) -> Iterator[Sample | Rejected]:
     """One image's samples, in the order of its masks, each under the name that the table of targets has for its target.
 
@@ -107,10 +158,12 @@ def cut(
       image: the encoded image. file: what a rejection calls it.
       masks: one per target.
       min_area: least foreground in pixels.
+      size: (height, width) to which image and masks are resampled once they have been read.
 
     Yields:
-      A `Sample` per mask, or a `Rejected` with unknown-target, unreadable-mask, size-mismatch, empty-mask, small-mask, or duplicate-id
-      for a second mask of a target.
+      A `Sample` per mask, or a `Rejected` with unknown-target, unreadable-mask, size-mismatch, unclear-mask, ring-mask, empty-mask,
+      small-mask, or duplicate-id for a second mask of a target. The note exif-turned, where the image is stored turned and a mask might
+      have been drawn on it as it is seen.
 
     Raises:
       Rejected: unknown-modality or unreadable-image, where no mask can be used.
@@ -120,39 +173,47 @@ def cut(
     except ValueError as error:
         raise Rejected("unknown-modality", file, str(error)) from error
     info = check_image(image, file)
-    areas, outcomes = {}, []
+    regions, outcomes = {}, []
     for mask in masks:
         try:
-            if isinstance(mask.data, Rejected):
-                raise mask.data
             try:
                 target = targets.canonical(mask.target, fields["site"])
             except ValueError as error:
                 raise Rejected("unknown-target", mask.file, str(error)) from error
-            if target in areas:
+            if target in regions:
                 raise Rejected("duplicate-id", mask.file, f"a second mask of {target!r} in {file}; unite them")
-            areas[target] = check_mask(mask.data, mask.file, info)
+            regions[target] = read_mask(mask, target, info, min_area, targets)
             outcomes.append((mask, target))
         except Rejected as reason:
             outcomes.append((mask, reason))
-    good = [(outcome, mask.data) for mask, outcome in outcomes if not isinstance(outcome, Rejected)]
+    if size:
+        shape = Image.open(BytesIO(image)).resize(size[::-1], Image.Resampling.BICUBIC)
+        image = png(np.asarray(shape))
+    data = {target: png(region.astype(np.uint8) * 255, size) for target, region in regions.items()}
     present = tuple(dict.fromkeys(target_name(targets, mask.target, fields["site"]) for mask in masks))
+    if info["orientation"] != 1 and data:
+        reason = (
+            f"is stored turned (EXIF orientation {info['orientation']}); its masks are read on the stored pixel grid"
+        )
+        yield Rejected(
+            "exif-turned", file, f"{reason}, so where they were drawn upright, save the image without the tag"
+        )
     for mask, outcome in outcomes:
         if isinstance(outcome, Rejected):
             yield outcome
-        elif areas[outcome] == 0:
+        elif not (area := int(regions[outcome].sum())):
             yield Rejected("empty-mask", mask.file, "marks nothing")
-        elif areas[outcome] < min_area:
-            yield Rejected("small-mask", mask.file, f"marks {areas[outcome]} pixels, fewer than {min_area}")
+        elif area < min_area:
+            yield Rejected("small-mask", mask.file, f"marks {area} pixels, fewer than {min_area}")
         else:
             yield Sample(
                 **{**fields, "id": f"{fields['id']}/{outcome}"},
                 image=image,
-                mask=mask.data,
+                mask=data[outcome],
                 target=outcome,
                 target_type=targets.row(outcome)["type"],
                 present=present,
-                neighbours=tuple(pair for pair in good if pair[0] != outcome),
+                neighbours=tuple(pair for pair in data.items() if pair[0] != outcome),
             )
 
 
@@ -280,6 +341,26 @@ def _check_line(row: dict, where: str) -> None:
         isinstance(mask, dict) and all(isinstance(mask.get(key), str) for key in ("target", "file")) for mask in masks
     )
     check(good, "every mask needs a target and a file")
+    for key in row.keys() - set(_KEYS):
+        # A key may say anything about an image; one that is nearly ours was meant to be read.
+        meant = (
+            "value of a mask" if key in ("value", *_MEANT) else next(iter(get_close_matches(key, _KEYS, 1, 0.85)), "")
+        )
+        check(not meant or meant in row, f"{key!r} is not read; it is perhaps meant as {meant!r}")
+    select = row.get("select", {})
+    tags = isinstance(select, dict) and all(isinstance(v, str | int | float) for v in select.values())
+    check(tags, f'select must be like {{"TemporalPositionIdentifier": 1}}, not {select!r}')
+    for mask in masks:
+        for key in mask.keys() - {*_MASK_KEYS, *_NOTES}:
+            near = _MEANT.get(key) or next(iter(get_close_matches(key, _MASK_KEYS, 1)), "")
+            known = f"a mask has {', '.join(_MASK_KEYS)}, and notes under {', '.join(_NOTES)}"
+            check(False, f"{key!r} of a mask is not read{f'; it is perhaps meant as {near!r}' * bool(near)}; {known}")
+        check(type(mask.get("outline", True)) is bool, f"outline must be true or false, not {mask.get('outline')!r}")
+        if "value" in mask:
+            try:
+                check_value(mask["value"], f"mask {mask['file']!r}")
+            except ValueError as error:
+                raise Rejected("bad-line", where, str(error)) from error
     check(len({mask["target"] for mask in masks}) == len(masks), "a target has two masks; unite them")
 
 

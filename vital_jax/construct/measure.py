@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 
 from vital_jax.construct.sample import Sample
-from vital_jax.pipeline.images import decode, decode_mask
+from vital_jax.pipeline.images import decode
+from vital_jax.pipeline.masks import decode_mask
 
 WITHIN = 0.9  # share of a target's area that lies in another, from which on it is within the other
 

@@ -200,10 +200,16 @@ class Volumes(_VolumeFolder):
         row, where = unit.facts["row"], unit.facts["where"]
         site, group = row["site"] or self.site, row.get("group", row["id"])
         image = inside(self.root, row["image"], where)
-        stack, labels = read_stack(image, row["image"], orientation=self.orientation), []
+        stack, labels, failed = read_stack(image, row["image"], orientation=self.orientation), [], []
         for key, name in _files(row).items():
-            values = read_labels(inside(self.root, name, where), name, stack)
-            labels.append(Labels(name, values, self._meaning(row, key, site, where, int(values.max()))))
+            try:
+                values = read_labels(inside(self.root, name, where), name, stack)
+                labels.append(Labels(name, values, self._meaning(row, key, site, where, int(values.max()))))
+            except Rejected as reason:
+                failed.append(reason)
+        if failed and not labels:
+            raise failed[0]
+        yield from failed
         licence = row.get("licence", self.licence)
         channels = [Channel(row.get("channel"), row["modality"])]
         yield from self._samples(Case(row["id"], row["image"], stack, labels, channels, site, group, licence))

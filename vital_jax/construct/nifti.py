@@ -120,17 +120,38 @@ def read_labels(path: Path, name: str, image: Stack) -> np.ndarray:
     if apart > max(image.spacing):
         reason = f"lies up to {apart:.1f} mm away from its image, more than a voxel; one of the two affines is wrong"
         raise Rejected("affine-mismatch", name, reason)
-    if voxels.dtype in (np.uint8, np.uint16) and (stack.slope, stack.intercept) == (1, 0):
+    return whole_numbers(stack, name)
+
+
+def whole_numbers(stack: Stack, name: str) -> np.ndarray:
+    """The values of a label map.
+
+    Programs that save a map as they save an image scale it (a slope of 2/65535 for labels up to 2), and what is read back is a label only
+    to within a step of the stored values. So a value may miss its label by half the slope, but two stored values may not have one label.
+
+    Returns:
+      [Z, H, W] unsigned integers, 8 or 16 bits.
+
+    Raises:
+      Rejected: unknown-label, where a value is no whole number from 0 to 65,535.
+    """
+    voxels, slope, offset = stack.voxels, float(stack.slope), float(stack.intercept)
+    if voxels.dtype in (np.uint8, np.uint16) and (slope, offset) == (1, 0):
         return voxels
-    labels = np.empty(voxels.shape, np.uint16)
-    for z in range(len(voxels)):
-        plane = stack.plane(z)
-        wrong = plane[~((plane == np.rint(plane)) & (plane >= 0) & (plane <= 65535))]
+    near = 1e-3 + (abs(slope) / 2 if slope != 1 else 0)
+    labels, stored = np.empty(voxels.shape, np.uint16), {}
+    for z, plane in enumerate(voxels):
+        found, places = np.unique(plane, return_inverse=True)
+        values = found.astype(np.float64) * slope + offset
+        meant = np.rint(values)
+        wrong = values[~((np.abs(values - meant) <= near) & (meant >= 0) & (meant <= 65535))]
+        if voxels.dtype.kind != "f":
+            wrong = np.append(wrong, values[[stored.setdefault(m, v) != v for m, v in zip(meant, found, strict=True)]])
         if wrong.size:
             raise Rejected(
-                "unknown-label", name, f"holds the value {wrong[0]:g}; labels are whole numbers from 0 to 65535"
+                "unknown-label", name, f"holds the value {wrong[0]:.6g}; labels are whole numbers from 0 to 65535"
             )
-        labels[z] = plane
+        labels[z] = meant[places].reshape(plane.shape)
     return labels
 
 

@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 from vital_jax.construct.targets import load_targets
-from vital_jax.pipeline.images import decode, decode_mask
+from vital_jax.pipeline.images import decode
+from vital_jax.pipeline.masks import decode_mask
 from vital_jax.pipeline.records import Record, RecordSource
 
 TEMPLATES = Path(__file__).parent / "templates"

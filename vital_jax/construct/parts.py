@@ -29,7 +29,7 @@ from vital_jax.construct.measure import Facts, Measurement
 from vital_jax.construct.sample import Sample
 from vital_jax.pipeline.records import Record
 
-VERSION = 1
+VERSION = 2
 _FILES = ("files.zip", "items.jsonl", "units.jsonl")
 _OPEN = 32  # zip files held open: the parts that consecutive units are spread over, as after a merge of shards
 
@@ -223,7 +223,18 @@ def sample_row(sample: Sample, facts: Facts, writer: Writer, mask: bytes, neighb
     """A sample's line; its image, mask and neighbours' masks go into the writer's zip file."""
     plain = {
         name: getattr(sample, name)
-        for name in ("id", "target", "target_type", "modality", "site", "group", "source", "licence", "orientation")
+        for name in (
+            "id",
+            "target",
+            "target_type",
+            "modality",
+            "site",
+            "group",
+            "source",
+            "licence",
+            "orientation",
+            "intensity",
+        )
     }
     lists = {name: list(getattr(sample, name)) for name in ("present", "absent", "window", "spacing")}
     return {
@@ -251,7 +262,18 @@ def sample_of(row: dict, files: tuple[Parts, Path] | None = None) -> tuple[Sampl
     read = (lambda name: files[0].read(files[1], name)) if files else (lambda name: b"")
     plain = {
         name: row[name]
-        for name in ("id", "target", "target_type", "modality", "site", "group", "source", "licence", "orientation")
+        for name in (
+            "id",
+            "target",
+            "target_type",
+            "modality",
+            "site",
+            "group",
+            "source",
+            "licence",
+            "orientation",
+            "intensity",
+        )
     }
     lists = {name: tuple(row[name]) for name in ("present", "absent", "window", "spacing")}
     neighbours = tuple((name, read(data)) for name, data in row["neighbours"])

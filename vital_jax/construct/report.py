@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vital_jax.construct.progress import Stage
 from vital_jax.construct.settings import Settings
+from vital_jax.construct.source import NOTES
 from vital_jax.construct.splits import SPLITS
 from vital_jax.construct.targets import load_targets
 
@@ -55,8 +56,8 @@ class Report:
 
     @property
     def set_aside(self) -> int:
-        """Rejects that are no rule of the paper."""
-        return sum(number for (_, code), number in self.rejects.items() if code not in EXPECTED)
+        """Rejects that are no rule of the paper and no mere note."""
+        return sum(number for (_, code), number in self.rejects.items() if code not in (*EXPECTED, *NOTES))
 
     def empty(self, settings: Settings, written: bool) -> list[str]:
         """A line per split that has a share and gets nothing, with the reason: too few groups, or (`written`) all of it set aside."""
@@ -95,7 +96,7 @@ class Report:
             *_table("Records per split and number of steps K", "split", self.steps),
             *_shares(self.divided),
             *_table("Records per split and form", "split", self.forms),
-            *_table("Set aside, per stage and code", "stage", self.rejects),
+            *_table("Set aside or noted, per stage and code", "stage", self.rejects),
             "## Throughput",
             "",
             "| stage | samples | seconds | samples/s |",

@@ -25,7 +25,8 @@ import numpy as np
 from PIL import Image
 
 from vital_jax.pipeline.features import TOP_PATCHES
-from vital_jax.pipeline.images import decode, decode_mask
+from vital_jax.pipeline.images import decode
+from vital_jax.pipeline.masks import decode_mask
 from vital_jax.pipeline.records import Record
 
 CELL_SHARE = 0.3  # a cell belongs to the target from this share on (whole-image path)

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
-from vital_jax.pipeline.images import decode, decode_mask
+from vital_jax.pipeline.images import decode
+from vital_jax.pipeline.masks import decode_mask
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Sample:
       orientation: the image-space convention. "image": as stored; "radiological": the patient's left on the image's right.
       window: (lowest, highest) stored value shown, black and white, where the image was cut from other values than grey; otherwise empty.
         It has been applied (`pipeline.records.METADATA_TYPES`).
+      intensity: of a CT's values, as `hounsfield.intensity`: empty (Hounsfield units, and every other modality), shifted (mended), or
+        relative (not Hounsfield units: nothing may be said of their density).
       spacing: millimeters from row to row and from column to column; empty where not known.
     """
 
@@ -44,6 +48,7 @@ class Sample:
     neighbours: tuple[tuple[str, bytes], ...] = ()
     orientation: str = "image"
     window: tuple[float, ...] = ()
+    intensity: str = ""
     spacing: tuple[float, ...] = ()
 
     @property
@@ -80,3 +85,15 @@ def region_of(mask: bytes, size: tuple[int, int], orientation: int) -> np.ndarra
     region = decode_mask(mask, "the mask", {"size": size, "orientation": orientation})
     region.setflags(write=False)
     return region
+
+
+def png(
+    pixels: np.ndarray, size: tuple[int, int] | None = None, resample: Image.Resampling = Image.Resampling.NEAREST
+) -> bytes:
+    """8-bit pixels [H, W] or [H, W, 3] as PNG, of `size` (height, width) where it is given."""
+    image = Image.fromarray(pixels)
+    if size and size != pixels.shape[:2]:
+        image = image.resize(size[::-1], resample)
+    data = BytesIO()
+    image.save(data, "PNG")
+    return data.getvalue()

@@ -13,6 +13,9 @@ from typing import Any, Protocol
 from vital_jax.construct.sample import Sample
 from vital_jax.pipeline.records import Record
 
+# Codes of what is said about a unit whose samples are used all the same: shown and listed as rejects are, and not counted as set aside.
+NOTES = ("exif-turned", "shifted-hounsfield", "not-hounsfield")
+
 
 @dataclass(frozen=True)
 class Unit:

@@ -14,23 +14,26 @@ labels, whatever the size of the corpus. Research only, not a medical device.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
+from vital_jax.construct.hounsfield import RELATIVE, SHIFT, SHIFTED, intensity, told
 from vital_jax.construct.nifti import Stack
-from vital_jax.construct.sample import Sample
+from vital_jax.construct.sample import Sample, png
+from vital_jax.construct.shapes import without_specks
 from vital_jax.construct.source import Rejected
 from vital_jax.construct.targets import DATA, Targets, load_targets
 
 PERCENTILES = (0.5, 99.5)
 SQUARE = 1.05  # pixels whose sides differ by more than this factor are resampled to squares
 CLEAR = 0.1  # share of the image's width by which an organ must be off the middle to say on which side it lies
+SHARED = 0.1  # of a volume's values: as many equal ones are background
 _ENOUGH = 1 << 22  # voxels that percentiles are taken from
 
 
@@ -69,26 +72,52 @@ def ct_window(target: str, site: str) -> tuple[float, float]:
     return level - width / 2, level + width / 2
 
 
-def percentile_window(stack: Stack, channel: int | None = None) -> tuple[float, float]:
-    """(lowest, highest) value shown where values have no unit of their own: `PERCENTILES` of a whole volume's foreground.
-
-    Foreground is what is above zero, which is where MRI keeps air and what was cut away; a volume with nothing there is taken whole.
-
-    Raises:
-      Rejected: no-contrast (without a file), where all of it is equal.
-    """
+def sampled(stack: Stack, channel: int | None = None) -> np.ndarray:
+    """[N] float32 finite real values, from every slice, of a volume that may be too large to look at whole."""
     voxels = stack.voxels if channel is None else stack.voxels[..., channel]
     step = -(-voxels.size // _ENOUGH)
     values = np.concatenate([plane[:: max(1, step)].ravel() for plane in voxels]) if step > 1 else voxels.ravel()
     values = values * np.float32(stack.slope) + np.float32(stack.intercept)
-    values = values[np.isfinite(values)]
-    shown = values[values > 0] if (values > 0).any() else values
+    return values[np.isfinite(values)]
+
+
+def background_of(values: np.ndarray) -> float | None:
+    """The one value of all that is no tissue, where tissue may lie below it: what a tenth of a volume with negative values shares.
+
+    None where no value is negative, for there background is what is 0; and where none is shared.
+    """
+    if not values.size or values.min() >= 0:
+        return None
+    found, counts = np.unique(values, return_counts=True)
+    return float(found[counts.argmax()]) if counts.max() >= SHARED * values.size else None
+
+
+def percentile_window(stack: Stack, channel: int | None = None) -> tuple[float, float]:
+    """(lowest, highest) value shown where values have no unit of their own: `PERCENTILES` of a whole volume's foreground.
+
+    Foreground is what is above zero, which is where MRI keeps air and what was cut away. In a volume with negative values (z-scored, scaled
+    to [-1, 1]) it is what is not `background_of`. A volume without foreground is taken whole.
+
+    Raises:
+      Rejected: no-contrast (without a file), where all of it is equal.
+    """
+    values = sampled(stack, channel)
+    shown = values[values > 0] if values.size and values.min() >= 0 else values[values != background_of(values)]
+    shown = shown if shown.size else values
     low, high = np.percentile(shown, PERCENTILES) if shown.size else (0.0, 0.0)
     if low == high and shown.size:
         low, high = values.min(), values.max()
     if low == high:
         raise Rejected("no-contrast", "", "all values of the volume are equal")
     return float(low), float(high)
+
+
+def square_size(shape: tuple[int, int], rows: float, columns: float) -> tuple[int, int]:
+    """The (height, width) in which pixels that lie `rows` apart from row to row and `columns` from column to column are squares."""
+    fine, (height, width) = min(rows, columns), shape
+    if max(rows, columns) <= SQUARE * fine:
+        return height, width
+    return max(1, round(height * rows / fine)), max(1, round(width * columns / fine))
 
 
 @dataclass(frozen=True)
@@ -185,6 +214,21 @@ class Case:
     licence: str = ""
 
 
+@dataclass(frozen=True)
+class Shown:
+    """How a channel is shown.
+
+    Attributes:
+      stack: the volume, in the unit of the window. window: (lowest, highest) value shown for a target.
+      intensity: as in `Sample`. background: as `background_of`; shown black.
+    """
+
+    stack: Stack
+    window: Callable[[str], tuple[float, float]]
+    intensity: str = ""
+    background: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cutter:
     """How samples are cut out of volumes.
@@ -217,11 +261,11 @@ class Cutter:
         return found.tolist()
 
     def cut(self, case: Case, source: str) -> Iterator[Sample | Rejected]:
-        """A case's samples, slice by slice from feet to head; targets that give none as rejections.
+        """A case's samples, slice by slice from feet to head; targets that give none as rejections, and notes on the unit of a CT's values.
 
         Raises:
-          Rejected: unknown-label, unknown-modality, empty-mask, no-contrast, not-hounsfield, or unreadable-volume for a channel that
-            the volume lacks.
+          Rejected: unknown-label (where no label map is left), unknown-modality, empty-mask, no-contrast, or unreadable-volume for a
+            channel that the volume lacks.
         """
         homes, failed = self._homes(case)
         yield from failed
@@ -234,20 +278,29 @@ class Cutter:
             if not slices:
                 reason = f"{target}: at most {areas[target].max()} pixels in a slice, {self.min_area} are needed"
                 yield Rejected("small-mask", homes[target].file, reason)
-        channels = [(channel, self._windows(case, channel)) for channel in case.channels]
-        for channel, window in channels:
+        for channel in case.channels:
+            shown = self._shown(case, channel)
+            if shown.intensity:
+                code, reason = told(shown.intensity)
+                yield Rejected(code, case.file, reason)
             asked = [target for target in kept if not channel.targets or target in channel.targets]
             for z in sorted({z for target in asked for z in kept[target]}):
                 here = [target for target in asked if z in kept[target]]
                 present = tuple(target for target, area in areas.items() if area[z])
                 absent = tuple(target for target in homes if target not in present) if self.complete else ()
-                yield from self._slice(case, source, channel, window, z, here, present, absent, homes)
+                yield from self._slice(case, source, channel, shown, z, here, present, absent, homes)
 
     def _homes(self, case: Case) -> tuple[dict[str, Labels], list[Rejected]]:
-        """Which label map each target is taken from, and the labelled targets that the table of targets lacks."""
-        homes, failed = {}, []
+        """Which label map each target is taken from; and what is left out, by its reason: maps with values that no table names, and targets
+        that the table of targets lacks. Raises: Rejected, unknown-label, where that leaves no map."""
+        homes, failed, whole = {}, [], 0
         for labels in case.labels:
-            labels.check()
+            try:
+                labels.check()
+                whole += 1
+            except Rejected as reason:
+                failed.append(reason)
+                continue
             for target in labels.targets:
                 try:
                     self.targets.row(target)
@@ -256,10 +309,12 @@ class Cutter:
                     if labels.area(target).any():
                         reason = f"target {target!r} has no row in {self.targets.path.name}"
                         failed.append(Rejected("unknown-target", labels.file, reason))
+        if failed and not whole:
+            raise failed[0]
         return homes, failed
 
-    def _windows(self, case: Case, channel: Channel) -> Callable[[str], tuple[float, float]]:
-        """The window of each target, checked against the channel's values."""
+    def _shown(self, case: Case, channel: Channel) -> "Shown":
+        """How a channel is shown, by its values."""
         voxels = case.stack.voxels
         channels = voxels.shape[3] if voxels.ndim == 4 else None
         if channels and channel.index is None:
@@ -273,33 +328,34 @@ class Cutter:
             family = self.targets.family(channel.modality)
         except ValueError as error:
             raise Rejected("unknown-modality", case.file, str(error)) from error
-        if family == "CT":
-            ends = [float(end) * case.stack.slope + case.stack.intercept for end in (voxels.min(), voxels.max())]
-            if min(ends) >= 0 and max(ends) <= 255:
-                reason = f"values from {min(ends):g} to {max(ends):g} are grey levels, not Hounsfield units, so no CT window fits"
-                raise Rejected("not-hounsfield", case.file, reason)
-            return lambda target: ct_window(target, case.site)
+        values = sampled(case.stack, channel.index)
+        found = intensity(values) if family == "CT" else RELATIVE
+        if found != RELATIVE:
+            shift = SHIFT if found == SHIFTED else 0
+            stack = replace(case.stack, intercept=case.stack.intercept - shift)
+            return Shown(stack, lambda target: ct_window(target, case.site), found)
         try:
             window = percentile_window(case.stack, channel.index)
         except Rejected as error:
             raise Rejected(error.code, case.file, error.reason) from error
-        return lambda target: window
+        return Shown(case.stack, lambda target: window, RELATIVE if family == "CT" else "", background_of(values))
 
-    def _slice(self, case, source, channel, window, z, here, present, absent, homes) -> Iterator[Sample]:
+    def _slice(self, case, source, channel, shown, z, here, present, absent, homes) -> Iterator[Sample]:
         """The samples of one slice; those that share a window, and so an image, follow each other."""
-        plane = case.stack.plane(z, channel.index)
+        plane, window = shown.stack.plane(z, channel.index), shown.window
         _, rows, columns = case.stack.spacing
-        fine = min(rows, columns)
-        square = max(rows, columns) > SQUARE * fine
         height, width = plane.shape
-        size = (max(1, round(height * rows / fine)), max(1, round(width * columns / fine))) if square else plane.shape
-        masks = {target: _png(homes[target].mask(target, z).astype(np.uint8) * 255, size) for target in present}
+        size = square_size(plane.shape, rows, columns)
+        regions = {target: without_specks(homes[target].mask(target, z), self.min_area) for target in present}
+        masks = {target: png(region.astype(np.uint8) * 255, size) for target, region in regions.items()}
         images = {}
         for target in sorted(here, key=window):
             low, high = window(target)
             if (low, high) not in images:
                 grey = np.clip((np.nan_to_num(plane, nan=low) - low) / (high - low), 0, 1)
-                images[low, high] = _png(np.rint(grey * 255).astype(np.uint8), size, Image.Resampling.BICUBIC)
+                if shown.background is not None:
+                    grey[_connected(plane == np.float32(shown.background))] = 0
+                images[low, high] = png(np.rint(grey * 255).astype(np.uint8), size, Image.Resampling.BICUBIC)
             name = case.id if channel.index is None else f"{case.id}-{channel.modality}"
             yield Sample(
                 id=f"{source}/{name}/{z}/{target}",
@@ -317,15 +373,11 @@ class Cutter:
                 neighbours=tuple((other, masks[other]) for other in present if other != target),
                 orientation="radiological",
                 window=(low, high),
+                intensity=shown.intensity,
                 spacing=(rows * height / size[0], columns * width / size[1]),
             )
 
 
-def _png(pixels: np.ndarray, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.NEAREST) -> bytes:
-    """8-bit grey pixels [H, W] as PNG of `size` (height, width)."""
-    image = Image.fromarray(pixels)
-    if size != pixels.shape:
-        image = image.resize(size[::-1], resample)
-    data = BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
+def _connected(equal: np.ndarray) -> np.ndarray:
+    """Those of the pixels [H, W] that lie in patches of three by three or hang together with one: tissue has that value here and there."""
+    return ndimage.binary_propagation(ndimage.binary_opening(equal, np.ones((3, 3))), mask=equal)

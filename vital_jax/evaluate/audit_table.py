@@ -2,11 +2,7 @@
 
 Every line has its own N, since a change that leaves a question as it was cannot tell anything about it; the unchanged run is always scored
 on the same questions. Accuracies have Wilson's interval; differences are paired, with an interval by drawing images and McNemar's mid-p.
-p values are those of single tests, not corrected for their number.
-
-The closing sentences are computed by one plain rule (`sentence`), so that no run is talked up: a difference whose interval excludes zero is
-an effect, one whose interval lies within `MARGIN` is none, no answer that changes among enough of them is none too, and everything else
-says how large an effect these questions cannot exclude.
+p values are those of single tests, not corrected for their number. What they say in words is in `audit_words.py`.
 """
 
 import csv
@@ -18,12 +14,9 @@ from typing import Any
 import numpy as np
 
 from vital_jax.evaluate.paired import compare
-from vital_jax.evaluate.replacements import OTHER, REPLAYED, SAME
 from vital_jax.evaluate.score import markdown
 from vital_jax.statistics import wilson
 
-MARGIN = 0.02  # differences of accuracy up to 2 points are called none
-FEW = 0.1  # where not one answer changed, that is called none if at most this share of others would
 ACCURACY = "accuracy"
 TOKENS, SWEEP, IMAGES, MIRROR = "token replacement", "K sweep", "image", "mirror"
 LATENTS, TEXT, REGIONS, CALIBRATION = "latents", "text decoder", "retrieval", "calibration"
@@ -154,86 +147,6 @@ def lines_of_calibration(name: str, found: Mapping[str, Any]) -> list[Line]:
         Line(CALIBRATION, f"{name}, best order", "AURC", n, found["aurc_best"]),
         Line(CALIBRATION, f"{name}, no order", "AURC", n, found["error"]),
     ]
-
-
-# --- in words -------------------------------------------------------------------------------------
-
-# What is done to the run, what follows from an effect and what from none.
-_SAYS = {
-    (TOKENS, OTHER): (
-        "Replacing latents by those of another sample",
-        "the answers depend on what the latents hold",
-        "the answers do not depend on what the latents hold",
-    ),
-    (TOKENS, SAME): (
-        "Taking them from another sample that asks the same",
-        "the answers depend on what the latents hold about this image",
-        "the answers do not depend on what the latents hold about this image",
-    ),
-    (TOKENS, "mean latent"): (
-        "Putting the mean over all questions into the slots",
-        "the answers depend on more than what all latents have in common",
-        "what all latents have in common is enough",
-    ),
-    (TOKENS, "zeros"): (
-        "Putting zeros into the slots",
-        "zeros do not serve as latents do",
-        "nothing needs to stand in the slots",
-    ),
-    (SWEEP, NO_STEPS): (
-        "Taking no latent step at all",
-        "the steps matter to the answers",
-        "the steps, though trained, are not needed for these answers",
-    ),
-    (IMAGES, SWAPPED): (
-        "Showing the image of another question",
-        "the answers depend on the image",
-        "the answers do not depend on the image",
-    ),
-}
-
-
-def sentence(line: Line) -> str:
-    """What a difference from the run says, by the rule of this file's head."""
-    what, effect, none = _SAYS[line.audit, line.what]
-    low, high = line.difference_low, line.difference_high
-    if not line.changed:
-        most = wilson(0, line.n)[1]
-        said = f"{what} changes none of {line.n} answers (95 % interval 0 to {100 * most:.1f} %)"
-        if most > FEW:
-            return f"{said}: no effect is shown, and so few questions cannot exclude one on that share of the answers."
-        return f"{said}: on these questions {none}."
-    said = f"{what} changes accuracy by {100 * line.difference:+.1f} points"
-    if low is None:
-        return f"{said} (N = {line.n}, all about one image: no interval, nothing follows)."
-    said += f" (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, N = {line.n}; {100 * line.changed:.0f} % of the answers change)"
-    if low > 0:
-        return f"{said}: {effect}, and the run's own serve them worse."
-    if high < 0:
-        return f"{said}: {effect}."
-    if low >= -MARGIN and high <= MARGIN:
-        return f"{said}: on these questions {none}, as far as accuracy shows."
-    most = 100 * max(-low, high)
-    return f"{said}: no effect is shown, and these questions cannot exclude one of {most:.1f} points."
-
-
-def sentences(lines: Sequence[Line]) -> list[str]:
-    """What the audits say, the latents first."""
-    found = {(line.audit, line.what): line for line in lines if line.measure == ACCURACY}
-    said = [sentence(found[key]) for key in _SAYS if key in found]
-    swaps = [line for line in lines if line.measure == SIDES]
-    if swaps:
-        moved = swaps[0]
-        said.append(
-            f"In a mirrored image {100 * moved.value:.0f} % of the answers that name a side change to the other side as they must "
-            f"(95 % interval {100 * moved.low:.0f} to {100 * moved.high:.0f}, N = {moved.n}); an answer that ignores the image never does."
-        )
-    if (again := found.get((TOKENS, REPLAYED))) and again.changed:
-        said.append(
-            f"Caution: replaying the run's own latents changes {100 * again.changed:.1f} % of the answers, which is rounding alone; "
-            "read smaller effects as noise."
-        )
-    return said
 
 
 # --- as text --------------------------------------------------------------------------------------

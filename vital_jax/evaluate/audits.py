@@ -25,6 +25,7 @@ import numpy as np
 from vital_jax.construct.pages import write_text
 from vital_jax.evaluate import audit_table as table
 from vital_jax.evaluate import evidence, mirror
+from vital_jax.evaluate.audit_words import EACH_OWN, sentences
 from vital_jax.evaluate.calibration import calibration
 from vital_jax.evaluate.geometry import shape_of
 from vital_jax.evaluate.preview import shuffled
@@ -212,7 +213,7 @@ class _Audit:
             self._text()
             self._retrieval()
         self._calibration()
-        said = table.sentences(self.lines)
+        said = sentences(self.lines)
         out = {"lines": [asdict(line) for line in self.lines], "sentences": said, "left_out": self.left_out}
         self.store.finish(out | self.found)
         return out | self.found
@@ -267,7 +268,7 @@ class _Audit:
         n = len(s.records)
         asked = {f"K = {K}": [K] * n for K in range(s.max_steps + 1)}
         if len(set(s.own_steps)) > 1:
-            asked["K of each record"] = s.own_steps
+            asked[EACH_OWN] = s.own_steps
         for name, steps in asked.items():
             after = self.own if steps == s.steps else self._answers(name, lambda k=steps: s.ask(s.records, k))
             self._compare(table.SWEEP, name, after, right, np.ones(n, bool))

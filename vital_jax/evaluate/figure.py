@@ -177,7 +177,7 @@ def drawings(found: Mapping[str, Any]) -> list[str]:
             ]
             for name, steps in text.items()
         }
-        made.append(lines("What the text decoder needs the latents for", curves, "step", "nats per token"))
+        made.append(lines("Cross-entropy of the text decoder, by latents", curves, "step", "nats per token"))
     for name, one in found.get("calibration", {}).items():
         bins = [(confidence, right, None, None) for _, confidence, right in one["reliability"]]
         title = f"Reliability: {name}"

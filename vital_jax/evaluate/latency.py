@@ -27,13 +27,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from vital_jax.latent.choose import Decoding, Sampling
+from vital_jax.latent.decode import Asked, Decoded, Plan, State, decoded, proceed, respond, start
+from vital_jax.latent.decode import Rows as Answers
 from vital_jax.latent.engine import Engine, Request
-from vital_jax.latent.loop import Prompt, Variables, embed, empty_suffix, prefill, think
-from vital_jax.latent.sample import Decoding, decode, respond
+from vital_jax.latent.loop import Prompt, Variables, embed, prefill
 from vital_jax.models.backbone import Backbone
+from vital_jax.pipeline.segments import LATENT
 
 STAGES = ("image", "prefill", "latent", "decode")
 FORMS = {"eager": "eager, dynamic cache", "compiled": "torch.compile, static cache"}  # of transformers
@@ -45,7 +47,6 @@ _PAUSE = 0.01  # seconds; threads that wait for more work go to sleep before the
 Rows = dict[str, np.ndarray]
 _embed = jax.jit(embed, static_argnums=0)
 _prefill = jax.jit(prefill, static_argnums=0)
-_decode = jax.jit(decode, static_argnames=("model", "decoding"))
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,21 @@ class Timed:
         self.times.setdefault(part, []).append(seconds / self.rows)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _latents(model: Backbone, variables: Variables, prompt: Prompt, z0: jax.Array, K: int):
-    """z_0..z_K [B, 1, K + 1, D] from z0 [B, D], and their cache: what `latent.sample.sample` does between prefill and decode."""
-    states = z0[:, None, None]
-    if not K:
-        return states, empty_suffix(prompt, 1, 0)
-    z, suffix = think(model, variables, prompt, z0[:, None], K)
-    return jnp.concatenate([states, z], axis=2), suffix
+@functools.partial(jax.jit, static_argnames=("model", "plan"))
+def _latents(
+    model: Backbone, variables: Variables, batch: Rows, prompt: Prompt, z0: jax.Array, plan: Plan, sampling: Sampling
+) -> tuple[Asked, Answers]:
+    """The latents of every row, and the choice of its first token."""
+    state = start(model, variables, batch, prompt, z0, plan, sampling)
+    return state.asked, proceed(model, variables, state, plan, only=LATENT)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "plan"))
+def _decode(
+    model: Backbone, variables: Variables, prompt: Prompt, z0: jax.Array, asked: Asked, rows: Answers, plan: Plan
+) -> Decoded:
+    """The rest of the answers."""
+    return decoded(proceed(model, variables, State(prompt, asked, None, rows), plan), z0)
 
 
 # --- our side -------------------------------------------------------------------------------------------------------
@@ -115,15 +123,25 @@ def _latents(model: Backbone, variables: Variables, prompt: Prompt, z0: jax.Arra
 
 def program(engine: Engine, variables: Variables, batches: Sequence[Rows], K: int, decoding: Decoding):
     """The one program over all batches, results fetched as `Engine.ask` fetches them: (seconds, tokens, log_probs), [rows, T] each."""
-    start = time.perf_counter()
-    found = [jax.device_get(respond(engine.model, variables, rows, K, decoding)) for rows in batches]
-    seconds = time.perf_counter() - start
-    return seconds, *(np.concatenate([getattr(x, name)[:, 0] for x in found]) for name in ("tokens", "log_probs"))
+    begun = time.perf_counter()
+    plan = engine.plan(K, decoding.length)
+    found = [
+        jax.device_get(respond(engine.model, variables, rows, plan, decoding.rows(len(rows["lengths"]))))
+        for rows in batches
+    ]
+    seconds = time.perf_counter() - begun
+    return seconds, *map(np.concatenate, zip(*(_answers(x, decoding) for x in found), strict=True))
+
+
+def _answers(found: Decoded, decoding: Decoding) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and log-probabilities [B, T] of one answer a prompt; the first end token fills what follows."""
+    tokens, log_probs = found.answers(decoding.length, decoding.ends[0])
+    return tokens[:, 0], log_probs[:, 0]
 
 
 def stages(engine: Engine, variables: Variables, batches: Sequence[Rows], K: int, decoding: Decoding):
     """The same, stage by stage: ({stage: seconds}, tokens [rows, T])."""
-    seconds, tokens = dict.fromkeys(STAGES, 0.0), []
+    seconds, tokens, plan = dict.fromkeys(STAGES, 0.0), [], engine.plan(K, decoding.length)
     for rows in batches:
         marks = [time.perf_counter()]
 
@@ -134,12 +152,12 @@ def stages(engine: Engine, variables: Variables, batches: Sequence[Rows], K: int
 
         prefix = ready(_embed(engine.model, variables, rows))
         z0, prompt = ready(_prefill(engine.model, variables, prefix, rows["next_position"]))
-        states, suffix = ready(_latents(engine.model, variables, prompt, z0, K))
-        steps = rows["latent_steps"][:, None]
-        found = _decode(engine.model, variables, prompt, states, suffix, steps, decoding)
-        tokens.append(ready(jax.device_get(found))[0][:, 0])
-        for stage, (start, end) in zip(STAGES, pairwise(marks), strict=True):
-            seconds[stage] += end - start
+        sampling = decoding.rows(len(rows["lengths"]))
+        asked, answers = ready(_latents(engine.model, variables, rows, prompt, z0, plan, sampling))
+        found = _decode(engine.model, variables, prompt, z0, asked, answers, plan)
+        tokens.append(_answers(ready(jax.device_get(found)), decoding)[0])
+        for stage, (begun, end) in zip(STAGES, pairwise(marks), strict=True):
+            seconds[stage] += end - begun
     return seconds, np.concatenate(tokens)
 
 

@@ -66,7 +66,15 @@ def page(
 def _score(metric: Any) -> list[str]:
     ends = (metric.low, metric.high)
     interval = "none" if None in ends else " to ".join(map(percent, ends))
-    return [metric.measure, metric.group, str(metric.n), percent(metric.value), interval, metric.interval, metric.rule]
+    return [
+        metric.measure,
+        metric.group,
+        *map(str, (metric.n, metric.unread)),
+        percent(metric.value),
+        interval,
+        metric.interval,
+        metric.rule,
+    ]
 
 
 def _card(item: Item, row: Row, answer: Row, album: "_Album") -> dict[str, Any]:

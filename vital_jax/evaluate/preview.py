@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vital_jax.evaluate.score import Row, judge
-from vital_jax.latent.engine import Engine, Reply, in_order, with_images
+from vital_jax.latent.engine import Reply, in_order, with_images
 from vital_jax.latent.loop import variables_of
-from vital_jax.methods.base import Method
+from vital_jax.methods.base import Budgets, Method
 from vital_jax.pipeline.feed import Feed
 
 
@@ -40,7 +40,7 @@ def ask(
     asked = [feed.source[int(number)] for number in numbers]
     if images is not None:
         asked = [with_images(record, feed.source[int(i)]) for record, i in zip(asked, images, strict=True)]
-    engine = Engine(method.model, feed.encoder, feed.buckets)
+    engine = method.engine(feed.encoder, feed.buckets, Budgets(feed.answer, feed.chain, feed.written))
     decoding = engine.decoding(length or feed.answer)
     return in_order(engine.ask(variables_of(params), asked, max_steps, decoding, eval_k, batch))
 

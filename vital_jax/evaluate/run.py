@@ -30,9 +30,9 @@ from vital_jax.evaluate.evidence import latents
 from vital_jax.evaluate.items import Item, Picture, read_picture
 from vital_jax.evaluate.protocols.core import SHOWN, Protocol
 from vital_jax.evaluate.score import Row
+from vital_jax.latent.choose import Decoding
 from vital_jax.latent.engine import Engine, Reply, in_order
 from vital_jax.latent.loop import Variables
-from vital_jax.latent.sample import Decoding
 from vital_jax.pipeline.images import decode
 
 # Of [rows, K, D] latents, the text of each step of each row.

@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw
 from vital_jax.construct.pages import records_folder
 from vital_jax.explain.case import Similar
 from vital_jax.pipeline.features import RoiFeatures
-from vital_jax.pipeline.images import decode, decode_mask
+from vital_jax.pipeline.images import decode
+from vital_jax.pipeline.masks import decode_mask
 from vital_jax.pipeline.records import RecordSource
 
 BLOCK = 4096  # rows of the bank whose cosines are held at once

@@ -23,7 +23,8 @@ from vital_jax.explain.pointing import Baselines, Pointed
 from vital_jax.hub.encoders import Encoder, identity, load_encoder
 from vital_jax.latent.engine import Reply, Request
 from vital_jax.latent.scaffold import VisualProjector
-from vital_jax.pipeline.images import decode, decode_mask
+from vital_jax.pipeline.images import decode
+from vital_jax.pipeline.masks import decode_mask
 from vital_jax.scoring.text import normalise
 
 SIMILAR = 3

@@ -8,6 +8,7 @@ the end.
     OUT/                        merged weights, or the adapter (`peft`)
     OUT/adapter/                the adapter, where both are asked for
     OUT/custom_generate/        the loop for `model.generate`
+    OUT/feedback.safetensors    a method's modules inside the loop, where it has some
     OUT/explain/                text decoder and projectors, which answering does not need
     OUT/vital.json, README.md   what this package needs to load it again; the model card
 """
@@ -16,7 +17,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ import vital_jax
 from vital_jax.hub import card, peft
 from vital_jax.hub.load import check_coverage
 from vital_jax.hub.safetensors import Tensor, read_folder
+from vital_jax.hub.tokens import FEEDBACK, feedback_name, moved, replacing, tokenizer_files
 from vital_jax.hub.writing import (
     SHARD,
     Content,
@@ -44,6 +46,7 @@ from vital_jax.models.config import LoraConfig, read_json
 from vital_jax.models.families import backbone_entries, read_config, read_text_config
 from vital_jax.models.lora import merge_lora
 from vital_jax.models.names import Entry, decoder_entries
+from vital_jax.models.tokens import TABLES
 from vital_jax.pipeline.images import ImageConfig
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.training.partition import flatten
@@ -55,6 +58,7 @@ _COPIED = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|vocab|special_tokens_map|added_tokens|chat_template|preprocessor_config"
     r"|video_preprocessor_config|processor_config)\.json|merges\.txt|chat_template\.jinja|LICENSE.*|NOTICE.*"
 )
+_TOKENIZER = re.compile(r"(tokenizer|tokenizer_config|vocab|special_tokens_map|added_tokens)\.json|merges\.txt")
 _GENERATE = Path(__file__).parent / "custom_generate" / "generate.py"
 
 
@@ -67,6 +71,7 @@ class TrainedRun(Protocol):
     leaves: Mapping[str, Any]
     latent_steps: int
     latent_state: str
+    tokens: Mapping[str, int]
     base: Path
     text_decoder: Path
 
@@ -126,6 +131,7 @@ def _facts(run: TrainedRun, form: str, base_name: str) -> dict[str, Any]:
         "form": form,
         "latent_steps": run.latent_steps,
         "latent_state": run.latent_state,
+        "tokens": dict(run.tokens),
         "base": {"name": base_name, "fingerprint": run.meta["base_fingerprint"]},
         "model": {"dtype": model.dtype, "param_dtype": model.param_dtype},
         "data": {
@@ -135,7 +141,9 @@ def _facts(run: TrainedRun, form: str, base_name: str) -> dict[str, Any]:
             "buckets": [list(bucket) for bucket in data.buckets],
             "answer": data.answer,
             "chain": data.chain,
+            "written": data.written,
         },
+        "method": run.config.method.to_dict(),
         "switches": dict(run.meta["switches"]),
         "step": run.meta["step"],
     }
@@ -151,16 +159,21 @@ def _weights(
     prefix: str,
     dtype: Any,
     lora: LoraConfig | None = None,
+    added: Sequence[int] = (),
 ) -> dict[str, Pending]:
     """A model's tensors in the order of the name table: the folder's, or where the run trained a leaf that one, adapters merged in.
 
     Going leaf by leaf, a stacked leaf of the checkpoint is read once; a layer-by-layer order would read all of them for every layer.
     """
     tensors, pending = read_folder(folder), {}
+    deltas = {f"base/{path}": f"tokens/{side}" for side, path in TABLES.items() if f"tokens/{side}" in leaves}
     for entry in entries:
         for layer, name in enumerate(entry.names):
+            kept = np.dtype(dtype or tensors[name].dtype)
             make = partial(_tensor, entry, layer, tensors[name], leaves, prefix, lora)
-            pending[name] = Pending(tensors[name].shape, np.dtype(dtype or tensors[name].dtype), make)
+            if (delta := deltas.get(f"{prefix}/{entry.path}")) is not None:
+                make = partial(moved, make, added, leaves, delta, kept)
+            pending[name] = Pending(tensors[name].shape, kept, make)
     return pending
 
 
@@ -186,8 +199,16 @@ def _copies(folder: Path) -> dict[str, Content]:
 def _merged(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict[str, Content]:
     config = read_config(run.base)
     lora = LoraConfig(**run.config.lora) if run.config.lora.rank else None
-    pending = _weights(backbone_entries(config), run.base, leaves, "base", dtype, lora)
-    return _copies(run.base) | _completed(run.base) | shards(pending, largest)
+    pending = _weights(backbone_entries(config), run.base, leaves, "base", dtype, lora, sorted(run.tokens.values()))
+    return _copies(run.base) | _completed(run.base) | _tokenizer(run) | shards(pending, largest)
+
+
+def _tokenizer(run: TrainedRun) -> dict[str, Content]:
+    """The base's tokenizer with the added tokens in it; empty where there are none."""
+    if not run.tokens:
+        return {}
+    copied = {name: path for name, path in _copies(run.base).items() if _TOKENIZER.fullmatch(name)}
+    return copied | tokenizer_files(run.base, run.tokens)
 
 
 def mended_config(base: Path) -> dict[str, Any] | None:
@@ -231,14 +252,28 @@ def _adapter(run: TrainedRun, leaves: _Leaves, base_name: str) -> dict[str, Cont
             f"{run.folder} trained {len(trained)} leaves of its base too ({trained[0]}), which no adapter can hold: export it as merged"
         )
     lora = LoraConfig(**run.config.lora)
-    known, pending, paths = peft.adapter_leaves(read_config(run.base), lora), {}, []
+    config = read_config(run.base)
+    known, pending, paths = peft.adapter_leaves(config, lora), {}, []
     for path in leaves.under("lora/"):
         leaf = known[path.removeprefix("lora/")]
         paths.append(path.removeprefix("lora/"))
         for layer, name in enumerate(leaf.names):
             make = lambda path=path, layer=layer: leaves[path][layer]  # noqa: E731
             pending[name] = Pending(leaf.shape[1:], np.float32, make)
-    return {peft.CONFIG: as_json(peft.adapter_config(paths, lora, base_name)), peft.WEIGHTS: pending}
+    modules, base, added = {}, read_folder(run.base), sorted(run.tokens.values())
+    for side, module in peft.token_modules(config).items() if added else ():
+        modules[module] = added
+        make = partial(replacing, base[f"{module}.weight"].rows, added, leaves, f"tokens/{side}")
+        pending[peft.rows_name(module)] = Pending(leaves.shape(f"tokens/{side}"), np.float32, make)
+    settings = as_json(peft.adapter_config(paths, lora, base_name, modules))
+    return _tokenizer(run) | {peft.CONFIG: settings, peft.WEIGHTS: pending}
+
+
+def _feedback(leaves: _Leaves) -> dict[str, Content]:
+    paths = leaves.under("feedback/")
+    make = {path: partial(leaves.__getitem__, path) for path in paths}
+    tensors = {feedback_name(path): Pending(leaves.shape(path), np.float32, make[path]) for path in paths}
+    return {FEEDBACK: tensors} if tensors else {}
 
 
 def _explain(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict[str, Content]:
@@ -338,6 +373,7 @@ def export(
 
     def whole(form: str) -> dict[str, Content]:
         files = _merged(run, leaves, dtype, shard) if form == "merged" else _adapter(run, leaves, base_name)
+        files |= _feedback(leaves)
         return files | {"custom_generate/generate.py": _loop(run), FACTS: as_json(_facts(run, form, base_name))}
 
     files = whole("merged" if form == "both" else form) | scaffold

@@ -18,6 +18,7 @@ from vital_jax.hub.export import FACTS
 from vital_jax.hub.load import load_backbone, load_text_decoder
 from vital_jax.hub.place import check_base, located
 from vital_jax.hub.safetensors import read_header
+from vital_jax.hub.tokens import deltas, read_feedback
 from vital_jax.models.config import LoraConfig, read_json
 from vital_jax.models.families import read_config
 from vital_jax.training.partition import unflatten
@@ -32,14 +33,20 @@ class Exported:
     Attributes:
       base: the folder with configuration, tokenizer and weights: the folder itself, or the adapter's base.
       lora: the adapter's settings, None in a merged folder.
+      added, tokens: rows of the vocabulary that the tree `tokens` moves, and the texts of added tokens that the base does not know; both
+        empty in a merged folder, whose tables and tokenizer hold them.
       latent_steps: the largest K it was trained with; 0 where nobody recorded one. latent_state: which state is fed back.
-      dtype: to compute in. max_pixels, system, buckets, answer: as the run had them (None, None, () and None where not recorded).
+      dtype: to compute in.
+      max_pixels, system, buckets, answer, written: as the run had them; None, None, (), None and 0 where not recorded.
+      method: the settings of the method that trained it; empty where not recorded.
       text_decoder, chain: the folder that reads latents as text, where one came along, and the most tokens of a step.
-      read_params: reads {base, lora?}, and with `steps=True` the scaffold {pj_in, text_decoder} too.
+      read_params: reads {base, lora?, tokens?, feedback?}, and with `steps=True` the scaffold {pj_in, text_decoder} too.
     """
 
     base: Path
     lora: LoraConfig | None
+    added: tuple[int, ...]
+    tokens: tuple[str, ...]
     latent_steps: int
     latent_state: str
     dtype: Any
@@ -47,6 +54,8 @@ class Exported:
     system: str | None
     buckets: tuple[tuple[int, int], ...]
     answer: int | None
+    written: int
+    method: dict[str, Any]
     text_decoder: Path | None
     chain: int
     read_params: Callable[..., dict[str, Any]]
@@ -68,10 +77,12 @@ def open_exported(folder: str | Path, base: str | Path | None = None) -> Exporte
     folder = Path(folder)
     facts = _facts(folder)
     tree: dict[str, Any] = {}
-    lora, home = None, folder
+    lora, home, added, rows = None, folder, (), {}
     if peft.is_adapter(folder):
         home = _base_of(folder, base, facts)
-        tree["lora"], lora = peft.load_adapter(folder, read_config(home))
+        config = read_config(home)
+        tree["lora"], lora = peft.load_adapter(folder, config)
+        added, rows = peft.load_rows(folder, config)
     elif base is not None:
         raise ValueError(f"{folder} holds a whole model: a base is for adapters")
     model, data = facts.get("model", {}), facts.get("data", {})
@@ -79,6 +90,8 @@ def open_exported(folder: str | Path, base: str | Path | None = None) -> Exporte
     return Exported(
         base=home,
         lora=lora,
+        added=added,
+        tokens=tuple(facts.get("tokens", ())) if added else (),
         latent_steps=facts.get("latent_steps", 0),
         latent_state=facts.get("latent_state", "post_norm"),
         dtype=jnp.dtype(model.get("dtype", "bfloat16")),
@@ -86,9 +99,11 @@ def open_exported(folder: str | Path, base: str | Path | None = None) -> Exporte
         system=data.get("system"),
         buckets=tuple(map(tuple, data.get("buckets", ()))),
         answer=data.get("answer"),
+        written=data.get("written", 0),
+        method=facts.get("method", {}),
         text_decoder=text if text.is_dir() else None,
         chain=data.get("chain", 0),
-        read_params=partial(_read, folder, home, tree, jnp.dtype(model.get("param_dtype", "bfloat16"))),
+        read_params=partial(_read, folder, home, tree, (added, rows), jnp.dtype(model.get("param_dtype", "bfloat16"))),
     )
 
 
@@ -120,8 +135,20 @@ def _base_of(folder: Path, given: str | Path | None, facts: dict[str, Any]) -> P
     return located([Path(given or named)], check, absent)
 
 
-def _read(folder: Path, home: Path, tree: dict[str, Any], dtype: Any, steps: bool = False) -> dict[str, Any]:
-    found = {"base": load_backbone(home, None, dtype)[1], **jax.tree.map(jnp.asarray, tree)}
+def _read(
+    folder: Path,
+    home: Path,
+    tree: dict[str, Any],
+    tokens: tuple[tuple[int, ...], dict[str, Any]],
+    dtype: Any,
+    steps: bool = False,
+) -> dict[str, Any]:
+    model, base = load_backbone(home, None, dtype)
+    found = {"base": base, **jax.tree.map(jnp.asarray, tree)}
+    if tokens[0]:
+        found["tokens"] = deltas(base, model.config.decoder, *tokens)
+    if feedback := read_feedback(folder):
+        found["feedback"] = feedback
     if steps:
         tensors = read_header(folder / "explain" / "projector.safetensors")
         pj_in = {"kernel": tensors["pj_in.linear.weight"].rows(), "bias": tensors["pj_in.linear.bias"].rows()}

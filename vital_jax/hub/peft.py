@@ -5,7 +5,7 @@ is transposed. Which module a leaf belongs to is read from the one name table. P
 full names: a list of suffixes such as `gate_proj` would also reach the vision towers of other backbones.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from vital_jax.hub.safetensors import read_header
 from vital_jax.models.config import BackboneConfig, LoraConfig, read_json
 from vital_jax.models.families import backbone_entries
 from vital_jax.models.lora import init_lora
+from vital_jax.models.tokens import TABLES, check_added, sides
 from vital_jax.training.partition import flatten, unflatten
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -32,7 +33,6 @@ _PLAIN = {
     "alpha_pattern": {},
     "alora_invocation_tokens": None,
     "target_parameters": None,
-    "trainable_token_indices": None,
     "layer_replication": None,
 }
 
@@ -56,8 +56,25 @@ def adapter_leaves(config: BackboneConfig, lora: LoraConfig) -> dict[str, Leaf]:
     return leaves
 
 
-def adapter_config(paths: Iterable[str], lora: LoraConfig, base_name: str) -> dict[str, Any]:
-    """The contents of adapter_config.json. `paths` are those of the `lora` tree's leaves, `base_name` the model the adapter belongs to."""
+def token_modules(config: BackboneConfig) -> dict[str, str]:
+    """The module whose rows each delta of the tree `tokens` moves, by side; PEFT shares those of a tied head as we do."""
+    names = {entry.path: entry.names[0].removesuffix(".weight") for entry in backbone_entries(config)}
+    return {side: names[TABLES[side]] for side in sides(config.decoder)}
+
+
+def rows_name(module: str) -> str:
+    """The tensor of a module's trained rows [n, D]."""
+    return f"{_PREFIX}{module}.token_adapter.trainable_tokens_delta"
+
+
+def adapter_config(
+    paths: Iterable[str], lora: LoraConfig, base_name: str, tokens: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, Any]:
+    """The contents of adapter_config.json.
+
+    Args:
+      paths: of the `lora` tree's leaves. base_name: the model the adapter belongs to. tokens: rows that trained, by module.
+    """
     modules: dict[str, set[str]] = {}
     for path in paths:
         _, _, module, projection, _ = path.split("/")
@@ -78,6 +95,7 @@ def adapter_config(paths: Iterable[str], lora: LoraConfig, base_name: str) -> di
         "use_dora": False,
         "modules_to_save": None,
         "init_lora_weights": True,
+        **({"trainable_token_indices": {module: list(rows) for module, rows in tokens.items()}} if tokens else {}),
     }
 
 
@@ -110,6 +128,8 @@ def _lora_config(folder: Path) -> LoraConfig:
 def load_adapter(folder: str | Path, config: BackboneConfig) -> tuple[dict[str, Any], LoraConfig]:
     """A PEFT folder as (our `lora` tree in float32, its settings). A projection without adapter has no leaves, a layer without one zeros.
 
+    What it trained of a vocabulary's rows is `load_rows`'s.
+
     Raises: FileNotFoundError without its two files; ValueError naming the file for another kind of adapter, for tensors that belong to no
       projection of this language model (those of a vision tower, say) or do not fit it.
     """
@@ -120,6 +140,8 @@ def load_adapter(folder: str | Path, config: BackboneConfig) -> tuple[dict[str, 
         hint = f"; {pickle.name} is a pickle and is not read: save it as safetensors" if pickle.is_file() else ""
         raise FileNotFoundError(f"{path} not found{hint}")
     tensors, leaves = read_header(path), {}
+    for module in _indices(folder, config).values():
+        tensors.pop(rows_name(module[0]), None)
     for place, leaf in adapter_leaves(config, lora).items():
         if found := {layer: tensors.pop(name) for layer, name in enumerate(leaf.names) if name in tensors}:
             leaves[place] = np.zeros(leaf.shape, np.float32)
@@ -137,3 +159,47 @@ def load_adapter(folder: str | Path, config: BackboneConfig) -> tuple[dict[str, 
     if not leaves:
         raise ValueError(f"{path} holds no adapter")
     return unflatten(leaves), lora
+
+
+def _indices(folder: Path, config: BackboneConfig) -> dict[str, tuple[str, list[int]]]:
+    """side -> (module, rows) of `trainable_token_indices`: a list for the embeddings, or lists by the end of a module's name."""
+    where, modules = f"{folder}/{CONFIG}", token_modules(config)
+    given = read_json(folder, CONFIG).get("trainable_token_indices") or {}
+    found: dict[str, tuple[str, list[int]]] = {}
+    for name, rows in (given if isinstance(given, dict) else {modules["input"]: given}).items():
+        side = next((side for side, module in modules.items() if f".{module}".endswith(f".{name}")), None)
+        if side is None and config.decoder.tied and name == "lm_head":
+            continue  # shared with the embeddings
+        if side is None:
+            raise ValueError(
+                f"{where}: trainable_token_indices of {name!r} are not read; use {' and '.join(modules.values())}"
+            )
+        found[side] = modules[side], list(rows)
+    if len({tuple(rows) for _, rows in found.values()}) > 1:
+        raise ValueError(f"{where}: trainable_token_indices differ between {' and '.join(found)}; train the same rows")
+    return found
+
+
+def load_rows(folder: str | Path, config: BackboneConfig) -> tuple[tuple[int, ...], dict[str, np.ndarray]]:
+    """The rows of the vocabulary that a PEFT adapter trained: their numbers, ascending, and by side what stands there [n, D] float32.
+
+    Raises: ValueError naming the file for rows of other modules, rows that differ between the two sides or do not fit the base.
+    """
+    folder = Path(folder)
+    indices, rows = _indices(folder, config), {}
+    if not indices:
+        return (), {}
+    tensors, path = read_header(folder / WEIGHTS), folder / WEIGHTS
+    (_, numbers), *_ = indices.values()
+    order = np.argsort(numbers)
+    for side, (module, _) in indices.items():
+        tensor = tensors.get(rows_name(module))
+        if tensor is None or tensor.shape != (len(numbers), config.decoder.width):
+            held = "not there" if tensor is None else list(tensor.shape)
+            raise ValueError(
+                f"{path}: {rows_name(module)} is {held}, this base needs {[len(numbers), config.decoder.width]}"
+            )
+        rows[side] = tensor.rows().astype(np.float32)[order]
+    added = tuple(int(numbers[i]) for i in order)
+    check_added(added, config.decoder)
+    return added, rows

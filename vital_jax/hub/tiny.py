@@ -22,6 +22,9 @@ from vital_jax.models.families import backbone_entries, read_config, read_text_c
 from vital_jax.models.names import Entry, decoder_entries, siglip_entries
 from vital_jax.models.siglip import SiglipVision, init_siglip
 
+_SPARE = (
+    16  # rows of the vocabulary behind the tokenizer's last, as published checkpoints have; added tokens stand there
+)
 _CONTROL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -112,7 +115,7 @@ def write_backbone(
     text = {
         "model_type": "qwen3_vl_text",
         "hidden_act": "silu",
-        "vocab_size": size,
+        "vocab_size": size + _SPARE,
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": width // 32,

@@ -7,19 +7,21 @@ an eighth, and rows in powers of two.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from vital_jax.latent.choose import Decoding, row_keys
+from vital_jax.latent.decode import Decoded, Feed, Plan, Span, respond
 from vital_jax.latent.loop import Variables
-from vital_jax.latent.sample import Decoding, Sample, respond, row_keys
 from vital_jax.models.backbone import Backbone
 from vital_jax.pipeline.batch import Encoder, Layout, collate
+from vital_jax.pipeline.segments import FORCED, LATENT, TOKEN, Segment, Suffix
 
-EVAL_K = {"fixed": "phase_max", "per_sample": "per_sample"}  # how rows choose their steps, in the layout's words
+EVAL_K = {"fixed": "all", "per_sample": "own"}  # how rows choose their steps, in a segment's words
 _TILE = 64
 
 
@@ -50,8 +52,9 @@ class Reply:
 
     Attributes:
       text: without special tokens. tokens, log_probs: its ids and their natural log-probabilities at temperature 1, the end token included
-        where it came. complete: whether it came; otherwise the answer was cut.
+        where it came. complete: whether it came, or a stop sequence; otherwise the answer was cut.
       latent_steps: K_i, the steps taken. u, z: [K_i, D] float32, inputs and outputs of the steps. z0: [D], the state after the prompt.
+      chain: what was written before the answer, without forced text; empty where nothing was.
     """
 
     text: str
@@ -62,6 +65,7 @@ class Reply:
     u: np.ndarray
     z: np.ndarray
     z0: np.ndarray
+    chain: str = ""
 
     @property
     def log_prob(self) -> float:
@@ -75,6 +79,12 @@ def rounded(number: int) -> int:
     return -(-number // tile) * tile
 
 
+def latents_then_answer(latent_steps: int, eval_k: str, length: int) -> Suffix:
+    """The plain suffix: K latents, then an answer of up to `length` tokens."""
+    latent = Segment("latent", "latent", latent_steps, count=EVAL_K[eval_k], cut=True)
+    return Suffix((latent, Segment("tokens", "answer", length, source="answer")))
+
+
 @dataclass(frozen=True, eq=False)
 class Engine:
     """A backbone and what turns questions into its rows.
@@ -82,20 +92,37 @@ class Engine:
     Attributes:
       model: the backbone. encoder: questions to rows.
       buckets: (S, P) budgets that training used; a question that fits none takes rounded sizes.
+      asking: (K, eval_k, T) -> the suffix in use, bound to tokens, where a method has another than the plain one.
+      feed, span: as in `decode.Plan`.
     """
 
     model: Backbone
     encoder: Encoder
     buckets: tuple[tuple[int, int], ...] = ()
+    asking: Callable[[int, str, int], Suffix] = latents_then_answer
+    feed: Feed | None = None
+    span: Span | None = None
 
     @functools.cached_property
     def ends(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
         return self.encoder.prompter.end_token_ids
 
-    def decoding(self, length: int, temperature: float = 0.0, top_p: float = 1.0) -> Decoding:
-        """How this model writes answers of up to `length` tokens. Raises: ValueError as `Decoding`."""
-        return Decoding(length, self.ends, temperature, top_p)
+    def decoding(self, length: int, temperature: float = 0.0, top_p: float = 1.0, **more: Any) -> Decoding:
+        """How this model writes answers of up to `length` tokens; more: as `Decoding`. Raises: ValueError as `Decoding`."""
+        return Decoding(length, self.ends, temperature, top_p, **more)
+
+    def plan(self, latent_steps: int, length: int, eval_k: str = "fixed") -> Plan:
+        """What a program writes. Raises: ValueError for another `eval_k`."""
+        if eval_k not in EVAL_K:
+            raise ValueError(f"unknown eval_k={eval_k!r}: use {' or '.join(EVAL_K)}")
+        return Plan(self.asking(latent_steps, eval_k, length), self.feed, self.span)
+
+    def banned(self, plan: Plan) -> np.ndarray:
+        """[V] bool: control tokens and rows without a token, but for those that end an answer or are a part of the plan."""
+        literal = [token for segment in plan.suffix.segments for token in segment.ids]
+        allowed = [*self.ends, *literal, *(plan.span or ())[::2]]
+        return self.encoder.prompter.banned(self.model.config.decoder.vocab, tuple(allowed))
 
     def shape(self, request: Request) -> tuple[int, int]:
         """(S, P) of the program that answers this question. Reads image headers. Raises: ValueError naming the question."""
@@ -117,19 +144,19 @@ class Engine:
           latent_steps: K. eval_k: `fixed` (every row takes K steps) or `per_sample` (each its record's own number, at most K).
         Raises: ValueError for another `eval_k`, or naming a question that cannot become a row.
         """
-        if eval_k not in EVAL_K:
-            raise ValueError(f"unknown eval_k={eval_k!r}: use {' or '.join(EVAL_K)}")
+        # Of what stands behind the prompts, only the numbers of latents are a part of the rows.
+        latents = Suffix(self.plan(latent_steps, 1, eval_k).suffix.of_kind("latent"))
         places: dict[tuple[int, int], list[int]] = {}
         for place, request in enumerate(requests):
             places.setdefault(self.shape(request), []).append(place)
         for (S, P), chosen in sorted(places.items(), reverse=True):
-            layout = Layout(S, P, 0, latent_steps, train_k=EVAL_K[eval_k], cap=True)
+            layout = Layout(S, P, latents)
             for start in range(0, len(chosen), batch):
                 group = chosen[start : start + batch]
                 rows = [self.encoder.encode(requests[place], layout, place) for place in group]
                 full = batch if start else min(batch, 1 << (len(rows) - 1).bit_length())
                 rows += rows[-1:] * (full - len(rows))
-                yield group, {name: x for name, x in collate(rows).items() if name not in ("roi", "roi_mask", "index")}
+                yield group, {name: x for name, x in collate(rows).items() if name != "index"}
 
     def ask(
         self,
@@ -151,29 +178,38 @@ class Engine:
           given: [len(requests), K, D] what stands in the latent slots in place of what the loop feeds back.
         Raises: ValueError as `batches`.
         """
+        plan = self.plan(latent_steps, decoding.length, eval_k)
+        banned = self.banned(plan)
         for places, rows in self.batches(requests, latent_steps, eval_k, batch):
             filled = np.asarray(places + places[-1:] * (len(rows["lengths"]) - len(places)))
-            keys = row_keys(seed, filled, groups) if decoding.temperature else None
+            sampling = decoding.rows(
+                len(filled), groups, row_keys(seed, filled, groups) if decoding.temperature else None
+            )
             vectors = None if given is None else np.repeat(given[filled][:, None], groups, axis=1)
-            found = respond(self.model, variables, rows, latent_steps, decoding, groups, keys, vectors)
-            yield places, self.replies(found, rows["latent_steps"], len(places))
+            found = respond(self.model, variables, rows, plan, sampling, vectors, banned)
+            yield places, self.replies(found, plan, decoding, len(places))
 
-    def replies(self, found: Sample, latent_steps: np.ndarray, rows: int) -> list[list[Reply]]:
-        """The first `rows` rows of a sample as text; latent_steps: [B] K_i of each."""
-        tokens, log_probs, *vectors = jax.device_get(found)
-        vectors = [np.asarray(x, np.float32) for x in vectors]
+    def replies(self, found: Decoded, plan: Plan, decoding: Decoding, rows: int) -> list[list[Reply]]:
+        """The first `rows` rows of what was decoded as text."""
+        found = Decoded(*(np.asarray(x) for x in jax.device_get(found)))
+        found = found._replace(**{name: getattr(found, name).astype(np.float32) for name in ("u", "z", "z0")})
         return [
-            [self._reply(tokens[b, g], log_probs[b, g], int(latent_steps[b]), *(x[b, g] for x in vectors)) for g in range(tokens.shape[1])]
+            [self._reply(Decoded(*(x[b, g] for x in found)), plan, decoding) for g in range(found.tokens.shape[1])]
             for b in range(rows)
-        ]  # fmt: skip
+        ]
 
-    def _reply(
-        self, tokens: np.ndarray, log_probs: np.ndarray, K: int, u: np.ndarray, z: np.ndarray, z0: np.ndarray
-    ) -> Reply:
-        ends = np.flatnonzero(np.isin(tokens, self.ends))
-        n = int(ends[0]) + 1 if len(ends) else len(tokens)
-        text = self.encoder.prompter.decode(tokens[:n])
-        return Reply(text, tuple(tokens[:n].tolist()), tuple(log_probs[:n].tolist()), len(ends) > 0, K, u[:K], z[:K], z0)  # fmt: skip
+    def _reply(self, row: Decoded, plan: Plan, decoding: Decoding) -> Reply:
+        decode, K = self.encoder.prompter.decode, int((row.modes == LATENT).sum())
+        behind = np.arange(len(row.tokens)) >= row.answer
+        own = np.flatnonzero(behind & np.isin(row.modes, (TOKEN, FORCED)))
+        tokens = tuple(row.tokens[own].tolist())
+        shown = next((tokens[: -len(stop)] for stop in decoding.stops if tokens[-len(stop) :] == stop), tokens)
+        chain = decode(row.tokens[~behind & (row.modes == TOKEN)])
+        for segment in plan.suffix.segments:  # the model may have written the text before the answer itself
+            chain = chain.removesuffix(decode(segment.ids)) if segment.fixed else chain
+        return Reply(
+            decode(shown), tokens, tuple(row.log_probs[own].tolist()), bool(row.complete), K, row.u[:K], row.z[:K], row.z0, chain
+        )  # fmt: skip
 
 
 def in_order(found: Iterator[tuple[list[int], list[list[Reply]]]]) -> list[Reply]:

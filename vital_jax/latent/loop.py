@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from vital_jax.models.attention import Causal, KeyValues, Suffix
 from vital_jax.models.backbone import Backbone, Prefix
 
-Variables = dict[str, Any]  # {"params": base, "lora": adapters, if any}
+Variables = dict[str, Any]  # {"params": base, "lora"?, "tokens"?, "feedback"?}
 
+KEPT = ("lora", "tokens", "feedback")  # trained trees that answering needs; `scaffold` is for training alone
 LOOP = "latent_loop"  # the scope of its operations in a compiled program, backward pass included
 
 
@@ -31,8 +32,11 @@ class Prompt(NamedTuple):
 
 
 def variables_of(params: Mapping[str, Any]) -> Variables:
-    """The backbone's variables in a parameter tree {base, lora?, ...}: without adapters it is the base model."""
-    return {"params": params["base"], **({"lora": params["lora"]} if "lora" in params else {})}
+    """What answering needs of a parameter tree {base, lora?, tokens?, feedback?, ...}, as the backbone's variables.
+
+    Adapters and added tokens move the backbone where they are given; `feedback` is for the method's own modules inside the loop.
+    """
+    return {"params": params["base"], **{name: params[name] for name in KEPT if name in params}}
 
 
 def _apply(model: Backbone, variables: Variables, key: jax.Array | None, *args: Any, **kwargs: Any) -> Any:

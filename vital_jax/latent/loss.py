@@ -7,16 +7,19 @@ chunk, in the backward pass too, so memory does not grow with the number of toke
 import jax
 import jax.numpy as jnp
 
+from vital_jax.models.layers import Head
+
 
 def cross_entropy(
-    h: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int = 512
+    h: jax.Array, head: Head, targets: jax.Array, weights: jax.Array, chunk: int = 512
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted sum of token losses, and of correct tokens.
 
     Chunks run along the tokens of each row, never across rows: rows are split over devices, and each device scores its own.
 
     Args:
-      h: [B, ..., D] normed states. head: [V, D]. targets: [B, ...] int32. weights: [B, ...] float32, zero where nothing is to be learned.
+      h: [B, ..., D] normed states. head: what scores them, a table [V, D]. targets: [B, ...] int32.
+      weights: [B, ...] float32, zero where nothing is to be learned.
       chunk: tokens scored at a time, over all rows.
     Returns: (sum of weights * -log p, sum of weights * [argmax is the target]), float32 scalars.
     """
@@ -38,7 +41,7 @@ def cross_entropy(
 
     @jax.checkpoint
     def score(h, targets, weights):
-        logits = jnp.einsum("btd,vd->btv", h, head.astype(h.dtype), preferred_element_type=jnp.float32)
+        logits = head(h)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         lost = jax.nn.logsumexp(logits, axis=-1) - chosen
         return jnp.sum(weights * lost), jnp.sum(weights * (jnp.argmax(logits, axis=-1) == targets))

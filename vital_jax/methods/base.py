@@ -14,13 +14,15 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from vital_jax.latent.decode import Feed as DecodeFeed
+from vital_jax.latent.engine import Engine, latents_then_answer
 from vital_jax.latent.interpret import Columns, Feed, Given, run
 from vital_jax.latent.loop import embed, prefill, variables_of
 from vital_jax.latent.loss import cross_entropy
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.models.backbone import Backbone, Prefix
 from vital_jax.models.decoder import Decoder
-from vital_jax.pipeline.batch import Batch, Layout
+from vital_jax.pipeline.batch import Batch, Encoder, Layout
 from vital_jax.pipeline.segments import Segment, Suffix, Tokens
 from vital_jax.training.partition import merge
 
@@ -84,25 +86,30 @@ class Budgets:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method of reasoning: models without parameters, and what its switches say.
+    """A method of reasoning: models without parameters, and what its switches say. By itself, a model that no method trained.
 
     Attributes:
       model: the backbone. decoder: the text decoder of a scaffold that reads latents, or None.
       roi_width: E of the region features that a scaffold regresses, or None.
 
     A subclass states: `losses`, the first of which is the task's; `switches`; `mode`, `recurrent` (the training path makes the latents that
-    decoding makes) or `parallel` (it does not, and the gap is measured); `added`, the names of tokens it adds to the vocabulary.
+    decoding makes) or `parallel` (it does not, and the gap is measured); `added`, the tokens it adds to the vocabulary, each with the text
+    whose rows it starts as (the mean, where that is several tokens; empty: as the base has it); `feedback`, whether `init` brings a tree of
+    modules inside the loop, which answering needs too; `exports`, whether the loop that goes out with an export (hub/custom_generate) can run
+    it: latents right behind the prompt, then text.
     """
 
     model: Backbone
     decoder: Decoder | None = None
     roi_width: int | None = None
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     losses: ClassVar[tuple[str, ...]] = ("task",)
     switches: ClassVar[Mapping[str, Switch]] = {}
     mode: ClassVar[str] = "recurrent"
-    added: ClassVar[tuple[str, ...]] = ()
+    added: ClassVar[Mapping[str, str]] = {}
+    feedback: ClassVar[bool] = False
+    exports: ClassVar[bool] = True
 
     # --- what a recipe says ------------------------------------------------------------------------------------------
 
@@ -135,17 +142,25 @@ class Method:
     def asking(self, latent_steps: int, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
         """The columns in use, as the script of decoding: literal text is forced, tokens with a source are written by the model.
 
+        Here: K latents right behind the prompt, then the answer, which is also how a model is asked that no method trained.
+
         Args: latent_steps: K. eval_k: `fixed`, the same K for all, or `per_sample`, each record's own number, at most K.
+        Raises: ValueError for latent steps that the method does not take.
         """
-        raise NotImplementedError
+        return latents_then_answer(latent_steps, eval_k, budgets.answer)
 
     def asker(self, budgets: Budgets, tokens: Tokens) -> Callable[[int, str, int], Suffix]:
         """(K, eval_k, T) -> the columns in use, bound to tokens; what asks the model takes this function and knows no method."""
         return lambda K, eval_k, T: self.asking(K, dataclasses.replace(budgets, answer=T), eval_k).bound(tokens)
 
+    def engine(self, encoder: Encoder, buckets: Sequence[tuple[int, int]], budgets: Budgets) -> Engine:
+        """What asks a model of this method."""
+        return Engine(self.model, encoder, tuple(map(tuple, buckets)), self.asker(budgets, encoder.prompter), self.feed)
+
     @property
-    def feed(self) -> Callable[[Params, jax.Array, jax.Array, jax.Array | None], jax.Array] | None:
-        """(params, z, k, key) -> u, what a row's k-th latent is made from; None feeds the state back as it is."""
+    def feed(self) -> DecodeFeed | None:
+        """(variables, z, k, key) -> u, the input of a row's k-th latent; None feeds the state back as it is. A function of the module, so
+        that equal methods share a compiled program."""
         return None
 
     def given(self, params: Params, prefix: Prefix, batch: Batch) -> Mapping[str, jax.Array]:
@@ -178,6 +193,15 @@ class Method:
     ) -> tuple[Losses, Losses]:
         """Losses by name, unweighted, and metrics by name: sums divided by `norms`. key: turns dropout on."""
         return task_loss(self.model, params, columns, batch, norms, suffix)
+
+
+def make(
+    settings: Mapping[str, Any], model: Backbone, decoder: Decoder | None = None, roi_width: int | None = None
+) -> Method:
+    """The method that settings describe, over these models. Raises: ValueError as `get`, or naming a switch."""
+    kind = get(settings["name"])
+    options = {field.name: settings[field.name] for field in dataclasses.fields(kind) if field.name in settings}
+    return kind(model, decoder, roi_width, **options)
 
 
 def get(name: str) -> type[Method]:
@@ -274,7 +298,7 @@ def read(
     z0, prompt = prefill(method.model, variables, prefix, batch["next_position"], prefill_key)
     feed: Feed | None = None
     if (own := method.feed) is not None:
-        feed = lambda z, k, key: own(params, z, k, key)  # noqa: E731
+        feed = lambda z, k, key: own(variables, z, k, key)  # noqa: E731
     given = Given(method.given(params, prefix, batch), feed, probe or {})
     return run(method.model, variables, prompt, z0[:, None], suffix, batch, given, fused, run_key)
 

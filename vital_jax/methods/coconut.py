@@ -35,7 +35,8 @@ class Coconut(Method):
     lead_in: str = LEAD_IN
 
     name = "coconut"
-    added = (BOT, EOT)
+    exports = False  # its latents stand between markers
+    added: ClassVar = {BOT: "<<", EOT: "<<"}  # as published: both start as the bracket that opens a written step there
     switches: ClassVar = {
         "c": Switch(1),
         "max_stage": Switch(4),

@@ -23,7 +23,7 @@ from vital_jax.models.decoder import abstract_decoder, init_decoder
 from vital_jax.pipeline.batch import TRAIN_K, Batch, Layout
 from vital_jax.pipeline.segments import Segment, Suffix
 
-COUNT = {"per_sample": "own", "phase_max": "all", "fixed": "all"}  # of latents, by train_k and eval_k
+COUNT = {"per_sample": "own", "phase_max": "all"}  # of latents, by train_k
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +97,6 @@ class Vital(Method):
         answer = Segment("tokens", "answer", budgets.answer, source="answer", supervised=True)
         chain = budgets.chain if self.decoder is not None and phase.weight("text") else 0
         return Layout(suffix=Suffix((latent, answer)), chain=chain, roi=budgets.roi if phase.weight("visual") else 0)
-
-    def asking(self, latent_steps: int, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
-        latent = Segment("latent", "latent", latent_steps, count=COUNT[eval_k], cut=True)
-        return Suffix((latent, Segment("tokens", "answer", budgets.answer, source="answer")))
 
     @property
     def visual(self) -> VisualProjector | None:

@@ -17,7 +17,9 @@ from vital_jax.models.attention import Causal, KeyValues, Mask
 from vital_jax.models.config import BackboneConfig, LoraConfig
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.families import family_of
+from vital_jax.models.layers import Head
 from vital_jax.models.quantize import quantized_shapes
+from vital_jax.models.tokens import check_added, delta_of, moved_rows
 from vital_jax.pipeline.batch import Layout, batch_spec, full_batch
 
 LATENT_STATES = ("post_norm", "pre_norm")
@@ -38,7 +40,8 @@ class Backbone(nn.Module):
     Attributes: config; lora (None where no adapter will be given); remat, attention and stationary as in `Decoder`; dtype to compute in;
     `quantize`: how the shapes say that a frozen base is kept (see `quantize.py`); and `latent_state`, which of the decoder's last states is
     handed out and may be fed back: `post_norm` (the head's input) or `pre_norm`. Feeding one to a model trained on the other changes its
-    meaning without an error, so checkpoints record it.
+    meaning without an error, so checkpoints record it. `added` are the rows of the vocabulary that the collection `tokens` moves (see
+    tokens.py); without that collection they are what the base holds.
     """
 
     config: BackboneConfig
@@ -49,8 +52,10 @@ class Backbone(nn.Module):
     latent_state: str = "post_norm"
     quantize: str = ""
     stationary: bool = False
+    added: tuple[int, ...] = ()
 
     def setup(self):
+        check_added(self.added, self.config.decoder)
         if self.latent_state not in LATENT_STATES:
             raise ValueError(f"unknown latent_state {self.latent_state!r}: use one of {LATENT_STATES}")
         self.visual = family_of(self.config).tower(self.config.vision, self.attention)
@@ -63,7 +68,20 @@ class Backbone(nn.Module):
 
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """[...] int32 -> [..., D] in the compute dtype."""
-        return self.language_model.embed(tokens, self.dtype)
+        x, rows = self.language_model.embed(tokens, self.dtype), self._rows("input")
+        if rows is None:
+            return x
+        own = tokens[..., None] == jnp.asarray(self.added)
+        # A product with ones and zeros, not a lookup: its gradient is a product too, where a lookup's would be a scatter of all tokens.
+        chosen = jnp.einsum("...n,nd->...d", own.astype(x.dtype), rows.astype(x.dtype), precision="highest")
+        return jnp.where(own.any(-1, keepdims=True), chosen, x)
+
+    def _rows(self, side: str) -> jax.Array | None:
+        """The rows [n, D] float32 of added tokens on one side, `input` or `head`; None where nothing moved them."""
+        name = delta_of(side, self.config.decoder)
+        if not self.has_variable("tokens", name):
+            return None
+        return moved_rows(self.language_model.table(side), self.added, self.get_variable("tokens", name))
 
     def embed(self, batch: Mapping[str, jax.Array]) -> Prefix:
         """Embeds tokens and images: the image tokens replace the pads at `patch_target`, the deepstack features stand at the same columns.
@@ -111,13 +129,14 @@ class Backbone(nn.Module):
         """The head's input of states as `decode` returns them."""
         return h if self.latent_state == "post_norm" else self.language_model.final_norm(h)
 
-    def head(self) -> jax.Array:
-        """The output table [V, D]."""
-        return self.language_model.head()
+    def head(self) -> Head:
+        """What scores the head's input, [..., D] -> [..., V] float32."""
+        rows = self._rows("head")
+        return self.language_model.head() if rows is None else Head(self.language_model.table("head"), rows, self.added)
 
     def logits(self, h: jax.Array) -> jax.Array:
         """Scores [..., V] float32 of states as `decode` returns them."""
-        return self.language_model.logits(self.head_input(h))
+        return self.head()(self.head_input(h))
 
     def __call__(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """The plain forward pass: logits [B, S, V] of a batch, no latents."""

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from vital_jax.models import layout
 from vital_jax.models.attention import KeyValues, Mask, attend
 from vital_jax.models.config import DecoderConfig, LoraConfig
-from vital_jax.models.layers import Embedding, Linear, RMSNorm, kernel_init
+from vital_jax.models.layers import Embedding, Head, Linear, RMSNorm, kernel_init
 from vital_jax.models.rope import multimodal_angles, rotate
 
 REMAT = ("full", "names", "none")
@@ -199,13 +199,17 @@ class Decoder(nn.Module):
         """The norm between the last layer and the head, [..., D] -> [..., D]."""
         return self.norm(h)
 
-    def head(self) -> jax.Array:
-        """The output table [V, D]: the embeddings themselves where the checkpoint ties them."""
-        return self.embed_tokens.embedding if self.config.tied else self.lm_head
+    def table(self, side: str) -> jax.Array:
+        """The table [V, D] of one side, `input` or `head`; a tied head's is the embeddings themselves."""
+        return self.embed_tokens.embedding if side == "input" or self.config.tied else self.lm_head
+
+    def head(self) -> Head:
+        """What scores states."""
+        return Head(self.table("head"))
 
     def logits(self, h: jax.Array) -> jax.Array:
         """Scores [..., V] float32 of normed states [..., D]."""
-        return jnp.einsum("...d,vd->...v", h, self.head().astype(h.dtype), preferred_element_type=jnp.float32)
+        return self.head()(h)
 
 
 def init_decoder(model: Decoder, key: jax.Array) -> dict:

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
 from vital_jax.models import layout
 from vital_jax.models.config import LoraConfig
@@ -122,3 +123,18 @@ class Embedding(nn.Module):
     def __call__(self, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """[...] int32 -> [..., D]."""
         return self.embedding[tokens].astype(dtype)
+
+
+@struct.dataclass
+class Head:
+    """An output table, and the rows of added tokens that stand in place of its own: the table itself (1.2 GB at 8B) is never copied."""
+
+    table: jax.Array  # [V, D]
+    rows: jax.Array | None = None  # [n, D] float32
+    added: tuple[int, ...] = struct.field(pytree_node=False, default=())  # which rows of the table they replace
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """Scores [..., V] float32 of normed states [..., D]."""
+        score = lambda table: jnp.einsum("...d,vd->...v", h, table.astype(h.dtype), preferred_element_type=jnp.float32)  # noqa: E731
+        logits = score(self.table)
+        return logits if self.rows is None else logits.at[..., jnp.asarray(self.added)].set(score(self.rows))

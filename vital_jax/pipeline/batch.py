@@ -174,13 +174,15 @@ class Encoder:
             )
 
     @classmethod
-    def from_folder(cls, folder: str | Path, max_pixels: int = MAX_PIXELS, **options: Any) -> "Encoder":
-        """The encoder of a backbone's folder; `options` are `chain_prompter` and `system`.
+    def from_folder(
+        cls, folder: str | Path, max_pixels: int = MAX_PIXELS, added: Sequence[str] = (), **options: Any
+    ) -> "Encoder":
+        """The encoder of a backbone's folder, with tokens `added` (see `Prompter`); `options` are `chain_prompter` and `system`.
 
         Raises:
           FileNotFoundError, ValueError: a file of the folder is missing or unusable; the message names it.
         """
-        prompter = Prompter(folder)
+        prompter = Prompter(folder, added)
         where = prompter.folder / "config.json"
         geometry = read_geometry(json.loads(where.read_text(encoding="utf-8")), str(where))
         return cls(prompter, geometry.image_config(folder, max_pixels), geometry, **options)
@@ -277,7 +279,12 @@ class Encoder:
                     raise ValueError(f"{name}: the reasoning {error}") from error
             elif segment.kind == "tokens" and not segment.fixed:
                 ids = self._written(record, segment, name)
-                _fits(len(ids), segment.budget, f"{name}: {segment.source}", f"tokens (segment {segment.name!r})")
+                what, unit = (
+                    ("answer", "answer tokens (T)")
+                    if segment.source == "answer"
+                    else ("written chain", f"tokens (segment {segment.name!r})")
+                )
+                _fits(len(ids), segment.budget, f"{name}: the {what}", unit)
                 row[segment.name] = _pad(ids, segment.budget)
                 row[f"{segment.name}_mask"] = np.arange(segment.budget) < len(ids)
         return row

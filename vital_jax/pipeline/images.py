@@ -4,10 +4,9 @@ The checkpoint was trained on one exact sequence of operations (upright, 8-bit R
 merge-block order), so this file repeats that of transformers' `Qwen2VLImageProcessorPil` to the last bit and adds what
 medical files need:
 
-- 16-bit, 32-bit and float images reach 8 bits by a stated linear window. Pillow's own conversion clips them at 255,
-  which turns a CT slice white.
+- Files deeper than 8 bits keep their values (`deep`) and reach 8 bits by a stated linear window. Pillow's own conversion
+  clips them at 255, which turns a CT slice white.
 - What is no single 2-D image (NIfTI, DICOM, animations, page stacks) is refused by name instead of being read in part.
-- A mask lies on the stored pixel grid of its image and is turned upright together with it.
 
 Transparent pixels are laid over white, as transformers 5 does.
 """
@@ -19,10 +18,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
+
+from vital_jax.pipeline.deep import hidden_bits, stored_values, white_is_zero, words_of
 
 MAX_ASPECT_RATIO = 200
 MAX_PIXELS = 1_048_576  # 1,024 merged tokens at 32 x 32; the checkpoint's own 16,777,216 would be 16,384
@@ -44,8 +45,7 @@ _FOREIGN = (  # offset, signature, what it is, the way out
 )
 # Pillow's other readers are not asked: some start programs (EPS runs Ghostscript) on bytes that may come from a stranger.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
-_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP")
-_UPRIGHT = {
+UPRIGHT = {  # EXIF's orientations, and what turns such an image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -158,9 +158,9 @@ def decode(data: bytes, name: str, window: tuple[float, float] | None = None) ->
     Args:
       data: the encoded file.
       name: what errors call it.
-      window: (low, high) in stored values, mapped linearly to 0..255, for single-channel images deeper than 8 bits; by
-        default the 0.5 and 99.5 percentiles of the finite values. 8-bit images ignore it, and so do 16-bit colours,
-        of which the high byte is kept.
+      window: (low, high) in stored values, mapped linearly to 0..255, for grey deeper than 8 bits; by default the 0.5 and
+        99.5 percentiles of the finite, visible values. 8-bit images ignore it, and so do true colours deeper than that,
+        which are shown from 0 to the end of the least number of bits that holds them (12 bits of 16: 0 to 4095).
 
     Returns:
       The image and {"mode": Pillow's mode of the file, "size": stored (height, width), "orientation": EXIF 1..8,
@@ -169,71 +169,46 @@ def decode(data: bytes, name: str, window: tuple[float, float] | None = None) ->
     Raises:
       ValueError: not a single readable 2-D image; the message names `name` and the way out.
     """
-    image, orientation = _load(_open(data, name), name)
-    mode, upright = image.mode, image.size[::-1]
-    if mode in ("I", "F") or mode.startswith("I;"):
-        pixels, window = _apply_window(np.asarray(image), window, name)
-        image = Image.fromarray(np.stack([pixels] * 3, axis=-1))
+    found = read(data, name)
+    mode, upright = found.image.mode, found.image.size[::-1]
+    if found.values is None:
+        image, window = _to_rgb(found.image, name), None
     else:
-        image, window = _to_rgb(image, name), None
-    stored = upright[::-1] if orientation >= 5 else upright
-    return image, {"mode": mode, "size": stored, "orientation": orientation, "window": window}
+        image, window = _show(found.values, window, name)
+        image = ImageOps.invert(image) if found.white_is_zero else image
+    stored = upright[::-1] if found.orientation >= 5 else upright
+    return image, {"mode": mode, "size": stored, "orientation": found.orientation, "window": window}
+
+
+class Stored(NamedTuple):
+    """What a file stores: the image in its own mode, upright; its values where it is deeper than 8 bits, [height, width] or
+    [height, width, 2 (grey, alpha), 3 or 4]; whether their lowest is white; and its EXIF orientation, 1..8."""
+
+    image: Image.Image
+    values: np.ndarray | None
+    white_is_zero: bool
+    orientation: int
+
+
+def read(data: bytes, name: str) -> Stored:
+    """Reads one image file. Raises: ValueError, as `decode`."""
+    opened = open_image(data, name)
+    words = words_of(opened, data)
+    image, orientation = load_upright(opened, name)
+    values = stored_values(opened, image, [load_upright(word, name)[0] for word in words])
+    return Stored(image, values, values is not None and white_is_zero(opened), orientation)
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
     """(height, width) by the file's header alone, before any EXIF turn. Refuses what `decode` refuses by the header."""
-    return _open(data, name).size[::-1]
+    return open_image(data, name).size[::-1]
 
 
-def decode_mask(data: bytes, name: str, info: dict[str, Any]) -> np.ndarray:
-    """Decodes the mask of an image and turns it upright as its image was.
-
-    Foreground is what is not zero: any colour in RGB(A) masks, whose alpha says nothing, or index in a palette mask.
-
-    Args:
-      data: the encoded file, lossless, on the stored pixel grid of the image.
-      name: what errors call it.
-      info: what `decode` returned for the image.
-
-    Returns:
-      [height, width] bool, aligned with the decoded image.
-
-    Raises:
-      ValueError: unreadable, lossy, of another size than its image, or of unclear meaning.
-    """
-    mask = _open(data, name)
-    if mask.format in _LOSSY:
-        raise ValueError(
-            f"{name} is lossy ({mask.format}), so its background is not zero; threshold it, save it as PNG"
-        )
-    mask, orientation = _load(mask, name)
-    if orientation != 1:
-        raise ValueError(f"{name} carries an orientation tag of its own; save it without, on its image's pixel grid")
-    if mask.size[::-1] != tuple(info["size"]):
-        raise ValueError(f"{name} is {_wh(mask.size[::-1])} pixels but its image is stored as {_wh(info['size'])}")
-    single = mask.mode in ("1", "L", "P", "I", "F") or mask.mode.startswith("I;")
-    # One channel after the other: a maximum over the short last axis takes twenty times as long.
-    foreground = np.nan_to_num(np.asarray(mask)) != 0 if single else _any_color(mask)
-    if mask.mode == "P" and not np.array_equal(foreground, _any_color(mask)):
-        raise ValueError(
-            f"{name} is a palette image in which entry 0 is not the one black entry; save it as 8-bit grey"
-        )
-    turn = _UPRIGHT.get(info["orientation"])
-    if turn is not None:
-        foreground = np.asarray(Image.fromarray(foreground.astype(np.uint8)).transpose(turn)) > 0
-    return foreground
-
-
-def _any_color(mask: Image.Image) -> np.ndarray:
-    red, green, blue = (np.asarray(channel) for channel in mask.convert("RGB").split())
-    return (red | green | blue) != 0
-
-
-def _wh(size: tuple[int, int]) -> str:
+def in_words(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]} (width x height)"
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def open_image(data: bytes, name: str) -> Image.Image:
     """Reads the header and refuses what cannot become one 2-D image. No pixel is decoded."""
     if not data:
         raise ValueError(f"{name} is empty (0 bytes); write the file again")
@@ -250,25 +225,31 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise ValueError(
             f"{name} is no image, is cut short or has no pixels; use PNG, JPEG, TIFF, BMP or WebP"
         ) from error
+    if (bits := hidden_bits(image, data)) > 8:
+        raise ValueError(
+            f"{name} is a {image.format} of {bits} bits per colour; save it as PNG or TIFF, which keep them"
+        )
     width, height = image.size
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        raise _too_large(name, f"{_wh((height, width))}, more than {Image.MAX_IMAGE_PIXELS} pixels")
+        raise _too_large(name, f"{in_words((height, width))}, more than {Image.MAX_IMAGE_PIXELS} pixels")
     # An MPO is a JPEG photograph followed by previews of itself; its first picture is the photograph.
     if frames > 1 and image.format != "MPO":
         raise ValueError(f"{name} is a {image.format} of {frames} frames or pages, not one 2-D image; {_FRAME}")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ValueError(f"{name} is {_wh((height, width))}, an aspect ratio over {MAX_ASPECT_RATIO}; crop or tile it")
+        raise ValueError(
+            f"{name} is {in_words((height, width))}, an aspect ratio over {MAX_ASPECT_RATIO}; crop or tile it"
+        )
     return image
 
 
-def _load(image: Image.Image, name: str) -> tuple[Image.Image, int]:
+def load_upright(image: Image.Image, name: str) -> tuple[Image.Image, int]:
     """The decoded, upright image in its own mode, and the EXIF orientation (1..8) it was stored with."""
     try:
         # Before loading: Pillow turns TIFFs upright while loading and then drops the tag.
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         image.load()
-        return ImageOps.exif_transpose(image), orientation if orientation in _UPRIGHT else 1
-    except Exception as error:  # as in _open
+        return ImageOps.exif_transpose(image), orientation if orientation in UPRIGHT else 1
+    except Exception as error:  # as in open_image
         raise ValueError(f"{name} is damaged or cut short ({error}); copy or export the file again") from error
 
 
@@ -297,13 +278,34 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name} has colour mode {image.mode}, which has no RGB form; save it as RGB") from error
 
 
-def _apply_window(
+def _show(
     values: np.ndarray, window: tuple[float, float] | None, name: str
+) -> tuple[Image.Image, tuple[float, float] | None]:
+    """Deep values, as `read` gives them, to RGB over white; and the window of grey."""
+    grey, alpha = values, None
+    if values.ndim == 3:
+        *colours, alpha = np.moveaxis(values, -1, 0) if values.shape[2] != 3 else (*np.moveaxis(values, -1, 0), None)
+        same = all(np.array_equal(colour, colours[0]) for colour in colours)
+        grey = colours[0] if same else np.stack(colours, axis=-1)
+    if grey.ndim == 2:
+        pixels, window = _apply_window(grey, window, name, None if alpha is None else alpha > 0)
+        pixels = np.stack([pixels] * 3, axis=-1)
+    else:
+        pixels, window = np.rint(grey * (255 / (2 ** max(8, int(grey.max()).bit_length()) - 1))).astype(np.uint8), None
+    if alpha is not None:
+        share = (alpha / 65535)[..., None]
+        pixels = np.rint(pixels * share + 255 * (1 - share)).astype(np.uint8)
+    return Image.fromarray(pixels), window
+
+
+def _apply_window(
+    values: np.ndarray, window: tuple[float, float] | None, name: str, visible: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """Deep values to uint8: low and below 0, high and above 255, NaN 0. Returns the pixels and the window."""
     values = values.astype(np.float64)
     if window is None:
-        finite = values[np.isfinite(values)]
+        shown = values if visible is None or not visible.any() else values[visible]
+        finite = shown[np.isfinite(shown)]
         if not finite.size:
             raise ValueError(f"{name} holds no finite value")
         low, high = np.percentile(finite, WINDOW_PERCENTILES)
@@ -334,7 +336,9 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
       ValueError: the aspect ratio is over 200.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(f"{_wh((height, width))} is an aspect ratio over {MAX_ASPECT_RATIO}; crop or tile the image")
+        raise ValueError(
+            f"{in_words((height, width))} is an aspect ratio over {MAX_ASPECT_RATIO}; crop or tile the image"
+        )
     sides = [round(side / factor) * factor for side in (height, width)]
     if sides[0] * sides[1] > max_pixels:
         shrink = math.sqrt((height * width) / max_pixels)

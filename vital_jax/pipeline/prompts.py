@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 import transformers  # its attributes are loaded on first use: importing this file brings in no deep-learning framework
 
 from vital_jax.pipeline.images import Grid
@@ -30,16 +31,18 @@ class Prompter:
     Args:
       folder: a local Hugging Face model folder (nothing is downloaded, no code of the folder is run). A text model's
         folder serves for `encode_text` and `decode`.
+      added: texts of control tokens that a method adds. Those that the tokenizer does not have yet take the rows behind its last, which a
+        padded vocabulary has to spare. Like all control tokens they are refused in questions and left out of decoded answers.
 
-    Attributes: image_token_id and merge_size (None for a text model), end_token_id, the token that ends a turn, and end_token_ids, that one
-      and whatever else generation_config.json lets end an answer.
+    Attributes: image_token_id and merge_size (None for a text model), end_token_id, the token that ends a turn, end_token_ids, that one and
+      whatever else generation_config.json lets end an answer, and added, the ids of the added tokens by text.
 
     Raises:
       FileNotFoundError: no such folder, or its tokenizer or config is missing.
-      ValueError: the folder has no chat template, or its config and tokenizer disagree.
+      ValueError: the folder has no chat template, or its config and tokenizer disagree, or the vocabulary has no room for the added tokens.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, added: Sequence[str] = ()):
         self.folder = Path(folder).absolute()
         config = self._json("config.json")
         # With these files missing, transformers builds a tokenizer without any vocabulary and says nothing.
@@ -52,6 +55,7 @@ class Prompter:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(self.folder), local_files_only=True, trust_remote_code=False
         )
+        self.added = self._add(added, config)
         self.template = self._template()
         self.end_token_id = self.tokenizer.eos_token_id
         if self.end_token_id is None:
@@ -59,14 +63,14 @@ class Prompter:
         self.end_token_ids = self._ends()
         self.image_token_id = config.get("image_token_id")
         self.merge_size = config.get("vision_config", {}).get("spatial_merge_size")
-        added = self.tokenizer.added_tokens_decoder
-        if self.image_token_id is not None and self.image_token_id not in added:
+        known = self.tokenizer.added_tokens_decoder
+        if self.image_token_id is not None and self.image_token_id not in known:
             raise ValueError(
                 f"{self.folder}: image_token_id {self.image_token_id} is no special token of the tokenizer"
             )
         # <think> and its like are ordinary words of an answer; the <|...|> family steers the model.
         self.control_tokens = tuple(
-            token.content for token in added.values() if token.special or token.content.startswith("<|")
+            token.content for token in known.values() if token.special or token.content.startswith("<|")
         )
 
     def _json(self, name: str) -> dict[str, Any]:
@@ -80,6 +84,20 @@ class Prompter:
         if not isinstance(found, dict):
             raise ValueError(f"{path} holds a {type(found).__name__}, not a JSON object; copy it from the checkpoint")
         return found
+
+    def _add(self, texts: Sequence[str], config: dict) -> dict[str, int]:
+        if strange := [text for text in texts if not text.strip() or texts.count(text) > 1]:
+            raise ValueError(f"added tokens {list(texts)}: {strange[0]!r} is empty or there twice")
+        vocabulary = self.tokenizer.get_vocab()
+        new = [text for text in texts if text not in vocabulary]
+        rows, first = config.get("text_config", config).get("vocab_size", 0), max(vocabulary.values()) + 1
+        if new and first + len(new) > rows:
+            raise ValueError(
+                f"{self.folder}: no room for {len(new)} added tokens ({', '.join(new)}): the vocabulary has {rows} rows and the "
+                f"tokenizer uses {first}"
+            )
+        self.tokenizer.add_tokens([tokenizers.AddedToken(text, normalized=False, special=True) for text in new])
+        return {text: self.tokenizer.convert_tokens_to_ids(text) for text in texts}
 
     def _ends(self) -> tuple[int, ...]:
         if not (self.folder / "generation_config.json").is_file():
@@ -108,8 +126,8 @@ class Prompter:
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()[:16]
 
-    def __reduce__(self) -> tuple[type["Prompter"], tuple[str]]:
-        return Prompter, (str(self.folder),)
+    def __reduce__(self) -> tuple[type["Prompter"], tuple[str, tuple[str, ...]]]:
+        return Prompter, (str(self.folder), tuple(self.added))
 
     def encode(
         self,
@@ -169,6 +187,23 @@ class Prompter:
     def literal(self, text: str) -> list[int]:
         """Tokens of a text that a method's layout writes itself, control tokens included."""
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def banned(self, vocabulary: int, allowed: Sequence[int] = ()) -> np.ndarray:
+        """[V] bool: ids that a model must not write: control tokens, but for those `allowed`, and what the tokenizer has no token for.
+
+        An image token written by the model is taken for an image where the text is read again; a row of the padded vocabulary behind the
+        tokenizer's last id is no text at all.
+        """
+        control = self.tokenizer.convert_tokens_to_ids(list(self.control_tokens))
+        found = np.arange(vocabulary) > self.last_id
+        for ids, value in ((control, True), (allowed, False)):
+            found[[i for i in ids if i < vocabulary]] = value
+        return found
+
+    @cached_property
+    def last_id(self) -> int:
+        """The largest id that the tokenizer has a token for."""
+        return max(self.tokenizer.get_vocab().values())
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of generated tokens up to the first that ends an answer, without special tokens."""

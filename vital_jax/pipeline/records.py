@@ -51,6 +51,8 @@ METADATA_TYPES = {
     # [low, high]: the stored values that are black and white, never a name. An image deeper than 8 bits is shown so when it is decoded;
     # one of 8 bits was cut so, and decoding leaves it as it is.
     "window": list,
+    # Of a CT: "shifted" (1024 was taken off, the intercept was lost) or "relative" (no Hounsfield units, shown between percentiles).
+    "intensity": str,
     "spacing": list,  # [row to row, column to column] in mm
     "answer_type": str,  # as the source of finished questions says it (VQA-RAD: CLOSED, OPEN), likewise the three that follow
     "asked_for": str,  # PRES, SIZE, ...

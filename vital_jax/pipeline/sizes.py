@@ -17,11 +17,12 @@ import numpy as np
 from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.records import RecordSource
 
+_SIZES = "SPTCW"
 _VERSION = 1  # raised where `Encoder.measure` or `Encoder.measure_text` come to count otherwise
 
 
 def sizes_of(source: RecordSource, encoder: Encoder) -> np.ndarray:
-    """[n, 5] int32: what each record needs of prefix tokens, patches, answer tokens, tokens of a chain step, and of the chain written out.
+    """[n, 5] int32: the prefix tokens, patches, answer tokens, tokens of the longest chain step and of the whole chain of each record.
 
     A folder that cannot be written is said on stderr, and measured again next time. Raises: as `Encoder.measure`.
     """
@@ -56,7 +57,7 @@ def _read(path: Path, count: int) -> np.ndarray | None:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return found if (found.shape, found.dtype) == ((count, 5), np.int32) else None
+    return found if (found.shape, found.dtype) == ((count, len(_SIZES)), np.int32) else None
 
 
 def _write(path: Path, sizes: np.ndarray) -> None:

@@ -21,7 +21,6 @@ from vital_jax.construct.pages import write_text
 from vital_jax.evaluate import audit_table, audits, evidence, figure, score
 from vital_jax.evaluate.preview import ask
 from vital_jax.evaluate.text_floor import Reader
-from vital_jax.latent.engine import Engine
 from vital_jax.methods.base import Method
 from vital_jax.pipeline.feed import Feed
 from vital_jax.run import plan, setup
@@ -89,10 +88,10 @@ def audit(config: Any, method: Method, params: Mapping[str, Any], feed: Feed, K:
         reader = Reader(method.decoder, scaffold, prompter, method.model.dtype)
     if "visual_projector" in scaffold:
         visual = (method.visual, scaffold["visual_projector"])
+    engine, eval_k = method.engine(feed.encoder, feed.buckets, setup.budgets_of(config, None)), setup.eval_k_of(config)
     subject = audits.Subject(
-        Engine(method.model, feed.encoder, feed.buckets), params, feed, numbers, K, K, setup.eval_k_of(config), feed.answer,
-        seed=config.seed, reader=reader, visual=visual,
-    )  # fmt: skip
+        engine, params, feed, numbers, K, K, eval_k, feed.answer, seed=config.seed, reader=reader, visual=visual
+    )
     settings = {"config": resolved(config), **subject.settings()}
     found = audits.audit(subject, audits.Store(folder / "audit.json", settings, fresh=True))
     about = f"{len(numbers)} questions of split {config.eval.evidence!r}."

@@ -17,8 +17,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from vital_jax.latent.choose import Decoding
+from vital_jax.latent.decode import Plan, respond
 from vital_jax.latent.loop import LOOP, variables_of
-from vital_jax.latent.sample import Decoding, respond
 from vital_jax.methods.base import Method
 from vital_jax.models.attention import implementation_for
 from vital_jax.pipeline.batch import Layout
@@ -115,7 +116,8 @@ def lower_training(
     state, frozen = program.abstract_training(config, method, mesh, index)
     batch = program.full_rows(method, layout, config.batch)
     with jax.set_mesh(mesh):
-        step = program.train_step(config, method, index, layout, state)
+        loss, normalizers = program.objective(method, setup.phases_of(config)[index], layout.suffix)
+        step = program.train_step(config, config.phases[index], loss, normalizers, state)
         return step.lower(state, frozen, program.abstract_batch(batch, config.micro_batches, mesh)), batch
 
 
@@ -127,7 +129,8 @@ def lower_sampling(
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items() if name != "index"}
     variables = variables_of(program.shapes_on(config, method, mesh))
     with jax.set_mesh(mesh):
-        return respond.lower(method.model, variables, shapes, K, Decoding(config.data.answer, (0,)))
+        sampling = Decoding(config.data.answer, (0,)).rows(rows)
+        return respond.lower(method.model, variables, shapes, Plan(layout.suffix, method.feed), sampling)
 
 
 def programs(
@@ -142,14 +145,13 @@ def programs(
     """
     method, chip = prepared(config, mesh, roi_width)
     _check(config, method, mesh, P)
-    phase, merge = setup.phases_of(config)[index], method.model.config.vision.merge
+    phase = setup.phases_of(config)[index]
     tokens = Prompter(config.model.folder)
     facts = dict(S=S, P=P)
     if "train" in names:
         layout = replace(setup.layouts_of(config, method, roi_width, tokens)[index], prefix=S, patches=P)
         lowered, batch = lower_training(config, method, mesh, index, layout)
-        arithmetic = flops.Arithmetic(method, setup.tables(config)[index])
-        work = arithmetic(flops.work_of(batch, layout.suffix, merge), method.parts(config.method, [phase]))
+        work = flops.of_phase(config, method, index, layout)(batch)
         yield _compile(lowered, chip, name="train", rows=config.batch, K=phase.latent_steps, flops=work, **facts)
     for K in dict.fromkeys((phase.latent_steps, 0)) if "sample" in names else ():
         suffix = method.asking(K, setup.budgets_of(config, None)).bound(tokens)

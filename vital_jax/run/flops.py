@@ -9,12 +9,14 @@ Norms, embedding lookups, the optimizer and the projector's few tokens beyond th
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from vital_jax.methods.base import Method
 from vital_jax.models.families import family_of
+from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.segments import Suffix
 from vital_jax.run import setup
 from vital_jax.training.partition import TRAINABLE, flatten, match
@@ -76,6 +78,13 @@ def work_of(batch: Mapping[str, np.ndarray], suffix: Suffix, merge: int = 2) -> 
         chains=int(np.sum(words)),
         chain_pairs=int(np.sum(words**2) / 2),
     )
+
+
+def of_phase(config: Any, method: Method, index: int, layout: Layout) -> Callable[[Mapping[str, np.ndarray]], float]:
+    """(batch) -> the FLOPs that a step of phase `index` needs for these rows."""
+    arithmetic = Arithmetic(method, setup.tables(config)[index])
+    scaffold = method.parts(config.method, setup.phases_of(config)[index : index + 1])
+    return lambda batch: arithmetic(work_of(batch, layout.suffix, method.model.config.vision.merge), scaffold)
 
 
 class Arithmetic:

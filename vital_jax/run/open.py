@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from vital_jax.hub.encoders import identity
 from vital_jax.hub.load import load_backbone
 from vital_jax.hub.place import check_base, located
+from vital_jax.latent.loop import KEPT
+from vital_jax.methods.base import Method
 from vital_jax.models.backbone import LATENT_STATES
 from vital_jax.models.config import read_json
 from vital_jax.pipeline.batch import Encoder
@@ -138,7 +140,7 @@ class Run:
         )
         return located((Path(start) / named for start in starts), check, absent)
 
-    def method(self, scaffold: Collection[str] = ()):
+    def method(self, scaffold: Collection[str] = ()) -> Method:
         """The method without parameters, as one device answers with it, with these parts of its scaffold (see `setup.make_method`).
 
         Raises: as `setup.make_method`; ValueError naming the version where the configuration is another version's.
@@ -154,7 +156,13 @@ class Run:
     def encoder(self) -> Encoder:
         """Questions to rows, as in training. Raises: as `Encoder.from_folder`."""
         with self._config():
-            return Encoder.from_folder(self.base, self.config.data.max_pixels, system=self.config.data.system)
+            data = self.config.data
+            return Encoder.from_folder(self.base, data.max_pixels, setup.token_texts(self.config), system=data.system)
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """The rows of the tokens that its method added, by text. Raises: as `encoder`."""
+        return self.encoder.prompter.added if setup.token_texts(self.config) else {}
 
     @contextlib.contextmanager
     def _config(self) -> Iterator[None]:
@@ -177,7 +185,7 @@ class Run:
         with _checkpoints(self.folder) as checkpoints:
             return checkpoints.read_parameters(chosen, place, self.step)
 
-    def read_params(self, parts: Collection[str] = ("base", "lora")) -> dict[str, Any]:
+    def read_params(self, parts: Collection[str] = ("base", *KEPT)) -> dict[str, Any]:
         """These parts (see `parts`; absent ones are left out) on the first device: the base as frozen, with what the run trained put in.
 
         Raises: as `read_trained` and `load_backbone`.

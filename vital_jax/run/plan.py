@@ -23,7 +23,7 @@ from vital_jax.pipeline.batch import Encoder, Layout
 from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.run import setup
-from vital_jax.run.prepare import features_name
+from vital_jax.run.prepare import features_name, prepare
 from vital_jax.training import distributed
 from vital_jax.training.config import resolved
 from vital_jax.training.metrics import Clock
@@ -77,6 +77,20 @@ def resolve(config: Any) -> None:
         )
 
 
+def make_ready(config: Any) -> None:
+    """All that comes before the records are opened: the recipe is resolved, processes agree, and what it says how to make is there.
+
+    Raises: as `resolve`, `agree`, `distributed.check_shared`, `check_models` and `prepare`.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(config.workdir).resolve() / "compile_cache"))
+    resolve(config)
+    agree(config)
+    distributed.check_shared(Path(config.workdir))
+    check_models(config)
+    distributed.first("preparation", lambda: prepare(config))
+
+
 def check_models(config: Any) -> None:
     """Refuses models whose weights are not whole, before records and features are made for them. Raises: as `check_weights`."""
     if not (config.model.tiny or config.dry_run):
@@ -98,7 +112,9 @@ def open_feed(config: Any, split: str, regions: bool = False) -> Feed:
     d = config.data
     scaffold = setup.scaffold_of(config)
     text = Prompter(config.model.text_decoder) if "text_decoder" in scaffold else None
-    encoder = Encoder.from_folder(config.model.folder, d.max_pixels, system=d.system, chain_prompter=text)
+    encoder = Encoder.from_folder(
+        config.model.folder, d.max_pixels, setup.token_texts(config), system=d.system, chain_prompter=text
+    )
     features = d.features if regions or "visual_projector" in scaffold else None
     limit = d.limit if split == "train" else 0
     return Feed.open(
@@ -115,9 +131,18 @@ def open_feed(config: Any, split: str, regions: bool = False) -> Feed:
     )
 
 
-def describe(config: Any, method: Method, feed: Feed, tables: Sequence[Sequence[tuple[str, str]]]) -> str:
+def open_feeds(config: Any) -> tuple[Feed, Feed]:
+    """The records to train on and those of the preview. Phases that are told in epochs learn how many steps these are."""
+    feed, preview = open_feed(config, "train"), open_feed(config, config.eval.split)
+    for phase in config.phases:
+        if not phase.steps:
+            phase.steps = math.ceil(phase.epochs * len(feed.select(phase.max_steps)) / config.batch)
+    return feed, preview
+
+
+def describe(config: Any, method: Method, feed: Feed) -> str:
     """The plan of a run as text: parameters by module, phases, tokens and images per step, memory. Reads no weights."""
-    tree = setup.abstract_params(method)
+    tree, tables = setup.abstract_params(method), setup.tables(config)
     ever = setup.trained(tables, tree)
     leaves = flatten(tree)
     numbers = {path: math.prod(leaf.shape) for path, leaf in leaves.items()}
@@ -257,10 +282,11 @@ def on_first(config: Any, name: str, params: Mapping[str, Any], work: Callable[[
 
 
 def preview_answers(
-    config: Any, method: Method, params: Mapping[str, Any], preview: Feed, phase: Any, step: int, log: Path
+    config: Any, method: Method, params: Mapping[str, Any], preview: Feed, phase: Any, step: int
 ) -> dict[str, float]:
     """Asks some records of the preview at the phase's K, shows the answers and logs them. Returns: {"exact": share of exact ones}."""
     numbers = spread(preview.select(phase.max_steps), config.eval.answers)
+    log = Path(config.workdir) / "answers.jsonl"
 
     def work(here: Mapping[str, Any]) -> float:
         found = answers(method, here, preview, numbers, phase.latent_steps, setup.eval_k_of(config))

@@ -158,7 +158,13 @@ def make_features(config: Any) -> None:
     if all(folder.exists() for folder in folders.values()) and not Path(data.encoder).exists():
         return
     made = extract_features(
-        data.records, splits, data.encoder, data.hook, data.roi_threshold, data.roi_margin, data.max_pixels
+        data.records,
+        splits,
+        data.encoder,
+        hook=data.hook,
+        threshold=data.roi_threshold,
+        margin=data.roi_margin,
+        max_pixels=data.max_pixels,
     )
     if faults := [fault for extraction in made.values() for fault in extraction.faults]:
         raise ValueError("; ".join(faults))
@@ -173,6 +179,7 @@ def extract_features(
     records: str | Path,
     splits: Iterable[str],
     encoder: str | Path,
+    *,
     hook: str,
     threshold: float,
     margin: float,

@@ -12,13 +12,14 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from vital_jax.methods.base import Method, make_loss
+from vital_jax.methods.base import Method, Phase, diagnose, make_loss
 from vital_jax.models.families import family_of
 from vital_jax.pipeline.batch import Layout, batch_spec, full_batch
+from vital_jax.pipeline.segments import Suffix
 from vital_jax.run import setup
 from vital_jax.training.optimizer import make_optimizer
 from vital_jax.training.partition import flatten, split, unflatten
-from vital_jax.training.sharding import batch_sharding, shardings
+from vital_jax.training.sharding import batch_sharding, place_batch, shardings
 from vital_jax.training.step import State, abstract_state, make_train_step
 
 
@@ -27,18 +28,22 @@ def optimizer_of(config: Any, phase: Any) -> optax.GradientTransformation:
     return make_optimizer(steps=phase.steps, **config.optim)
 
 
-def train_step(config: Any, method: Method, index: int, layout: Layout, state: State) -> Callable:
-    """The jitted step of phase `index`, for states that lie as this one does; see `make_train_step`."""
-    phase, suffix = setup.phases_of(config)[index], layout.suffix
+def objective(method: Method, phase: Phase, suffix: Suffix) -> tuple[Callable, Callable]:
+    """(loss, normalizers) of a phase, as `make_train_step` takes them: the weighted sum of the method's losses, and their counts."""
+    return make_loss(method, phase, suffix), lambda batch: method.normalizers(batch, phase, suffix)
+
+
+def train_step(config: Any, phase: Any, loss: Callable, normalizers: Callable, state: State) -> Callable:
+    """The jitted step of a phase of the configuration, for states that lie as this one does; see `make_train_step`."""
     placement = jax.tree.map(lambda x: x.sharding, state)
     return make_train_step(
-        make_loss(method, phase, suffix),
-        lambda batch: method.normalizers(batch, phase, suffix),
-        optimizer_of(config, config.phases[index]),
-        config.seed,
-        placement,
-        dict(config.compiler),
+        loss, normalizers, optimizer_of(config, phase), config.seed, placement, dict(config.compiler)
     )
+
+
+def diagnosis(method: Method, phase: Phase, suffix: Suffix) -> Callable:
+    """The jitted (params, batch) -> numbers that tell whether the latents carry anything; see `base.diagnose`."""
+    return jax.jit(lambda params, batch: diagnose(method, params, batch, phase, suffix))
 
 
 def shapes_on(config: Any, method: Method, mesh: Mesh) -> dict[str, Any]:
@@ -65,8 +70,15 @@ def full_rows(method: Method, layout: Layout, rows: int) -> dict[str, np.ndarray
     return full_batch(batch_spec(layout, geometry, config.vision.patch_width, config.decoder.width), rows)
 
 
+def placed_batch(batch: dict[str, np.ndarray], micro_batches: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch [B, ...] on the mesh: arrays [A, B / A, ...], split by rows. Raises: as `place_batch`."""
+    A = micro_batches
+    micro = {name: x.reshape(A, len(x) // A, *x.shape[1:]) for name, x in batch.items()}
+    return place_batch(micro, mesh, micro_batches=True)
+
+
 def abstract_batch(batch: dict[str, np.ndarray], micro_batches: int, mesh: Mesh) -> dict[str, Any]:
-    """A batch [B, ...] as `train.py` places it: shapes [A, B / A, ...], split by rows."""
+    """A batch [B, ...] as `placed_batch` places it: shapes [A, B / A, ...], split by rows."""
     placed = batch_sharding(mesh, micro_batches=True)
 
     def shape(x: np.ndarray) -> jax.ShapeDtypeStruct:

@@ -1,10 +1,12 @@
 """A configuration's models: which folders, which switches, which parameters. One place for training, evaluation and export.
 
-The tree is {base, lora, scaffold}. What trains is a table over its paths; trained leaves are float32 masters, the rest keeps `param_dtype`.
+The tree is {base, lora, tokens, feedback, scaffold}, each part where the run has it. What trains is a table over its paths; trained leaves
+are float32 masters, the rest keeps `param_dtype`.
 """
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,13 +21,18 @@ from vital_jax.models.decoder import Decoder
 from vital_jax.models.families import read_config, read_text_config
 from vital_jax.models.lora import init_lora
 from vital_jax.models.quantize import is_scale
+from vital_jax.models.tokens import init_tokens
 from vital_jax.pipeline.batch import Layout
+from vital_jax.pipeline.prompts import Prompter
 from vital_jax.pipeline.segments import Tokens
+from vital_jax.training.checkpoint import make_meta
+from vital_jax.training.config import resolved
 from vital_jax.training.partition import TRAINABLE, flatten, match, unflatten
 from vital_jax.training.sharding import ROWS, base_rows, fsdp_rows, shardings
 
-# Adapters are small and used everywhere: a copy each. The text decoder and its moments are the largest thing that trains: always sharded.
-_ROWS = (("lora/.*", PartitionSpec()), *fsdp_rows("scaffold", (ROWS, "fsdp", "data")))
+# Adapters, rows of added tokens and modules inside the loop are small and used everywhere: a copy each. The text decoder and its moments
+# are the largest thing that trains: always sharded.
+_ROWS = (("(lora|tokens|feedback)/.*", PartitionSpec()), *fsdp_rows("scaffold", (ROWS, "fsdp", "data")))
 
 
 def phases_of(config: Any) -> list[base.Phase]:
@@ -49,7 +56,7 @@ def make_method(config: Any, roi_width: int | None, scaffold: Collection[str] | 
       scaffold: which parts of it to build, of `text_decoder` and `visual_projector`; None builds those of `scaffold_of`.
     Raises: FileNotFoundError or ValueError naming the folder or switch.
     """
-    m, settings, kind = config.model, config.method, base.get(config.method.name)
+    m, settings = config.model, config.method
     scaffold = scaffold_of(config) if scaffold is None else scaffold
     model = Backbone(
         read_config(m.folder),
@@ -60,12 +67,25 @@ def make_method(config: Any, roi_width: int | None, scaffold: Collection[str] | 
         latent_state=settings.get("latent_state", LATENT_STATES[0]),
         quantize=m.get("quantize", ""),
         stationary=config.mesh.base == "fsdp",
+        added=tuple(sorted(added_tokens(config))),
     )
     decoder = None
     if "text_decoder" in scaffold:
         decoder = Decoder(read_text_config(m.text_decoder), remat=m.remat, attention=m.attention)
-    options = {field.name: settings[field.name] for field in dataclasses.fields(kind) if field.name in settings}
-    return kind(model, decoder, roi_width if "visual_projector" in scaffold else None, **options)
+    return base.make(settings, model, decoder, roi_width if "visual_projector" in scaffold else None)
+
+
+def token_texts(config: Any) -> tuple[str, ...]:
+    """The tokens that the method adds to the vocabulary."""
+    return tuple(base.get(config.method.name).added)
+
+
+def added_tokens(config: Any) -> dict[int, tuple[int, ...]]:
+    """The row of each added token, and the rows that it starts as the mean of. Raises: FileNotFoundError or ValueError as `Prompter`."""
+    if not (added := base.get(config.method.name).added):
+        return {}
+    prompter = Prompter(config.model.folder, tuple(added))
+    return {prompter.added[text]: tuple(map(int, prompter.literal(start or text))) for text, start in added.items()}
 
 
 def eval_k_of(config: Any) -> str:
@@ -89,12 +109,22 @@ def switches(config: Any) -> dict[str, Any]:
     return {**base.meaning(config.method.to_dict()), "lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
 
 
+def meta(
+    config: Any, fingerprint: str, phase: int, step: int, clock: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The record of a checkpoint of this run (see `make_meta`). fingerprint: of its base."""
+    return make_meta(resolved(config), fingerprint, config.method.name, switches(config), phase, step, clock)
+
+
 def abstract_params(method: base.Method) -> dict[str, Any]:
     """The whole tree's shapes; nothing is read or allocated."""
     tree = {"base": abstract_backbone(method.model), **method.abstract()}
     if method.model.lora is not None:
         decoder, lora = method.model.config.decoder, method.model.lora
         tree["lora"] = jax.eval_shape(lambda key: init_lora(decoder, lora, key), jax.random.key(0))
+    if method.model.added:
+        draw = partial(init_tokens, config=method.model.config.decoder, added=method.model.added)
+        tree["tokens"] = jax.eval_shape(draw, tree["base"])
     return {name: part for name, part in tree.items() if part}
 
 
@@ -127,9 +157,9 @@ def trained(tables: Sequence[Sequence[tuple[str, str]]], tree: Mapping[str, Any]
 
 def tables(config: Any) -> list[Sequence[tuple[str, str]]]:
     """Each phase's table of what trains: its own, or the run's, without the rows of parts this run leaves out (rank 0, no scaffold)."""
-    absent = {"lora"} if not config.lora.rank else set()
-    if not scaffold_of(config):
-        absent.add("scaffold")
+    kind = base.get(config.method.name)
+    there = {"lora": config.lora.rank, "tokens": kind.added, "feedback": kind.feedback, "scaffold": scaffold_of(config)}
+    absent = {name for name, part in there.items() if not part}
     chosen = [phase.table or config.table for phase in config.phases]
     return [[tuple(row) for row in table if row[0].split("/")[0] not in absent] for table in chosen]
 
@@ -156,6 +186,11 @@ def load_params(config: Any, method: base.Method, mesh: Mesh) -> dict[str, Any]:
     tree: dict[str, Any] = {"base": weights}
     if "lora" in shapes:
         tree["lora"] = init_lora(method.model.config.decoder, method.model.lora, keys[0])
+    if "tokens" in shapes:
+        decoder, added = method.model.config.decoder, method.model.added
+        draw = partial(init_tokens, config=decoder, added=added, start=added_tokens(config))
+        where = {side: placed[f"tokens/{side}"] for side in shapes["tokens"]}
+        tree["tokens"] = jax.jit(draw, out_shardings=where)(weights)
     loaded = {}
     if method.decoder is not None:
         _, loaded["text_decoder"] = load_text_decoder(m.text_decoder, at("scaffold/text_decoder"))

@@ -1,19 +1,51 @@
-"""Which option an answer names: by its letter, its text, or the nearest text.
+"""Which option an answer names: by its letter, its place, its text, or the nearest text.
 
-An answer that names nothing gives the empty string: to guess for a model, as some scorers do, adds chance to its accuracy.
+An answer that names none, several, or one that it denies gives the empty string: to guess for a model, as some scorers do, adds chance to
+its accuracy.
 """
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
-from vital_jax.scoring.reading import final
-from vital_jax.scoring.text import squad
+from vital_jax.scoring.mentions import FIRST, asserted, key, mark, tokens
+from vital_jax.scoring.reading import final, refuses, spoken, tails, yes_no
+from vital_jax.scoring.text import plain
 
 ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
+NONE = ("", "none")
+# From the private character of an option's text to that of its letter where a mark or a word tells that a choice is meant, and to that of
+# its capital which only stands alone.
+LABEL, WEAK = 0x800, 0x400
+GAP = r"[^\w\ue000-\uefff]*"
+PLACES = {
+    "first": 0,
+    "1st": 0,
+    "second": 1,
+    "2nd": 1,
+    "third": 2,
+    "3rd": 2,
+    "fourth": 3,
+    "4th": 3,
+    "fifth": 4,
+    "5th": 4,
+    "last": -1,
+}
+ORDINAL = re.compile(
+    rf"\b({'|'.join(PLACES)})\s+(?:answer\s+|listed\s+)?(?:option|choice|answer|one|alternative)\b", re.I
+)
+CARDINAL = re.compile(r"\b(?:option|choice)\s+(?:number\s+|no\.?\s*|#\s*)?(\d+|one|two|three|four|five|six)\b", re.I)
+# "hepatitis B" and "type A" name no option, nor does the E of "E. coli".
+TERM = re.compile(
+    r"\b(?:hepatitis|vitamin|type|group|class|grade|stage|fig(?:ure)?\.?|panel|image|influenza|protein)\s+$", re.I
+)
+SPECIES = r"(?!\.\s+(?:coli|aureus|epidermidis|pyogenes|pneumoniae|difficile|perfringens|albicans|pylori|faecalis|granulosus)\b)"
+# A capital that is named together with a label is one too: "options A and B".
+JOINED = re.compile(
+    r"([\ue800-\uefff][)\]]?\s*(?:[,/&+]\s*(?:(?:and|or)\s+)?|(?:and|or|nor|plus)\s+)[(\[]?)([\ue400-\ue7ff])"
+)
 # Behind a capital A or I these words tell a choice from the article and the pronoun.
-VERDICTS = re.compile(r"\s+(?:and|or|nor|but|is|was|because|since|as|then|rather)\b")
+PROSE = r"(?!(?<=[AI])\s+(?!(?:and|or|nor|but|is|was|because|since|as|then|rather)\b)[a-z\ue000-\ue3ff])"
 
 
 def letter(place: int) -> str:
@@ -27,46 +59,10 @@ def letters_of(options: Sequence[str]) -> list[str]:
     return [letter(place) for place in range(len(options))]
 
 
-def named_letter(text: str, options: Sequence[str]) -> str:
-    """The letter that stands alone ("B", "(b)", "B.", "Ｂ") or in front of words ("B. Uterus", "(B) Uterus"); "" for none or two."""
-    text = unicodedata.normalize("NFKC", text)
-    names = letters_of(options)
-    if alone := ALONE.fullmatch(text):
-        return alone[1].upper() if alone[1].upper() in names else ""
-    found = re.match(r"\s*\**(\(?)([A-Za-z])(?:\)|\.|:|\*\*)(.*)", text, re.S)
-    if not found or found[2].upper() not in names or re.match(r"\W*(?:(?:and|or)\b\W*)?[A-Z]\b", found[3]):
-        return ""
-    # "a. m." is no choice: in front of words only a capital, a bracket, or its own option's text marks a letter.
-    own = squad(found[3]) == squad(options[names.index(found[2].upper())])
-    return found[2].upper() if found[2].isupper() or ")" in found[0][:4] or own else ""
-
-
-def lone_letters(text: str, options: Sequence[str]) -> list[str]:
-    """The options' capitals that stand alone anywhere, but not behind "not", nor an article A or a pronoun I."""
-    text = unicodedata.normalize("NFKC", text)
-    found = []
-    names = "".join(letters_of(options))
-    for match in re.finditer(rf"(?<![A-Za-z0-9])(?<!not )([{names}])(?![A-Za-z0-9]|['’][a-z])", text):
-        tail = text[match.end() :]
-        prose = match[1] in "AI" and re.match(r"\s+[a-z]", tail) and not VERDICTS.match(tail)
-        if not prose and match[1] not in found:
-            found.append(match[1])
-    return found
-
-
-def same_option(text: str, options: Sequence[str], same: Callable[[str], str] = squad) -> str:
+def same_option(text: str, options: Sequence[str], same: Callable[[str], str] = key) -> str:
     """The letter of the only option that is the text after `same`; "" where none or several are."""
     found = [name for name, option in zip(letters_of(options), options, strict=True) if same(option) == same(text)]
     return found[0] if len(found) == 1 else ""
-
-
-def contained_option(text: str, options: Sequence[str]) -> str:
-    """The letter of the only option whose words stand in the text; an option inside a longer one that is there too does not count."""
-    words = f" {squad(text)} "
-    found = {name: f" {squad(option)} " for name, option in zip(letters_of(options), options, strict=True)}
-    found = {name: option for name, option in found.items() if option.strip() and option in words}
-    longest = [name for name, option in found.items() if not any(option in o and option != o for o in found.values())]
-    return longest[0] if len(longest) == 1 else ""
 
 
 def nearest_option(text: str, options: Sequence[str]) -> str:
@@ -76,21 +72,137 @@ def nearest_option(text: str, options: Sequence[str]) -> str:
     return letter(ratios.index(best)) if best > 0 else ""
 
 
+def _labels(names: str) -> tuple[re.Pattern, ...]:
+    """How a letter is written where a choice is meant; group 1 is the letter, what stands before it goes with it."""
+    low, text = names.lower(), r"\ue000-\ue3ff"
+    stop = r"(?=\s*(?:[.,;:)\]\"']|$|(?:is|and|or|because)\b))"
+    called = r"(?i:\b(?:(?:option|choice|answer|letter)s?\s*[#:]?\s*|(?:choose|chose|pick|select|go\s+with)\s+)|选项?\s*|答案\s*)[(\[\"']*"
+    right = r"(?=\s+is\s+(?:the\s+)?(?:most\s+)?(?:correct|right|best|likely|appropriate|answer)\b)"
+    return tuple(
+        re.compile(pattern, re.M)
+        for pattern in (
+            rf"{called}([{names}])(?!\w)(?!['-]\w)",  # option B, answer (B), choose B
+            rf"{called}([{low}])(?!\w){stop}",
+            rf"(?<![\w'-])([{names}]){right}",  # B is the best answer
+            rf"(?<!\w)[(\[]\s*([{names}{low}])\s*(?=[)\]])",  # (b)
+            rf"(?<![\w('-])([{names}{low}])(?=\))",  # b)
+            rf"^\W*([{names}])(?=[.:](?:\s|$|[{text}])){SPECIES}",  # B. words
+            rf"(?<![\w'&.-])([{names}])(?=[.:](?:\s+[^a-z\s]|\s*$|[{text}]))",  # ... B. Words
+            rf"^\W*([{low}])(?=[.:]\s*(?:[{text}]|$))",  # b. with an option's text behind it
+            rf"\A\W*([{names}])(?=\s*[,–—-]\s+[a-z{text}]|(?<!A)\s+[{text}])",  # B - left lung, B left lung
+        )
+    )
+
+
+def marked(text: str, options: Sequence[str]) -> str:
+    """A plain text with private characters for the options that it names (`mentions.mark`): by their text, by a letter or place that is
+    meant as a choice (`LABEL` further on), or by a capital that only stands alone (`WEAK`)."""
+    names = "".join(letters_of(options))
+
+    def label(found: re.Match) -> str:
+        return chr(FIRST + LABEL + names.index(found[1].upper()))
+
+    def placed(found: re.Match) -> str:
+        place = PLACES[found[1].lower()] if found.re is ORDINAL else int(key(found[1])) - 1
+        place %= len(names) if place < 0 else 1000
+        return chr(FIRST + LABEL + place) if place < len(names) else found[0]
+
+    text = ORDINAL.sub(placed, text)
+    if not any(key(option).isdigit() for option in options):
+        text = CARDINAL.sub(placed, text)
+    text = mark(text, options)
+    for pattern in _labels(names):
+        text = pattern.sub(label, text)
+    alone = rf"(?<![A-Za-z0-9])(?<!\w[-.'])([{names}])(?![A-Za-z0-9]|['-][A-Za-z]|\.\s+[a-z]){PROSE}"
+    weak = lambda found: chr(FIRST + WEAK + names.index(found[1]))  # noqa: E731
+    text = re.sub(alone, lambda found: found[0] if TERM.search(text[: found.start()]) else weak(found), text)
+    while (joined := JOINED.sub(lambda found: found[1] + chr(ord(found[2]) - WEAK + LABEL), text)) != text:
+        text = joined
+    # A reply that repeats the list of options has not chosen them all.
+    listed = GAP.join(chr(FIRST + LABEL + i) + GAP + chr(FIRST + i) for i in range(len(names)))
+    return re.sub(listed, "\n", text) if len(names) > 1 else text
+
+
+def _within(options: Sequence[str], short: int, long: int) -> bool:
+    a, b = (f" {' '.join(word for word, *_ in tokens(options[place]))} " for place in (short, long))
+    return a != b and a in b
+
+
+def _said(text: str, options: Sequence[str]) -> tuple[set[int], set[int], set[int], bool]:
+    """The options that a marked text says by label, by text and by a lone capital, and whether it mentions any."""
+    said, named = asserted(text)
+    labels = {i - LABEL for i in said if i >= LABEL}
+    texts = {i for i in said if i < WEAK}
+    texts = {i for i in texts if not any(_within(options, i, j) for j in texts)}
+    return labels, texts, {i - WEAK for i in said if WEAK <= i < LABEL}, bool(named)
+
+
+def _lead(text: str, labels: set[int]) -> int | None:
+    """The option whose letter a marked text begins with ("B. X-ray"), -1 where the text of another follows it; None for none."""
+    found = re.match(rf"{GAP}([\ue800-\uefff])", text)
+    if not found or ord(found[1]) - FIRST - LABEL not in labels:
+        return None
+    place = ord(found[1]) - FIRST - LABEL
+    rest = re.sub(rf"^{GAP}(?:(?:the|an?)\s+)?{chr(FIRST + place)}", "", text[found.end() :])
+    if re.match(rf"{GAP}(?:(?:and|or|nor|plus)\b{GAP})?[\ue400-\uefff]", rest):
+        return None
+    other = re.match(rf"{GAP}(?:(?:the|an?)\s+)?[\ue000-\ue3ff]{GAP}(?:$|(?<=[.;\n])\s)", rest)
+    return -1 if other and rest == text[found.end() :] else place
+
+
+def _chosen(said: str, options: Sequence[str]) -> tuple[str, str] | None:
+    """As `choose` of one place where an answer may stand; None where nothing there has to do with the options."""
+    names = letters_of(options)
+    ends = (said, said.partition("\n")[0], said.rpartition("\n")[2])
+    alone = {found[1].upper() for line in ends if (found := ALONE.fullmatch(line))} & set(names)
+    if len(alone) == 1:
+        return alone.pop(), "letter"
+    if alone:
+        return NONE
+    if found := same_option(said, options):
+        return found, "text"
+    if ALONE.fullmatch(said):
+        return NONE
+    text = marked(said, options)
+    labels, texts, weak, named = _said(text, options)
+    lead = _lead(text, labels)
+    if lead is not None:
+        return (names[lead], "letter") if lead >= 0 else NONE
+    keys = list(map(key, options))
+    verdicts = {word: place for place, word in enumerate(keys) if word in ("yes", "no")}
+    if len(verdicts) == 2 and not labels:
+        if word := yes_no(said):
+            return names[verdicts[word]], "word"
+        texts -= set(verdicts.values())
+    if found := labels | texts or weak:
+        how = "letter" if labels else "contained" if texts else "letter within"
+        place = found.pop()
+        # Of two options with the same words a text names neither.
+        return NONE if found or (how == "contained" and keys.count(keys[place]) > 1) else (names[place], how)
+    return NONE if named or refuses(said) or not key(text) else None
+
+
 def choose(text: str, options: Sequence[str], nearest: bool = False) -> tuple[str, str]:
-    """(letter, rule that found it): a letter, also alone on the first or last line; an option's text; an option within the text; the only
-    letter within it; and, if asked for, the nearest option. An answer that is a letter of no option, or holds several options' letters,
-    chooses none."""
-    said = final(text)
-    ends = (said.partition("\n")[0], said.rpartition("\n")[2])
-    alone = {named_letter(line, options) for line in ends if ALONE.fullmatch(line)}
-    if found := named_letter(said, options) or (alone.pop() if len(alone) == 1 else ""):
-        return found, "letter"
-    for how, rule in (("text", same_option), ("contained", contained_option)):
-        if found := rule(said, options):
-            return found, how
-    letters = lone_letters(said, options)
-    if letters or ALONE.fullmatch(said):
-        return (letters[0], "letter within") if len(letters) == 1 else ("", "none")
-    if nearest and (found := nearest_option(said.lower(), [option.lower() for option in options])):
+    """(letter, rule that found it).
+
+    A letter, alone, first, or marked as a choice; an option's text; the only option that is stated within the text; the only capital that
+    stands alone in it; and, if asked for, the nearest option. What an answer only asks, denies or leaves open is not chosen, nor is any of
+    several, and a refusal chooses none.
+    """
+    places = tails(plain(spoken(text)))
+    for said in places:
+        if found := _chosen(said, options):
+            return found
+    if nearest and (found := nearest_option(places[0].lower(), [option.lower() for option in options])):
         return found, "nearest"
-    return "", "none"
+    return NONE
+
+
+def several(text: str, options: Sequence[str]) -> str:
+    """All letters that an answer chooses, in order: "A, C and D", "ACD", "(A) ... (C) ...", or options whose words it states."""
+    said, names = final(plain(spoken(text))), letters_of(options)
+    every = "".join(names)
+    if re.fullmatch(rf"[\s(*]*[{every}](?:[\s,;.()&+/*]|and\b|[{every}])*", said):
+        return "".join(name for name in names if re.search(rf"{name}(?![a-z])", said))
+    labels, texts, weak, _ = _said(marked(said, options), options)
+    return "".join(names[place] for place in sorted(labels | texts or weak))

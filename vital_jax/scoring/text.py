@@ -6,11 +6,27 @@ Each is one published definition, stated where it is, so that a protocol or a re
 import math
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
+# Greek and Cyrillic letters that no reader tells from Latin ones, invisible characters, and typographic quotes.
+LOOKALIKES = str.maketrans(
+    "ΑΒΕΖΗΙΚΜΝΟΡΤΥΧοАВЕКМНОРСТУХІЅЈаеорсухіѕј‘’“”",
+    "ABEZHIKMNOPTYXoABEKMHOPCTYXISJaeopcyxisj''\"\"",
+    "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad",
+)
+EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|_{1,3}|`{1,3}|\$)(?=\S)(.+?)(?<=\S)\1(?![\w*])", re.S)
+TEX = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
+HEADING = re.compile(r"^\s*(?:#+|[*•-]|>(?!\s*\d))\s+", re.M)
+COUNTS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+NUMBERS = {word: str(number) for number, word in enumerate(COUNTS)}
+_NUMBER = re.compile(rf"\b(?:{'|'.join(COUNTS)})\b")
 
 
 def normalise(text: str) -> str:
@@ -23,9 +39,23 @@ def squad(text: str) -> str:
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
+def plain(text: str) -> str:
+    """The text in one alphabet and without marks of layout: compatibility forms (fullwidth, circled, mathematical), letters that look like
+    Latin ones, invisible characters, Markdown emphasis, bullets and headings, TeX's text commands."""
+    text = TEX.sub(r"\1", unicodedata.normalize("NFKC", text).translate(LOOKALIKES))
+    while (bare := EMPHASIS.sub(r"\2", text)) != text:
+        text = bare
+    return HEADING.sub("", text).strip()
+
+
+def numbered(text: str) -> str:
+    """Number words in lower case as digits, zero to twenty: "two" is "2"."""
+    return _NUMBER.sub(lambda found: NUMBERS[found[0]], text)
+
+
 def bare(text: str) -> str:
-    """Lower case, single spaces, and no full stop at the end: "No." and "no" are one answer."""
-    return normalise(text).rstrip(".。 ")
+    """`plain`, lower case, single spaces, number words as digits, and no full stop at the end: "No." and "no" are one answer."""
+    return numbered(normalise(plain(text))).rstrip(".。 ")
 
 
 def overlap(prediction: Sequence[str], gold: Sequence[str]) -> tuple[float, float, float]:

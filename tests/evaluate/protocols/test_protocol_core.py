@@ -55,9 +55,42 @@ def test_scores_are_broken_down_and_averaged_over_groups():
     assert values_of(ITEMS[0], "question_type") == ("POS", "PRES")
     assert not any(metric.group.startswith("language") for metric in scored.metrics)  # no item differs in it
     table, breakdown = scored.table(), scored.breakdown()
-    assert "paper/1" in table and "options or yes/no" in table and "modality=CT" not in table
+    assert "paper/2" in table and "options or yes/no" in table and "modality=CT" not in table
     assert "modality=CT" in breakdown and "macro" not in breakdown
     assert apply(get("paper"), ITEMS[1:2], {"2": "yes"}).breakdown() == ""
+
+
+def test_tables_say_how_many_answers_could_not_be_read():
+    answers = {"1": "I cannot tell.", "2": "yes and no", "3": "", "4": "liver"}
+    scored = apply(get("paper"), ITEMS, answers)
+    found = {name: scored.metric(name).unread for name in ("accuracy", "closed accuracy", "yes/no accuracy")}
+    assert found == {"accuracy": 3, "closed accuracy": 2, "yes/no accuracy": 2}
+    assert scored.metric("accuracy", "modality=MRI").unread == 1
+    assert scored.metric("accuracy", "macro over modality").unread == 3
+    header, _, first, *_ = scored.table().splitlines()
+    assert [cell.strip() for cell in header.split("|")][2:5] == ["group", "N", "unread"]
+    assert [cell.strip() for cell in first.split("|")][2:5] == ["all", "3", "2"]
+    # A drawn letter was not read either.
+    asked = choice(benchmark="mmmu_health")
+    assert apply(get("mmmu", compat=True), [asked], {"q1": "I cannot tell."}).metric("accuracy").unread == 1
+
+
+@pytest.mark.parametrize("text", ["wrong", "right"])
+def test_no_interval_is_a_point(text):
+    items = [
+        item("right", str(n), closed=n % 2 == 0, image=str(n), modality=("CT", "MRI", "PET")[n % 3]) for n in range(12)
+    ]
+    scored = apply(get("paper"), items, {one.id: text for one in items})
+    assert {"open token F1", "accuracy"} <= {metric.measure for metric in scored.metrics}
+    assert all(metric.high - metric.low > 0.05 for metric in scored.metrics)
+    macro = scored.metric("accuracy", "macro over modality")
+    # Wilson of 0 of 4 is 0 to 0.490: sqrt(3 * 0.490²) / 3.
+    end = 0.4899 / 3**0.5
+    assert (macro.low, macro.high) == pytest.approx((0, end) if text == "wrong" else (1 - end, 1), abs=1e-3)
+    # One group always right, one always wrong: no draw of images differs from another.
+    halves = apply(get("paper"), items, {one.id: ("wrong", "right", "wrong")[n % 3] for n, one in enumerate(items)})
+    macro = halves.metric("accuracy", "macro over modality")
+    assert macro.low < macro.value - 0.05 and macro.high > macro.value + 0.05
 
 
 def test_means_are_drawn_by_image():
@@ -83,9 +116,14 @@ def test_rows_hold_what_a_predictions_file_holds(tmp_path):
     scored = apply(get("paper"), ITEMS, rows)
     first = scored.rows[0]
     assert first["id"] == "1" and first["gold"] == "yes" and first["parsed"] == "yes" and first["correct"] is True
-    assert first["protocol"] == "paper/1" and first["image"] == "vqa_rad/a" and first["modality"] == "CT"
+    assert first["protocol"] == "paper/2" and first["image"] == "vqa_rad/a" and first["modality"] == "CT"
     assert first["K"] == 4 and first["latency"] == 0.5 and "tokens" not in first
-    assert first["measures"] == {"closed accuracy": 1.0, "yes/no accuracy": 1.0, "accuracy": 1.0}
+    assert first["measures"] == {
+        "closed accuracy": 1.0,
+        "closed accuracy, literal": 0.0,
+        "yes/no accuracy": 1.0,
+        "accuracy": 1.0,
+    }
     path = write_predictions(tmp_path / "scored.jsonl", scored.rows)
     assert read_predictions(path) == json.loads(json.dumps(scored.rows))
     assert apply(get("paper"), ITEMS, read_predictions(path)).metrics == scored.metrics
@@ -151,7 +189,7 @@ def test_a_broken_predictions_file_is_named_with_its_line(tmp_path, text, messag
 
 def test_protocols_are_found_by_name_and_by_benchmark():
     assert get("medevalkit", compat=True, judge=True).label == "medevalkit/1 compat judge"
-    assert get("medevalkit", compat=False).label == "medevalkit/1"
+    assert get("medevalkit", compat=False).label == "medevalkit/2"
     with pytest.raises(ValueError, match="no protocol 'lingshu'; there are paper"):
         get("lingshu")
     with pytest.raises(ValueError, match="'paper' has no compat; it has no options"):
@@ -164,7 +202,7 @@ def test_protocols_are_found_by_name_and_by_benchmark():
         official("x")
     assert family("slake_zh") == "slake" and family("slakes") == "slakes" and family("mmmu_pro_health") == "mmmu_pro"
     assert set(filter(None, OFFICIAL.values())) <= set(PROTOCOLS)
-    assert all(f"{name}/1" in protocols_table() for name in PROTOCOLS)
+    assert all(f"{name}/2" in protocols_table() for name in PROTOCOLS)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

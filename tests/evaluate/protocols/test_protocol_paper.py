@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-from asked import choice, item, right, scores
+from asked import choice, item, right, row, scores
 
-from vital_jax.evaluate.protocols import apply, get
+from vital_jax.evaluate.protocols import PROTOCOLS, apply, get
 
 
 @pytest.mark.parametrize(
@@ -34,17 +34,69 @@ def test_f1_takes_bags_of_tokens_split_at_white_space():
     assert "closed accuracy" not in scores("paper", asked, "x")
 
 
-def test_a_choice_is_a_letter_or_an_exact_text():
+def test_a_choice_is_its_letter_or_its_text():
     for text, correct in (
         ("B", True),
         ("b.", True),
         ("B. Left lung", True),
         ("left  LUNG", True),
         ("Left lung.", True),
-        ("the left lung", False),
+        ("the left lung", True),
         ("A", False),
     ):
         assert right("paper", choice(), text) is correct, text
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        ("no", "I cannot tell: no image was provided."),
+        ("yes", "Yes/No"),
+        ("yes", "It is not possible to say yes."),
+        ("no", "Yes or no? I am not sure."),
+        ("left", "left or right"),
+        ("kidney", "It is not the kidney."),
+        ("liver", "I cannot see the image."),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["paper", "medevalkit", "llava_med", "lmms_eval"])
+def test_hedges_refusals_and_denials_are_wrong(protocol, gold, text):
+    assert not right(protocol, item(gold, benchmark="slake", closed=True), text)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "medevalkit", "pmc_vqa", "omnimedvqa", "gemex"])
+def test_choices_are_read_alike(protocol):
+    asked = choice("B", ("CT", "X-ray", "MRI", "Ultrasound"))
+    for text in ("B. X-ray", "Option B", "<think>A</think>(b)", "Final answer: **B**", "not A, but B\nB"):
+        assert right(protocol, asked, text), text
+    for text in ("It is not the X-ray.", "CT or X-ray", "I cannot tell: no image was provided.", "<think>B"):
+        assert row(protocol, asked, text)["parsed"] == "", text
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_reasoning_is_scored_by_no_protocol_but_published_arithmetic(protocol):
+    made = get(protocol)
+    asked = item("left lung", closed=False) if made.needs and "no options" in made.needs[0] else choice()
+    said = "Left lung" if protocol == "omnimedvqa" or not asked.options else "B"
+    for text in (f"<think>(A), (C) or liver</think>\n\n{said}", f"It may be the spleen.\n</think>{said}"):
+        assert right(protocol, asked, text), text
+    assert row("llava_med compat", item("no", closed=True), "<think>no</think> yes")["correct"]
+
+
+def test_the_rule_of_the_appendix_as_it_stands():
+    literal = "closed accuracy, literal"
+    for answer, text, ours, theirs in (
+        ("yes", " YES ", 1, 1),
+        ("yes", "Yes.", 1, 0),
+        ("yes", "Yes, there is.", 1, 0),
+        ("upper left", "Upper  left", 1, 1),
+        ("upper left", "**Upper left**", 1, 0),
+        ("2", "two", 1, 0),
+    ):
+        made = scores("paper", item(answer, closed=True), text)
+        assert (made["closed accuracy"], made[literal]) == (ours, theirs), text
+    assert [scores("paper", choice(), text)[literal] for text in ("b", "left lung", "B.")] == [1, 1, 0]
+    assert literal not in scores("paper", item("yes", closed=False), "yes")
 
 
 def test_another_accepted_answer_is_right():

@@ -10,7 +10,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageFilter
 
-from vital_jax.pipeline.images import decode, decode_mask
+from vital_jax.pipeline.images import decode
+from vital_jax.pipeline.masks import decode_mask
 
 LONGEST = 768  # pixels; larger pictures are shrunk to it
 SHORTEST = 384  # pixels of the longer side; smaller pictures are enlarged to it

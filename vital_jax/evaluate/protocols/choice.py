@@ -10,9 +10,9 @@ import re
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import Parsed, Protocol
 from vital_jax.evaluate.protocols.measures import accuracy, golds
-from vital_jax.scoring.choice import choose, letters_of, nearest_option
-from vital_jax.scoring.reading import final, is_yes_no, yes_no
-from vital_jax.scoring.text import bare, squad
+from vital_jax.scoring.choice import choose, letters_of, nearest_option, several
+from vital_jax.scoring.reading import is_yes_no, said, yes_no
+from vital_jax.scoring.text import bare
 
 OPTIONS = ("options", lambda item: bool(item.options))
 ALL = "all questions"
@@ -47,7 +47,7 @@ def _nearest(name: str, about: str, note: str, prompt, heard, right, compat: boo
 
     return Protocol(
         name=name,
-        version=1,
+        version=1 if compat else 2,
         about=note if compat else about,
         prompt=prompt,
         parse=parse,
@@ -124,7 +124,7 @@ def _medxpertqa_prompt(item: Item) -> str:
 
 MEDXPERTQA = Protocol(
     name="medxpertqa",
-    version=1,
+    version=2,
     about=(
         "MedXpertQA, zero-shot with a chain of thought: a first turn that thinks, a second that ends with 'Therefore, among A through E, "
         "the answer is', and the first capital among the letters that stands alone in the reply, or behind that sentence or 'answer is' "
@@ -152,29 +152,16 @@ def gemex_kind(item: Item) -> str:
     return "closed" if item.closed or is_yes_no(item.answer) else "open"
 
 
-def several(text: str, item: Item) -> str:
-    """The letters that an answer names, in order: "A, C and D", "ACD", "(A) ... (C) ...", or the options whose words stand in it."""
-    said = final(text)
-    names = "".join(letters_of(item.options))
-    listed = re.fullmatch(rf"[\s(*]*[{names}](?:[\s,;.()&+/*]|and\b|[{names}])*", said)
-    found = re.findall(rf"[{names}](?![a-z])", said) if listed else re.findall(rf"(?<![A-Za-z])([{names}])[).:]", said)
-    if not found:
-        words = f" {squad(said)} "
-        pairs = zip(names, item.options, strict=True)
-        found = [name for name, option in pairs if squad(option) and f" {squad(option)} " in words]
-    return "".join(sorted(set(found)))
-
-
 def _gemex_parse(item: Item, text: str) -> Parsed:
     if gemex_kind(item) == "multi" and item.options:
-        found = several(text, item)
+        found = several(text, item.options)
         return Parsed(text, found, "letters" if found else "none")
     if item.options:
         return Parsed(text, *choose(text, item.options))
     if is_yes_no(item.answer):
-        said = yes_no(final(text))
-        return Parsed(text, said, "word" if said else "none")
-    return Parsed(text, bare(final(text)), "text")
+        word = yes_no(text)
+        return Parsed(text, word, "word" if word else "none")
+    return Parsed(text, bare(said(text)), "text")
 
 
 def _gemex_correct(item: Item, parsed: Parsed) -> bool:
@@ -197,7 +184,7 @@ def _gemex_part(kind: str):
 
 GEMEX = Protocol(
     name="gemex",
-    version=1,
+    version=2,
     about=(
         "GEMeX: accuracy of closed, single-choice and multiple-choice questions; of the last only the whole set of letters is right. No "
         "official script is published, so prompt and parsing are ours; its A-score (a language model's grade) and V-score (boxes) are "

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vital_jax.evaluate.intervals import clustered_macro, clustered_mean
+from vital_jax.evaluate.intervals import clustered_macro, clustered_mean, wilson_macro
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.score import markdown, percent
 from vital_jax.scoring.choice import letters_of
+from vital_jax.scoring.reading import spoken
 from vital_jax.statistics import wilson
 
 Row = dict[str, Any]
@@ -37,7 +38,7 @@ class Parsed:
     """What an answer says.
 
     Attributes:
-      text: the answer as it came. value: what it is taken to say; "" where it says nothing that can be used.
+      text: the answer, without reasoning in front of it. value: what it is taken to say; "" where it says nothing that can be used.
       how: the rule that found it ("letter", "nearest", "none" ...). "guess" asks `apply` to draw one of the letters.
       judge: the verdict of a judge that somebody ran, None where there is none.
     """
@@ -107,6 +108,7 @@ class Metric:
       measure: its name. group: "all", "modality=CT", or "macro over modality" (the plain mean over the modalities).
       value: between 0 and 1 unless the measure says otherwise. n: questions counted. rule: which ones.
       low, high: the 95 % interval, None where there is none. interval: how it was made.
+      unread: of the n, answers that could not be read. They are wrong; a scorer that guesses for a model gets some of them right.
     """
 
     measure: str
@@ -117,6 +119,7 @@ class Metric:
     low: float | None
     high: float | None
     interval: str
+    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,12 +149,22 @@ class Scored:
     def _table(self, metrics: Sequence[Metric], rule: str) -> str:
         if not metrics:
             return ""
-        header = [f"{self.protocol}: measure", "group", "N", "%", "95 % interval", "interval by", *filter(None, [rule])]
+        header = [
+            f"{self.protocol}: measure",
+            "group",
+            "N",
+            "unread",
+            "%",
+            "95 % interval",
+            "interval by",
+            *filter(None, [rule]),
+        ]
         lines = []
         for metric in metrics:
             ends = (metric.low, metric.high)
             shown = "none" if None in ends else " to ".join(map(percent, ends))
-            line = [metric.measure, metric.group, str(metric.n), percent(metric.value), shown, metric.interval]
+            line = [metric.measure, metric.group, str(metric.n), str(metric.unread), percent(metric.value), shown]
+            line.append(metric.interval)
             lines.append([*line, *([metric.rule] if rule else [])])
         return markdown(header, lines)
 
@@ -253,11 +266,14 @@ def apply(
         judge = row.get("judge")
         if not (judge is None or isinstance(judge, bool)):
             raise ValueError(f"prediction of {item.id!r}: 'judge' must be true or false, got {judge!r}")
-        parsed = replace(protocol.parse(item, row["prediction"]), judge=judge)
+        # Published scorers score the reasoning too; no other mode takes it for the answer.
+        text = row["prediction"] if "compat" in protocol.options else spoken(row["prediction"])
+        parsed = replace(protocol.parse(item, text), judge=judge)
+        unread = parsed.how == "guess" or not parsed.value
         if parsed.how == "guess":
             parsed = replace(parsed, value=chance.choice(letters_of(item.options)))
         scores = {measure.name: measure.score(item, parsed) for measure in protocol.measures}
-        judged.append((item, scores))
+        judged.append((item, scores, unread))
         made = {"protocol": protocol.label, "benchmark": item.benchmark, "split": item.split, "id": item.id}
         made |= {"question": item.question, "gold": item.gold or item.answer, "prediction": row["prediction"]}
         made |= {"parsed": parsed.value, "how": parsed.how, "correct": bool(protocol.correct(item, parsed))}
@@ -269,35 +285,48 @@ def apply(
 
 
 def _metrics(
-    measure: Measure, judged: Sequence[tuple[Item, dict[str, float | None]]], draws: int, seed: int
+    measure: Measure, judged: Sequence[tuple[Item, dict[str, float | None], bool]], draws: int, seed: int
 ) -> list[Metric]:
-    counted = [(item, scores[measure.name]) for item, scores in judged if scores[measure.name] is not None]
+    counted = [(item, score, unread) for item, scores, unread in judged if (score := scores[measure.name]) is not None]
     if not counted:
         return []
     made = [_metric(measure, "all", counted, draws, seed)]
     for key in ("benchmark", *KEYS):
         groups = defaultdict(list)
-        for item, score in counted:
-            for value in values_of(item, key) or ("unknown",):
-                groups[value].append((item, score))
+        for one in counted:
+            for value in values_of(one[0], key) or ("unknown",):
+                groups[value].append(one)
         if len(groups) < 2:
             continue
         made += [_metric(measure, f"{key}={value}", groups[value], draws, seed) for value in sorted(groups)]
-        flat = [(score, image_of(item), value) for value, group in sorted(groups.items()) for item, score in group]
-        value, ends = clustered_macro(*zip(*flat, strict=True), draws=draws, seed=seed)
-        rule = f"the plain mean over {len(groups)} groups; {measure.rule}"
-        how = "bootstrap by image" if ends else "one image"
-        made.append(Metric(measure.name, f"macro over {key}", value, len(counted), rule, *(ends or (None, None)), how))
+        made.append(_macro(measure, key, groups, made[0], draws, seed))
     return made
 
 
-def _metric(measure: Measure, group: str, counted: Sequence[tuple[Item, float]], draws: int, seed: int) -> Metric:
-    scores = [score for _, score in counted]
+def _macro(measure: Measure, key: str, groups: Mapping[str, list], whole: Metric, draws: int, seed: int) -> Metric:
+    """The plain mean over groups. The bootstrap sees no chance in a group whose answers are all alike, and an interval from the groups' own
+    sees no images: of both the wider end counts."""
+    flat = [(score, image_of(item), value) for value, group in sorted(groups.items()) for item, score, _ in group]
+    scores, images, strata = zip(*flat, strict=True)
+    value, drawn = clustered_macro(scores, images, strata, draws=draws, seed=seed)
+    ends, how = [drawn] if drawn else [], "bootstrap by image" if drawn else "one image"
+    if all(0 <= score <= 1 for score in scores):
+        ends.append(wilson_macro(scores, strata))
+        how = "bootstrap by image and Wilson, the wider" if drawn else "Wilson by group"
+    low, high = (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (None, None)
+    rule = f"the plain mean over {len(groups)} groups; {measure.rule}"
+    return Metric(measure.name, f"macro over {key}", value, whole.n, rule, low, high, how, whole.unread)
+
+
+def _metric(measure: Measure, group: str, counted: Sequence[tuple[Item, float, bool]], draws: int, seed: int) -> Metric:
+    items, scores, unread = zip(*counted, strict=True)
     n = len(scores)
     value = sum(scores) / n
-    if measure.share:
-        ends, how = wilson(sum(scores), n), "Wilson"
-    else:
-        ends = clustered_mean(scores, [image_of(item) for item, _ in counted], draws=draws, seed=seed)
+    ends, how = None, "Wilson"
+    if not measure.share:
+        ends = clustered_mean(scores, list(map(image_of, items)), draws=draws, seed=seed)
         how = "bootstrap by image" if ends else "one image"
-    return Metric(measure.name, group, value, n, measure.rule, *(ends or (None, None)), how)
+    # Scores that are all 0 or all 1 give a bootstrap nothing to draw; Wilson's is wide enough for any between.
+    if measure.share or (ends and ends[0] == ends[1] and 0 <= value <= 1):
+        ends, how = wilson(sum(scores), n), "Wilson"
+    return Metric(measure.name, group, value, n, measure.rule, *(ends or (None, None)), how, sum(unread))

@@ -57,7 +57,7 @@ DEFECTS = (
         KIT,
         "yes and no are looked for inside words, and an answer with both is wrong",
         '"Yes, there is a nodule." for "yes": wrong',
-        "whole words; the first word decides",
+        "whole words; a clause that begins with one decides, and one that asks, refuses or denies says neither",
         KIT_MODE,
     ),
     Defect(
@@ -136,14 +136,14 @@ DEFECTS = (
         LLAVA,
         "a closed question that yes and no do not answer is wrong unless the answer holds yes or no, inside words too",
         '"left" for "left": wrong',
-        "right where the gold answer stands in the answer as whole words",
+        "right where the answer states the gold answer as whole words",
         LLAVA_MODE,
     ),
     Defect(
         LLAVA,
         "the gold answer is looked for inside words and beside its opposite",
         '"it may be yes or no": right for "yes" and for "no"',
-        "yes and no are whole words; the first word decides, both of them elsewhere are neither",
+        "yes and no are whole words; a clause that begins with one decides, both of them elsewhere are neither",
         LLAVA_MODE,
     ),
     Defect(
@@ -228,7 +228,7 @@ DEFECTS = (
         "what is no plain letter or option goes to the nearest option by difflib's ratio, which favours short options that share letters; "
         "outside MedEvalKit it tells capitals apart",
         '"B" is nearest to the shortest option with a B in it; "Option B" among Uterus, Left lung, Liver cyst, Spleen is A in MedEvalKit',
-        "a letter, an option's text and the only letter within the answer go before it; several letters choose none",
+        "a letter, an option's text and the only option that is stated go before it; several, denials and refusals choose none",
         f"{KIT_MODE}, pmc_vqa compat, omnimedvqa compat",
     ),
     Defect(

@@ -11,14 +11,15 @@ from collections import Counter
 
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import NO_OPTIONS, Measure, Parsed, Protocol
-from vital_jax.evaluate.protocols.measures import accuracy, closed, golds, overlaps
+from vital_jax.evaluate.protocols.measures import accuracy, closed, golds, in_words, overlaps
+from vital_jax.scoring.mentions import states
 from vital_jax.scoring.reading import is_yes_no, yes_no
-from vital_jax.scoring.text import bleu, squad
+from vital_jax.scoring.text import bare, bleu, plain, squad
 
 ABOUT = (
     "LLaVA-Med 1.0, run_eval.py, as papers describe it. The prompt is the question alone. Closed: what the benchmark marks closed-ended, "
-    "right if the gold answer stands in the answer as whole words (yes and no: as the answer's own yes or no). Open: token recall, "
-    "SQuAD's normal form."
+    "right if the answer states the gold answer as whole words, neither denied nor beside another (yes and no: as its own yes or no). "
+    "Open: token recall, SQuAD's normal form."
 )
 COMPAT = "LLaVA-Med 1.0, run_eval.py at ad758b6, arithmetic as it stands; without its accuracy over candidate answers."
 RULE_CLOSED = "what the benchmark marks closed-ended, else options or yes/no"
@@ -47,15 +48,14 @@ def parse(item: Item, text: str) -> Parsed:
     if closed(item) and is_yes_no(item.answer):
         said = yes_no(text)
         return Parsed(text, said, "word" if said else "none")
-    return Parsed(text, text.strip(), "text")
+    return in_words(item, text, text.strip()) if closed(item) else Parsed(text, text.strip(), "text")
 
 
 def correct(item: Item, parsed: Parsed) -> bool:
-    said = f" {squad(parsed.value)} "
-    normal = [f" {squad(gold)} " for gold in golds(item)]
     if closed(item):
-        return any(gold.strip() and gold in said for gold in normal)
-    return bool(said.strip()) and said in normal
+        return any(bare(parsed.value) == bare(gold) or states(plain(parsed.value), gold) for gold in golds(item))
+    said = squad(parsed.value)
+    return bool(said) and said in map(squad, golds(item))
 
 
 def words(text: str) -> str:
@@ -125,7 +125,7 @@ def _contains(item: Item, parsed: Parsed) -> bool:
 
 def llava_med(compat: bool = False) -> Protocol:
     """The protocol; `compat` for the published script's own arithmetic."""
-    base = dict(name="llava_med", version=1, prompt=lambda item: item.question, needs=NO_OPTIONS)
+    base = dict(name="llava_med", version=1 if compat else 2, prompt=lambda item: item.question, needs=NO_OPTIONS)
     if not compat:
         measures = (
             accuracy("closed accuracy", RULE_CLOSED, correct, closed),

@@ -63,7 +63,7 @@ def lmms_eval(compat: bool = False) -> Protocol:
 
     return Protocol(
         name="lmms_eval",
-        version=1,
+        version=1 if compat else 2,
         about=COMPAT if compat else ABOUT,
         prompt=prompt,
         parse=parse,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import Measure, Parsed
-from vital_jax.scoring.reading import is_yes_no
-from vital_jax.scoring.text import bleu, overlap, squad
+from vital_jax.scoring.reading import is_yes_no, refuses, said
+from vital_jax.scoring.text import bare, bleu, overlap, plain, squad
 
 Tokens = Callable[[str], Sequence[str]]
 Counts = Callable[[Item], bool]
@@ -27,6 +27,12 @@ def squad_tokens(text: str) -> list[str]:
 def closed(item: Item) -> bool:
     """Closed-ended as the benchmark says; where it says nothing: with options, or answered by yes or no."""
     return item.closed if item.closed is not None else bool(item.options) or is_yes_no(item.answer)
+
+
+def in_words(item: Item, text: str, value: str) -> Parsed:
+    """An answer in words, taken to say `value`; nothing where it only refuses to answer, unless that is the right answer."""
+    refused = refuses(plain(text)) and bare(said(text)) not in map(bare, golds(item))
+    return Parsed(text, "", "none") if refused or not value else Parsed(text, value, "text")
 
 
 def accuracy(name: str, rule: str, right: Right, counts: Counts = lambda item: True) -> Measure:

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols import medevalkit_compat as kit
 from vital_jax.evaluate.protocols.core import Measure, Parsed, Protocol, family
-from vital_jax.evaluate.protocols.measures import accuracy, bleus, golds, overlaps
+from vital_jax.evaluate.protocols.measures import accuracy, bleus, golds, in_words, overlaps
 from vital_jax.scoring.choice import choose
-from vital_jax.scoring.reading import final, yes_no
+from vital_jax.scoring.reading import said, yes_no
 from vital_jax.scoring.text import bare
 
 ABOUT = (
     "MedEvalKit's prompts and question kinds with correct measures: yes and no as whole words, token overlap on bags in SQuAD's normal "
-    "form, an empty answer is wrong. A choice is a letter, an option's text, an option within the text, else the nearest option by "
-    "difflib; an empty answer chooses nothing. Its ROUGE scores are left out. PMC-VQA is there test_2.csv. MMMU has rules of its own "
-    "there: use `mmmu`."
+    "form, an empty answer is wrong. A choice is a letter, an option's text, the only option that the text states, else the nearest option "
+    "by difflib; an answer that is empty, refuses, denies or names several chooses nothing. Its ROUGE scores are left out. PMC-VQA is "
+    "there test_2.csv. MMMU has rules of its own there: use `mmmu`."
 )
 COMPAT = "MedEvalKit at 9b12e3b, arithmetic as it stands (see the table of defects); its ROUGE scores are left out."
 KINDS = ("choice", "judgement", "closed", "open")
@@ -68,14 +68,16 @@ def parse(item: Item, text: str) -> Parsed:
     if asks == "choice":
         return Parsed(text, *choose(text, item.options, nearest=True))
     if asks == "judgement":
-        said = yes_no(final(text))
-        return Parsed(text, said, "word" if said else "none")
-    return Parsed(text, bare(final(text)), "text")
+        word = yes_no(text)
+        return Parsed(text, word, "word" if word else "none")
+    if asks == "closed":
+        return in_words(item, text, bare(said(text)))
+    return Parsed(text, bare(said(text)), "text")
 
 
 def correct(item: Item, parsed: Parsed) -> bool:
     if kind(item) == "choice":
-        return parsed.value == item.gold
+        return bool(parsed.value) and parsed.value == item.gold
     return bool(parsed.value) and any(bare(parsed.value) == bare(gold) for gold in golds(item))
 
 
@@ -97,7 +99,7 @@ def medevalkit(compat: bool = False, judge: bool = False) -> Protocol:
       judge is asked about must then carry its verdict as "judge".
     """
     options = tuple(name for name, on in (("compat", compat), ("judge", judge)) if on)
-    base = dict(name="medevalkit", version=1, prompt=prompt, options=options)
+    base = dict(name="medevalkit", version=1 if compat else 2, prompt=prompt, options=options)
     if compat:
         return Protocol(**base, about=COMPAT, parse=kit.parse, correct=kit.correct(judge), measures=kit.measures(judge))
     right = _judged if judge else correct

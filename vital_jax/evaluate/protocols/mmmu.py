@@ -138,7 +138,7 @@ def mmmu(compat: bool = False) -> Protocol:
     """The protocol; `compat` for the official random draws."""
     return Protocol(
         name="mmmu",
-        version=1,
+        version=1 if compat else 2,
         about=COMPAT if compat else ABOUT,
         prompt=prompt,
         parse=parser(compat),

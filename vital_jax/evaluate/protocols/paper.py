@@ -8,16 +8,17 @@ always printed.
 
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import Parsed, Protocol
-from vital_jax.evaluate.protocols.measures import accuracy, closed, golds, overlaps
-from vital_jax.scoring.choice import named_letter, same_option
-from vital_jax.scoring.reading import is_yes_no, yes_no
+from vital_jax.evaluate.protocols.measures import accuracy, closed, golds, in_words, overlaps
+from vital_jax.scoring.choice import choose
+from vital_jax.scoring.reading import is_yes_no, said, yes_no
 from vital_jax.scoring.text import bare, normalise
 
 ABOUT = (
-    "VITAL appendix B.4. Left open there and settled here: a choice is its letter, alone or before words, or its text without a full stop "
-    "at the end; yes and no are read as whole words; other closed answers are compared after lower case and single spaces, without a full "
-    "stop at the end; the prompt is the question with its options. Closed means what the benchmark marks so; yes/no questions and all "
-    "questions are printed beside it."
+    "VITAL appendix B.4. Left open there and settled here: a choice is a letter, an option's text, or the only option that the answer "
+    "states; yes and no are read as whole words; an answer that asks, refuses, denies or names several says none of them; other closed "
+    "answers are compared after lower case and single spaces, without 'the answer is' and a full stop; the prompt is the question with its "
+    "options. Closed means what the benchmark marks so; yes/no questions and all questions are printed beside it, and the appendix's rule "
+    "as it stands as 'closed accuracy, literal'."
 )
 
 
@@ -31,20 +32,24 @@ def prompt(item: Item) -> str:
 
 def parse(item: Item, text: str) -> Parsed:
     if item.options:
-        for how, rule in (("letter", named_letter), ("text", lambda t, o: same_option(t, o, bare))):
-            if found := rule(text, item.options):
-                return Parsed(text, found, how)
-        return Parsed(text, "", "none")
+        return Parsed(text, *choose(text, item.options))
     if is_yes_no(item.answer):
-        said = yes_no(text)
-        return Parsed(text, said, "word" if said else "none")
+        word = yes_no(text)
+        return Parsed(text, word, "word" if word else "none")
+    if closed(item):
+        return in_words(item, text, bare(said(text)))
     return Parsed(text, normalise(text), "text")
 
 
 def correct(item: Item, parsed: Parsed) -> bool:
     if item.options:
-        return parsed.value == item.gold
+        return bool(parsed.value) and parsed.value == item.gold
     return bool(parsed.value) and any(bare(parsed.value) == bare(gold) for gold in golds(item))
+
+
+def literal(item: Item, parsed: Parsed) -> bool:
+    """The appendix's rule and nothing else; of a choice its text or its letter is the ground truth."""
+    return normalise(parsed.text) in map(normalise, (*golds(item), *filter(None, [item.gold])))
 
 
 def is_open(item: Item) -> bool:
@@ -53,13 +58,19 @@ def is_open(item: Item) -> bool:
 
 PAPER = Protocol(
     name="paper",
-    version=1,
+    version=2,
     about=ABOUT,
     prompt=prompt,
     parse=parse,
     correct=correct,
     measures=(
         accuracy("closed accuracy", "what the benchmark marks closed-ended, else options or yes/no", correct, closed),
+        accuracy(
+            "closed accuracy, literal",
+            "the same; equal after lower case and single spaces, nothing else is read (appendix B.4)",
+            literal,
+            closed,
+        ),
         accuracy(
             "yes/no accuracy",
             "answer is yes or no, no options",

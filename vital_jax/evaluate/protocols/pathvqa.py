@@ -43,6 +43,16 @@ def parse(item: Item, text: str) -> Parsed:
     return Parsed(text, text.strip(), "text")
 
 
+def compat_parse(item: Item, text: str) -> Parsed:
+    """The first word where it is yes or no, else the only one of the two words in the answer."""
+    if not asks_yes_no(item):
+        return Parsed(text, text.strip(), "text")
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    found = {"yes", "no"} & set(words)
+    said = words[0] if words and words[0] in found else found.pop() if len(found) == 1 else ""
+    return Parsed(text, said, "word" if said else "none")
+
+
 def correct(item: Item, parsed: Parsed) -> bool:
     return bool(squad(parsed.value)) and any(squad(parsed.value) == squad(gold) for gold in golds(item))
 
@@ -89,7 +99,12 @@ def _compat_part(place: int):
 def pathvqa(compat: bool = False) -> Protocol:
     """The protocol; `compat` for the published script's own arithmetic."""
     base = dict(
-        name="pathvqa", version=1, prompt=lambda item: item.question, parse=parse, correct=correct, needs=NO_OPTIONS
+        name="pathvqa",
+        version=1 if compat else 2,
+        prompt=lambda item: item.question,
+        parse=compat_parse if compat else parse,
+        correct=correct,
+        needs=NO_OPTIONS,
     )
     exact_yes_no = accuracy("yes/no accuracy", YES_NO, correct, asks_yes_no)
     if not compat:

@@ -1,0 +1,87 @@
+"""Image files that hold more than 8 bits a channel, read as they store them.
+
+Pillow has no colours deeper than 8 bits: of 16-bit PNG and TIFF with colour or alpha it keeps the high byte, so that 12-bit data in them
+becomes black. Its readers can be told to take the other byte instead, so such a file is decoded twice and put together. It reads
+unsigned 32-bit TIFF as signed, and turns a TIFF whose white is zero only where it has 8 bits. The two formats whose depth it
+hides altogether are refused (`hidden_bits`).
+"""
+
+import struct
+import sys
+import zlib
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+_SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+_PHOTOMETRIC, _SAMPLE_FORMAT, _UNSIGNED = 262, 339, 1  # tags of a TIFF
+
+
+def white_is_zero(image: Image.Image) -> bool:
+    """Whether a file deeper than 8 bits stores white as its lowest value; shallower ones Pillow has turned."""
+    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+
+
+def hidden_bits(image: Image.Image, data: bytes) -> int:
+    """Bits per colour of a colour image (PPM, JPEG 2000) that Pillow brings down to 8 without saying so; 8 for every other."""
+    if image.mode not in ("RGB", "RGBA", "LA"):
+        return 8
+    if image.format == "PPM":
+        return max((int(tile.args[1]).bit_length() for tile in image.tile if len(tile.args) > 1), default=8)
+    if image.format == "JPEG2000" and (start := data.find(b"\xff\x4f\xff\x51")) >= 0:
+        return (data[start + 42] & 0x7F) + 1
+    return 8
+
+
+def words_of(image: Image.Image, data: bytes) -> list[Image.Image]:
+    """The images, not yet loaded, whose bytes make up a file's 16-bit colours: none, one that holds both bytes, or high and low.
+
+    Args:
+      image: the file, opened and not yet loaded. data: its bytes.
+    """
+    modes = {_raw_mode(tile.args) for tile in getattr(image, "tile", ())}
+    if image.mode not in ("RGB", "RGBA", "RGBX", "LA") or not any(";16" in mode for mode in modes):
+        return []
+    if modes == {"LA;16B"}:
+        # Two words a pixel are stored and filtered just as four bytes are.
+        header = data[12:24] + bytes([8, 6]) + data[26:29]
+        bytewise = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+        return [Image.open(BytesIO(bytewise), formats=[image.format])]
+    high, low = (Image.open(BytesIO(data), formats=[image.format]) for _ in range(2))
+    low.tile = [tile._replace(args=_other_byte(tile.args)) for tile in low.tile]
+    return [high, low]
+
+
+def _raw_mode(args) -> str:
+    first = args if isinstance(args, str) else args[0] if isinstance(args, tuple) and args else ""
+    return first if isinstance(first, str) else ""
+
+
+def _other_byte(args):
+    mode = _raw_mode(args)
+    swapped = mode[:-3] + _SWAPPED.get(mode[-3:], mode[-3:])
+    return swapped if isinstance(args, str) else (swapped, *args[1:])
+
+
+def stored_values(opened: Image.Image, image: Image.Image, words: list[Image.Image]) -> np.ndarray | None:
+    """The values of an image that is deeper than 8 bits; None for any other.
+
+    Args:
+      opened: the file, which knows its tags. image: the same, loaded and upright.
+      words: what `words_of` gave, loaded and upright.
+
+    Returns:
+      [height, width], or [height, width, channels] uint16.
+    """
+    if len(words) == 1:
+        return np.ascontiguousarray(np.asarray(words[0])).view(">u2").astype(np.uint16)
+    if words:
+        high, low = (np.asarray(part).astype(np.uint16) for part in words)
+        return high << 8 | low
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return None
+    values = np.asarray(image)
+    tags = getattr(opened, "tag_v2", {})
+    unsigned = opened.format == "TIFF" and image.mode == "I" and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED
+    return values.view(np.uint32) if unsigned and values.dtype == np.int32 else values
