@@ -85,7 +85,7 @@ class Prompter:
             raise ValueError(f"{path} holds a {type(found).__name__}, not a JSON object; copy it from the checkpoint")
         return found
 
-    def _add(self, texts: Sequence[str], config: dict) -> dict[str, int]:
+    def _add(self, texts: Sequence[str], config: dict[str, Any]) -> dict[str, int]:
         if strange := [text for text in texts if not text.strip() or texts.count(text) > 1]:
             raise ValueError(f"added tokens {list(texts)}: {strange[0]!r} is empty or there twice")
         vocabulary = self.tokenizer.get_vocab()
