@@ -53,6 +53,20 @@ def real():
     return get
 
 
+@pytest.fixture(scope="module")
+def uncached():
+    """No compile cache, for tests that read what the compiler wrote: of a program that it hands out there is no report and less text."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    kept = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", kept)
+    compilation_cache.reset_cache()
+
+
 def processor() -> str:
     """What this machine's programs are compiled for: code made for another processor may not run here."""
     try:

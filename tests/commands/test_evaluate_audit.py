@@ -53,6 +53,7 @@ def audited(work):
     return work / "out"
 
 
+@pytest.mark.slow
 def test_it_leaves_a_table_in_three_forms_and_a_page(audited):
     assert {path.name for path in audited.iterdir()} == FILES
     found = json.loads((audited / "audit.json").read_text())
@@ -69,6 +70,7 @@ def test_it_leaves_a_table_in_three_forms_and_a_page(audited):
     assert (audited / "audit.html").read_text().count("<svg") == 9
 
 
+@pytest.mark.slow
 def test_started_again_it_asks_nothing_and_says_the_same(work, audited, capsys):
     before = {path.name: path.read_text() for path in audited.iterdir()}
     assert vital(work, "--limit", 8, "--batch", 8, "--eval-k", "per_sample") == 0
@@ -104,6 +106,7 @@ def test_the_runs_own_records_are_looked_for_where_it_was_started(work):
         found.run(found)
 
 
+@pytest.mark.slow
 def test_a_file_is_no_folder_and_a_base_is_no_run(work, audited):
     with pytest.raises(FileExistsError, match=r"audit\.md: is a file"):
         vital(work, out="out/audit.md")

@@ -10,6 +10,7 @@ import shapes
 from vital_jax import cli
 from vital_jax.training import topology
 
+pytestmark = pytest.mark.usefixtures("uncached")
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "vital.py"
 TPU = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason='libtpu is not installed: pip install "vital_jax[fit]"'

@@ -82,7 +82,7 @@ def answers(small, steps, decoding, how):
     return how(engine, variables, batches, steps, decoding)
 
 
-@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("steps", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_stages_and_transformers_write_what_the_one_program_writes(small, reference, steps):
     decoding = Cell(2, steps, 3).decoding(9, (END,))
     seconds, ours, log_probs = answers(small, steps, decoding, latency.program)

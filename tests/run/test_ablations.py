@@ -54,6 +54,7 @@ CHANGES = {
     "a target per step": {"visual"},
     "K of the phase": {"taken"},
 }
+QUICK = ("task only", "K = 2", "reverse", "projector mlp", "encoder: low resolution")  # one of each kind of change
 ROWS = dict(row for rows in ablations.RUNS.values() for row in rows)
 
 
@@ -200,7 +201,9 @@ def differ(one, other, what):
     return one[what] != other[what]
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CHANGES]
+)
 def test_a_row_changes_what_it_names_and_nothing_else(name, bench, toy_terms, reference):
     config = bench(ROWS[name])
     row = computed(config, toy_terms)

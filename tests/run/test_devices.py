@@ -10,6 +10,7 @@ from vital_jax.run.setup import sharding_rows
 from vital_jax.training.partition import merge, split
 from vital_jax.training.sharding import make_mesh, place_batch, shard
 
+pytestmark = pytest.mark.slow
 TABLE = (("base/.*", "frozen"), ("lora/.*", "trainable"), ("scaffold/.*", "trainable"))
 
 
@@ -31,9 +32,7 @@ def alone():
     return step, params, batch, step(trainable, frozen, batch)
 
 
-@pytest.mark.parametrize(
-    "base, mesh", [("fsdp", (2, 2, 2)), pytest.param("replicated", (4, 2, 1), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("base, mesh", [("fsdp", (2, 2, 2)), ("replicated", (4, 2, 1))])
 def test_eight_devices_equal_one(alone, base, mesh):
     step, params, batch, (loss, grads) = alone
     mesh = make_mesh(*mesh)

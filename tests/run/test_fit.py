@@ -10,6 +10,7 @@ from vital_jax.run import fit, setup
 from vital_jax.training import hlo
 from vital_jax.training.sharding import make_mesh
 
+pytestmark = pytest.mark.usefixtures("uncached")
 S, P, E = 14, 16, 12
 # Of one layer: q and o, k and v, and the feed-forward's three, in float32.
 LAYER = 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)

@@ -111,7 +111,7 @@ def test_a_loop_without_collectives_needs_no_trip_count():
     assert [c.kind for c in collectives(quiet)] == ["all-reduce"]
 
 
-def test_a_program_compiled_for_eight_devices():
+def test_a_program_compiled_for_eight_devices(uncached):
     """Five turns of a product whose kernel is split over fsdp, and one sum over everything."""
     mesh = make_mesh(data=2, fsdp=4)
     kernel = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp")))
