@@ -34,6 +34,7 @@ PLACES = {
 ORDINAL = re.compile(
     rf"\b({'|'.join(PLACES)})\s+(?:answer\s+|listed\s+)?(?:option|choice|answer|one|alternative)\b", re.I
 )
+PLACE = re.compile(rf"\A\W*(?:the\s+)?({'|'.join(PLACES)})\W*\Z", re.I)
 CARDINAL = re.compile(r"\b(?:option|choice)\s+(?:number\s+|no\.?\s*|#\s*)?(\d+|one|two|three|four|five|six)\b", re.I)
 # "hepatitis B" and "type A" name no option, nor does the E of "E. coli".
 TERM = re.compile(
@@ -103,11 +104,11 @@ def marked(text: str, options: Sequence[str]) -> str:
         return chr(FIRST + LABEL + names.index(found[1].upper()))
 
     def placed(found: re.Match) -> str:
-        place = PLACES[found[1].lower()] if found.re is ORDINAL else int(key(found[1])) - 1
+        place = PLACES[found[1].lower()] if found.re is not CARDINAL else int(key(found[1])) - 1
         place %= len(names) if place < 0 else 1000
         return chr(FIRST + LABEL + place) if place < len(names) else found[0]
 
-    text = ORDINAL.sub(placed, text)
+    text = PLACE.sub(placed, ORDINAL.sub(placed, text))
     if not any(key(option).isdigit() for option in options):
         text = CARDINAL.sub(placed, text)
     text = mark(text, options)
@@ -154,12 +155,12 @@ def _chosen(said: str, options: Sequence[str]) -> tuple[str, str] | None:
     """As `choose` of one place where an answer may stand; None where nothing there has to do with the options."""
     names = letters_of(options)
     ends = (said, said.partition("\n")[0], said.rpartition("\n")[2])
-    alone = {found[1].upper() for line in ends if (found := ALONE.fullmatch(line))} & set(names)
+    alone = {found[1].upper() for line in ends if "?" not in line and (found := ALONE.fullmatch(line))} & set(names)
     if len(alone) == 1:
         return alone.pop(), "letter"
     if alone:
         return NONE
-    if found := same_option(said, options):
+    if not said.endswith("?") and (found := same_option(said, options)):
         return found, "text"
     if ALONE.fullmatch(said):
         return NONE

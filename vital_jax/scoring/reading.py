@@ -13,13 +13,13 @@ _CLOSED = re.compile(rf"<\s*/\s*(?:{_TAGS})\s*>|◁/think▷|<\|end_of_thought\|
 _OPENED = re.compile(rf"<\s*(?:{_TAGS})\s*>|◁think▷|<\|begin_of_thought\|>", re.I)
 _MARK = re.compile(
     r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice)|(?:option|choice)(?=\s*:))\s*\**\s*"
-    r"(?:(?:is|would\s+be|should\s+be|must\s+be)\b(?:\s*:)?|[:：=])\s*\**|\bfinal\s+answer\s|答案\s*(?:[:：是]\s*)+",
+    r"(?:(?:is|would\s+be|should\s+be|must\s+be)\b(?:\s*:)?|[:：=])\s*\**|\bfinal\s+answer\s|\byes\s*(?:/|or)\s*no\s*(?:question\s*)?[:?]|答案\s*(?:[:：是]\s*)+",
     re.I,
 )
 # Where one statement ends and the next begins; the full stop of a label ("B. X-ray") ends none.
 _CLAUSE = re.compile(
     r"(?<=[.!?。！？])(?<!\b[A-Za-z]\.)\s*(?=\s|[^\x00-\x7f])|[\n;；]+"
-    r"|,?\s+\b(?=(?:but|however|although|though|because|since|whereas|while)\b)",
+    r"|(?<!anything)(?<!everything),?\s+\b(?=(?:but|however|although|though|because|since|whereas|while)\b)|,\s+(?=(?:so|thus|therefore|hence)\b)",
     re.I,
 )
 _KNOW = (
@@ -32,7 +32,7 @@ _REFUSED = re.compile(
     r"|\b(?:not|n't|never|hardly)\s+(?:\w+\s+){0,2}?(?:sure|certain|clear|know|enough|sufficient|provided|available|given|attached|uploaded)\b"
     r"|n't\s+(?:\w+\s+)?(?:know|sure|have|see\s+(?:an?|any|the)\s+(?:image|picture))\b"
     r"|\b(?:unsure|uncertain|unclear|unknown|undetermined|indeterminate|inconclusive|insufficient|ambiguous|depends|sorry|apologi[sz]e)\b"
-    r"|\bas\s+an\s+ai\b|\bno\s+(?:idea|comment|information|answer|context|opinion)\b"
+    r"|\bas\s+an\s+ai\b|\bno\s+(?:idea|comment|information|answer|context|opinion|data)\b"
     r"|\bno\s+(?:image|picture|photo|scan|figure|x-?ray)s?\s*(?:$|[.,!]|(?:is|was|were|are|has|have|had|provided|attached|given|available|uploaded"
     r"|included|visible|to)\b)"
     r"|\b(?:need|require)s?\s+(?:more|further|additional)\b"
@@ -41,7 +41,7 @@ _REFUSED = re.compile(
 )
 _ASSURED = re.compile(r"\b(?:no|without(?:\s+(?:a|any))?)\s+(?:doubt|question)\b|\bnot\s+(?:only|just|merely)\b", re.I)
 _VERDICT = re.compile(
-    r"[\W_]*(yes|no)\b(?!\s*(?:/|&|-|\bor\b|\band\b)\s*(?:yes|no)\b)(?!\s*,\s*(?:yes|no)\W*$)(\s*[\W_]+(?=\s|$)|$)?",
+    r"[\W_]*(yes|no)\b(?!\s*(?:/|&|-|\bor\b|\band\b)\s*(?:yes|no)\b)(?!\s*,\s*(?:yes|no)\W*$)(\s*[\W_]+(?=\s|$)|\s*[(\[]|$)?",
     re.I,
 )
 _HEDGED = re.compile(
