@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
 from vital_jax.scoring.mentions import FIRST, asserted, key, mark, tokens
-from vital_jax.scoring.reading import final, refuses, spoken, tails, yes_no
-from vital_jax.scoring.text import plain
+from vital_jax.scoring.reading import final, readable, refuses, tails, yes_no
 
 ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 NONE = ("", "none")
@@ -190,7 +189,7 @@ def choose(text: str, options: Sequence[str], nearest: bool = False) -> tuple[st
     stands alone in it; and, if asked for, the nearest option. What an answer only asks, denies or leaves open is not chosen, nor is any of
     several, and a refusal chooses none.
     """
-    places = tails(plain(spoken(text)))
+    places = tails(readable(text))
     for said in places:
         if found := _chosen(said, options):
             return found
@@ -201,7 +200,7 @@ def choose(text: str, options: Sequence[str], nearest: bool = False) -> tuple[st
 
 def several(text: str, options: Sequence[str]) -> str:
     """All letters that an answer chooses, in order: "A, C and D", "ACD", "(A) ... (C) ...", or options whose words it states."""
-    said, names = final(plain(spoken(text))), letters_of(options)
+    said, names = final(readable(text)), letters_of(options)
     every = "".join(names)
     if re.fullmatch(rf"[\s(*]*[{every}](?:[\s,;.()&+/*]|and\b|[{every}])*", said):
         return "".join(name for name in names if re.search(rf"{name}(?![a-z])", said))

@@ -8,6 +8,7 @@ import re
 
 from vital_jax.scoring.text import bare, plain
 
+LONGEST = 4000  # characters: a model that repeats itself writes more, and what it repeats is read in vain
 _TAGS = "think|thinking|thought|reasoning"
 _CLOSED = re.compile(rf"<\s*/\s*(?:{_TAGS})\s*>|◁/think▷|<\|end_of_thought\|>", re.I)
 _OPENED = re.compile(rf"<\s*(?:{_TAGS})\s*>|◁think▷|<\|begin_of_thought\|>", re.I)
@@ -28,7 +29,7 @@ _KNOW = (
 )
 _REFUSED = re.compile(
     rf"\b(?:can(?:not|'t|\s+not)|could(?:\s+not|n't)|(?:un|not\s+)able\s+to|(?:impossible|not\s+possible|hard|difficult|no\s+way)\s+to)\b"
-    rf"[^.;]*?\b(?:{_KNOW})"
+    rf"[^.;]{{0,80}}?\b(?:{_KNOW})"
     r"|\b(?:not|n't|never|hardly)\s+(?:\w+\s+){0,2}?(?:sure|certain|clear|know|enough|sufficient|provided|available|given|attached|uploaded)\b"
     r"|n't\s+(?:\w+\s+)?(?:know|sure|have|see\s+(?:an?|any|the)\s+(?:image|picture))\b"
     r"|\b(?:unsure|uncertain|unclear|unknown|undetermined|indeterminate|inconclusive|insufficient|ambiguous|depends|sorry|apologi[sz]e)\b"
@@ -58,6 +59,14 @@ def spoken(text: str) -> str:
     return text if before == text else before.strip()
 
 
+def readable(text: str) -> str:
+    """The reply in `plain` words without its reasoning; of one longer than `LONGEST` the two ends, where answers stand."""
+    rest = spoken(text).strip()
+    if len(rest) > LONGEST:
+        rest = f"{rest[: LONGEST // 2]}\n{rest[-LONGEST // 2 :]}"
+    return plain(rest)
+
+
 def tails(text: str) -> list[str]:
     r"""Where the answer may stand, the most certain place first.
 
@@ -75,8 +84,8 @@ def final(text: str) -> str:
 
 
 def said(text: str) -> str:
-    """The final answer of a reply in `plain` words, its reasoning left out."""
-    return final(plain(spoken(text)))
+    """The final answer of a reply, in `readable` words."""
+    return final(readable(text))
 
 
 def _boxed(text: str) -> list[str]:
@@ -106,7 +115,7 @@ def yes_no(text: str) -> str:
     A clause that begins with the word and a stop is a verdict ("Yes, there is"); without any, the only one of the two words in the
     statements counts, unless it is denied or hedged ("I would not say yes", "maybe no").
     """
-    for tail in tails(plain(spoken(text))):
+    for tail in tails(readable(text)):
         # A verdict stands even before a refusal to say more: "No, I cannot see one."
         clauses = [clause.strip() for clause in _CLAUSE.split(_ASSURED.sub(" ", tail)) if clause.strip()]
         asserted = [clause for clause in clauses if not clause.endswith(("?", "？"))]
