@@ -212,7 +212,13 @@ def test_a_reply_that_repeats_itself_is_read_at_its_ends(loop):
     assert choose(f"B\n{many}", MODALITIES)[0] == "B"
 
 
+def test_private_characters_name_nothing():
+    assert choose("\ue001 \ue802", MODALITIES) == ("", "none") and choose("\ue000B\ue000", MODALITIES)[0] == "B"
+
+
 def test_letters_end_at_z():
+    with pytest.raises(ValueError, match="no options"):
+        choose("B", ())
     assert (letter(0), letter(25)) == ("A", "Z")
     with pytest.raises(ValueError, match="option number 27 has no letter"):
         letter(26)

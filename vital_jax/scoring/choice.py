@@ -5,7 +5,7 @@ its accuracy.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from vital_jax.scoring.mentions import FIRST, asserted, key, mark, tokens
@@ -59,9 +59,9 @@ def letters_of(options: Sequence[str]) -> list[str]:
     return [letter(place) for place in range(len(options))]
 
 
-def same_option(text: str, options: Sequence[str], same: Callable[[str], str] = key) -> str:
-    """The letter of the only option that is the text after `same`; "" where none or several are."""
-    found = [name for name, option in zip(letters_of(options), options, strict=True) if same(option) == same(text)]
+def same_option(text: str, options: Sequence[str]) -> str:
+    """The letter of the only option whose `key` is that of a plain text; "" where none or several are."""
+    found = [name for name, option in zip(letters_of(options), options, strict=True) if key(option) == key(text)]
     return found[0] if len(found) == 1 else ""
 
 
@@ -188,7 +188,10 @@ def choose(text: str, options: Sequence[str], nearest: bool = False) -> tuple[st
     A letter, alone, first, or marked as a choice; an option's text; the only option that is stated within the text; the only capital that
     stands alone in it; and, if asked for, the nearest option. What an answer only asks, denies or leaves open is not chosen, nor is any of
     several, and a refusal chooses none.
+    Raises: ValueError for no options, or more than have letters.
     """
+    if not options:
+        raise ValueError("no options to choose from")
     places = tails(readable(text))
     for said in places:
         if found := _chosen(said, options):

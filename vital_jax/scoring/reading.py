@@ -64,7 +64,8 @@ def readable(text: str) -> str:
     rest = spoken(text).strip()
     if len(rest) > LONGEST:
         rest = f"{rest[: LONGEST // 2]}\n{rest[-LONGEST // 2 :]}"
-    return plain(rest)
+    # Private characters stand for names later on (`mentions.mark`).
+    return plain(re.sub("[\ue000-\uefff]", "", rest))
 
 
 def tails(text: str) -> list[str]:
