@@ -17,6 +17,7 @@ from vital_jax.evaluate.audit_words import (
     MIXED,
     NOISE,
     OPEN,
+    REPEATED,
     STILL,
     UNKNOWN,
     ZEROS,
@@ -72,6 +73,7 @@ def said(run=FIXED, sides=None, **found):
         "zeros": ZEROS,
         "noise": NOISE,
         "still": STILL,
+        "repeated": REPEATED,
         "replayed": REPLAYED,
     }
     images = {"swapped": table.SWAPPED, "grey": table.GREY}
@@ -132,6 +134,7 @@ def fixed(k0, *others):
         ("K = 1", ALL_LOWER | fixed(LOWER, EQUAL), "Accuracy needs the latent steps"),
         (FIXED, ALL_LOWER | {"mean": EQUAL} | fixed(LOWER, EQUAL, EQUAL, EQUAL), "Without latent slots accuracy is lower, but vectors"),
         (FIXED, ALL_LOWER | {"still": EQUAL} | fixed(LOWER, EQUAL, EQUAL, EQUAL), "Without latent slots accuracy is lower, but the state"),
+        (FIXED, ALL_LOWER | {"repeated": EQUAL} | fixed(LOWER, EQUAL, EQUAL, EQUAL), "Without latent steps accuracy is lower; whether"),
         (FIXED, fixed(LOWER, EQUAL, EQUAL, EQUAL), "Without latent steps accuracy is lower; whether"),
         (FIXED, fixed(EQUAL, EQUAL, EQUAL, EQUAL), "Accuracy is the same at every number of steps and without any"),
         (FIXED, fixed(EQUAL, LOWER, LOWER, EQUAL), "Without latent steps accuracy is the same"),

@@ -64,14 +64,14 @@ def test_an_answer_names_an_option_or_none(text, name, how):
 X_RAY = [
     # A letter before an option that begins with a capital, and every way to write a letter.
     "B. X-ray", "(B) X-ray", "B: X-ray", "B - X-ray", "B) X-ray", "B X-ray", "b) x-ray", "b: x-ray", "(b)", "b)", "B:", "B!",
-    "B?", '"B"', "$B$", "`B`",
+     '"B"', "$B$", "`B`",
     "# B", "- B", "𝐁", "Ⓑ", "⒝", "Ｂ．Ｘ－ｒａｙ", "\u0392", "\u0412. X-ray",
     # In front of, behind and within words.
     "The answer is B.", "the answer is b", "Answer: b", "answer b", "Final answer: (B)", "**Answer:** B", "**Answer: B**", r"\boxed{B}",
     r"\boxed{\text{B}}", "<answer>B</answer>", "Option B", "I choose option b.", "The answer is option (b)", "The correct option is B",
     "The correct choice is (B) X-ray.", "So the answer is: **B) X-ray**", "**B. X-ray**", "Thus, B.", "I would go with B here.",
     "Most likely B",
-    "the second option", "The second one.", "Option two", "option 2", "I would pick B over C", "X-ray (B)",
+    "the second option", "The second one.", "Second", "Option two", "option 2", "I would pick B over C", "X-ray (B)",
     # With an explanation.
     "B\nThe film shows the ribs on CT.", "B\n\nExplanation: A is wrong.", "B: because of the ribs", "B, because the ribs are not sharp",
     "B because A is not right", "The answer is B. CT would show slices.", "Answer: B\nExplanation: the answer is supported by the ribs",
@@ -96,7 +96,8 @@ NOTHING = [
     "I cannot tell whether it is CT or MRI", "I'm not sure whether it is a CT.", "A. CT\nB. X-ray\nC. MRI\nD. Ultrasound",
     "A. CT, B. X-ray",
     "A/B", "B, C", "A or B", "B or A", "Both A and B", "Options A and B are both plausible", "The answer choices are A, B, C and D",
-    "B. CT", "X-ray (A)", "The answer is unclear.", "B? The answer is unclear.", "None of these", "e", "Option E", "It is hepatitis B",
+    "B. CT", "X-ray (A)", "The answer is unclear.", "B? The answer is unclear.", "None of these",
+    "B?", "X-ray?", "anything but an X-ray", "e", "Option E", "It is hepatitis B",
     "There is no CT shown", "It does not show an X-ray", "I don't think it's an X-ray", "cannot be an MRI",
     "No image was provided", "not B",
     "It's not B.", "B is incorrect", "B isn't right", "<think>B", "Could be CT</think>",
@@ -204,12 +205,20 @@ def test_several_letters(text, names):
     assert several(text, OPTIONS) == names
 
 
-def test_a_long_reply_is_read_in_no_time():
-    words = "the (a) image may not show B-lines, no CT or X-ray, and I am not sure. " * 400
-    assert choose(words + "\nThe answer is B.", MODALITIES) == ("B", "letter")
+@pytest.mark.parametrize("loop", ["no CT, and I am not sure (a). ", "*", " ", "A and ", "I cannot "])
+def test_a_reply_that_repeats_itself_is_read_at_its_ends(loop):
+    many = loop * 30_000  # without a bound these take minutes
+    assert choose(f"{many}\nThe answer is B.", MODALITIES)[0] == "B"
+    assert choose(f"B\n{many}", MODALITIES)[0] == "B"
+
+
+def test_private_characters_name_nothing():
+    assert choose("\ue001 \ue802", MODALITIES) == ("", "none") and choose("\ue000B\ue000", MODALITIES)[0] == "B"
 
 
 def test_letters_end_at_z():
+    with pytest.raises(ValueError, match="no options"):
+        choose("B", ())
     assert (letter(0), letter(25)) == ("A", "Z")
     with pytest.raises(ValueError, match="option number 27 has no letter"):
         letter(26)

@@ -79,6 +79,10 @@ def test_neither_yes_nor_no(text):
         ("Yes!", "yes"),
         ("Yes—there is", "yes"),
         ("No (normal)", "no"),
+        ("No (I cannot see one)", "no"),
+        ("I cannot see any fracture, so no", "no"),
+        ("Yes/no question: yes", "yes"),
+        ("Answer yes or no: no", "no"),
         ("ｙｅｓ", "yes"),
         ("\u0423es", "yes"),  # Cyrillic u
         ("Yes it is", "yes"),

@@ -5,12 +5,11 @@ its accuracy.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from vital_jax.scoring.mentions import FIRST, asserted, key, mark, tokens
-from vital_jax.scoring.reading import final, refuses, spoken, tails, yes_no
-from vital_jax.scoring.text import plain
+from vital_jax.scoring.reading import final, readable, refuses, tails, yes_no
 
 ALONE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
 NONE = ("", "none")
@@ -34,6 +33,7 @@ PLACES = {
 ORDINAL = re.compile(
     rf"\b({'|'.join(PLACES)})\s+(?:answer\s+|listed\s+)?(?:option|choice|answer|one|alternative)\b", re.I
 )
+PLACE = re.compile(rf"\A\W*(?:the\s+)?({'|'.join(PLACES)})\W*\Z", re.I)
 CARDINAL = re.compile(r"\b(?:option|choice)\s+(?:number\s+|no\.?\s*|#\s*)?(\d+|one|two|three|four|five|six)\b", re.I)
 # "hepatitis B" and "type A" name no option, nor does the E of "E. coli".
 TERM = re.compile(
@@ -59,9 +59,9 @@ def letters_of(options: Sequence[str]) -> list[str]:
     return [letter(place) for place in range(len(options))]
 
 
-def same_option(text: str, options: Sequence[str], same: Callable[[str], str] = key) -> str:
-    """The letter of the only option that is the text after `same`; "" where none or several are."""
-    found = [name for name, option in zip(letters_of(options), options, strict=True) if same(option) == same(text)]
+def same_option(text: str, options: Sequence[str]) -> str:
+    """The letter of the only option whose `key` is that of a plain text; "" where none or several are."""
+    found = [name for name, option in zip(letters_of(options), options, strict=True) if key(option) == key(text)]
     return found[0] if len(found) == 1 else ""
 
 
@@ -103,11 +103,11 @@ def marked(text: str, options: Sequence[str]) -> str:
         return chr(FIRST + LABEL + names.index(found[1].upper()))
 
     def placed(found: re.Match) -> str:
-        place = PLACES[found[1].lower()] if found.re is ORDINAL else int(key(found[1])) - 1
+        place = PLACES[found[1].lower()] if found.re is not CARDINAL else int(key(found[1])) - 1
         place %= len(names) if place < 0 else 1000
         return chr(FIRST + LABEL + place) if place < len(names) else found[0]
 
-    text = ORDINAL.sub(placed, text)
+    text = PLACE.sub(placed, ORDINAL.sub(placed, text))
     if not any(key(option).isdigit() for option in options):
         text = CARDINAL.sub(placed, text)
     text = mark(text, options)
@@ -154,12 +154,12 @@ def _chosen(said: str, options: Sequence[str]) -> tuple[str, str] | None:
     """As `choose` of one place where an answer may stand; None where nothing there has to do with the options."""
     names = letters_of(options)
     ends = (said, said.partition("\n")[0], said.rpartition("\n")[2])
-    alone = {found[1].upper() for line in ends if (found := ALONE.fullmatch(line))} & set(names)
+    alone = {found[1].upper() for line in ends if "?" not in line and (found := ALONE.fullmatch(line))} & set(names)
     if len(alone) == 1:
         return alone.pop(), "letter"
     if alone:
         return NONE
-    if found := same_option(said, options):
+    if not said.endswith("?") and (found := same_option(said, options)):
         return found, "text"
     if ALONE.fullmatch(said):
         return NONE
@@ -188,8 +188,11 @@ def choose(text: str, options: Sequence[str], nearest: bool = False) -> tuple[st
     A letter, alone, first, or marked as a choice; an option's text; the only option that is stated within the text; the only capital that
     stands alone in it; and, if asked for, the nearest option. What an answer only asks, denies or leaves open is not chosen, nor is any of
     several, and a refusal chooses none.
+    Raises: ValueError for no options, or more than have letters.
     """
-    places = tails(plain(spoken(text)))
+    if not options:
+        raise ValueError("no options to choose from")
+    places = tails(readable(text))
     for said in places:
         if found := _chosen(said, options):
             return found
@@ -200,7 +203,7 @@ def choose(text: str, options: Sequence[str], nearest: bool = False) -> tuple[st
 
 def several(text: str, options: Sequence[str]) -> str:
     """All letters that an answer chooses, in order: "A, C and D", "ACD", "(A) ... (C) ...", or options whose words it states."""
-    said, names = final(plain(spoken(text))), letters_of(options)
+    said, names = final(readable(text)), letters_of(options)
     every = "".join(names)
     if re.fullmatch(rf"[\s(*]*[{every}](?:[\s,;.()&+/*]|and\b|[{every}])*", said):
         return "".join(name for name in names if re.search(rf"{name}(?![a-z])", said))

@@ -8,18 +8,19 @@ import re
 
 from vital_jax.scoring.text import bare, plain
 
+LONGEST = 4000  # characters: a model that repeats itself writes more, and what it repeats is read in vain
 _TAGS = "think|thinking|thought|reasoning"
 _CLOSED = re.compile(rf"<\s*/\s*(?:{_TAGS})\s*>|◁/think▷|<\|end_of_thought\|>", re.I)
 _OPENED = re.compile(rf"<\s*(?:{_TAGS})\s*>|◁think▷|<\|begin_of_thought\|>", re.I)
 _MARK = re.compile(
     r"\b(?:answer|(?:correct|right|best)\s+(?:option|choice)|(?:option|choice)(?=\s*:))\s*\**\s*"
-    r"(?:(?:is|would\s+be|should\s+be|must\s+be)\b(?:\s*:)?|[:：=])\s*\**|\bfinal\s+answer\s|答案\s*(?:[:：是]\s*)+",
+    r"(?:(?:is|would\s+be|should\s+be|must\s+be)\b(?:\s*:)?|[:：=])\s*\**|\bfinal\s+answer\s|\byes\s*(?:/|or)\s*no\s*(?:question\s*)?[:?]|答案\s*(?:[:：是]\s*)+",
     re.I,
 )
 # Where one statement ends and the next begins; the full stop of a label ("B. X-ray") ends none.
 _CLAUSE = re.compile(
     r"(?<=[.!?。！？])(?<!\b[A-Za-z]\.)\s*(?=\s|[^\x00-\x7f])|[\n;；]+"
-    r"|,?\s+\b(?=(?:but|however|although|though|because|since|whereas|while)\b)",
+    r"|(?<!anything)(?<!everything),?\s+\b(?=(?:but|however|although|though|because|since|whereas|while)\b)|,\s+(?=(?:so|thus|therefore|hence)\b)",
     re.I,
 )
 _KNOW = (
@@ -28,11 +29,11 @@ _KNOW = (
 )
 _REFUSED = re.compile(
     rf"\b(?:can(?:not|'t|\s+not)|could(?:\s+not|n't)|(?:un|not\s+)able\s+to|(?:impossible|not\s+possible|hard|difficult|no\s+way)\s+to)\b"
-    rf"[^.;]*?\b(?:{_KNOW})"
+    rf"[^.;]{{0,80}}?\b(?:{_KNOW})"
     r"|\b(?:not|n't|never|hardly)\s+(?:\w+\s+){0,2}?(?:sure|certain|clear|know|enough|sufficient|provided|available|given|attached|uploaded)\b"
     r"|n't\s+(?:\w+\s+)?(?:know|sure|have|see\s+(?:an?|any|the)\s+(?:image|picture))\b"
     r"|\b(?:unsure|uncertain|unclear|unknown|undetermined|indeterminate|inconclusive|insufficient|ambiguous|depends|sorry|apologi[sz]e)\b"
-    r"|\bas\s+an\s+ai\b|\bno\s+(?:idea|comment|information|answer|context|opinion)\b"
+    r"|\bas\s+an\s+ai\b|\bno\s+(?:idea|comment|information|answer|context|opinion|data)\b"
     r"|\bno\s+(?:image|picture|photo|scan|figure|x-?ray)s?\s*(?:$|[.,!]|(?:is|was|were|are|has|have|had|provided|attached|given|available|uploaded"
     r"|included|visible|to)\b)"
     r"|\b(?:need|require)s?\s+(?:more|further|additional)\b"
@@ -41,7 +42,7 @@ _REFUSED = re.compile(
 )
 _ASSURED = re.compile(r"\b(?:no|without(?:\s+(?:a|any))?)\s+(?:doubt|question)\b|\bnot\s+(?:only|just|merely)\b", re.I)
 _VERDICT = re.compile(
-    r"[\W_]*(yes|no)\b(?!\s*(?:/|&|-|\bor\b|\band\b)\s*(?:yes|no)\b)(?!\s*,\s*(?:yes|no)\W*$)(\s*[\W_]+(?=\s|$)|$)?",
+    r"[\W_]*(yes|no)\b(?!\s*(?:/|&|-|\bor\b|\band\b)\s*(?:yes|no)\b)(?!\s*,\s*(?:yes|no)\W*$)(\s*[\W_]+(?=\s|$)|\s*[(\[]|$)?",
     re.I,
 )
 _HEDGED = re.compile(
@@ -56,6 +57,15 @@ def spoken(text: str) -> str:
     after = _CLOSED.split(text)[-1]
     before = _OPENED.split(after, maxsplit=1)[0]
     return text if before == text else before.strip()
+
+
+def readable(text: str) -> str:
+    """The reply in `plain` words without its reasoning; of one longer than `LONGEST` the two ends, where answers stand."""
+    rest = spoken(text).strip()
+    if len(rest) > LONGEST:
+        rest = f"{rest[: LONGEST // 2]}\n{rest[-LONGEST // 2 :]}"
+    # Private characters stand for names later on (`mentions.mark`).
+    return plain(re.sub("[\ue000-\uefff]", "", rest))
 
 
 def tails(text: str) -> list[str]:
@@ -75,8 +85,8 @@ def final(text: str) -> str:
 
 
 def said(text: str) -> str:
-    """The final answer of a reply in `plain` words, its reasoning left out."""
-    return final(plain(spoken(text)))
+    """The final answer of a reply, in `readable` words."""
+    return final(readable(text))
 
 
 def _boxed(text: str) -> list[str]:
@@ -106,7 +116,7 @@ def yes_no(text: str) -> str:
     A clause that begins with the word and a stop is a verdict ("Yes, there is"); without any, the only one of the two words in the
     statements counts, unless it is denied or hedged ("I would not say yes", "maybe no").
     """
-    for tail in tails(plain(spoken(text))):
+    for tail in tails(readable(text)):
         # A verdict stands even before a refusal to say more: "No, I cannot see one."
         clauses = [clause.strip() for clause in _CLAUSE.split(_ASSURED.sub(" ", tail)) if clause.strip()]
         asserted = [clause for clause in clauses if not clause.endswith(("?", "？"))]

@@ -18,7 +18,7 @@ LOOKALIKES = str.maketrans(
     "ABEZHIKMNOPTYXoABEKMHOPCTYXISJaeopcyxisj''\"\"",
     "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad",
 )
-EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|_{1,3}|`{1,3}|\$)(?=\S)(.+?)(?<=\S)\1(?![\w*])", re.S)
+EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|_{1,3}|`{1,3}|\$)(?=\S)(.{1,400}?)(?<=\S)\1(?![\w*])", re.S)
 TEX = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
 HEADING = re.compile(r"^\s*(?:#+|[*•-]|>(?!\s*\d))\s+", re.M)
 COUNTS = (

@@ -13,8 +13,8 @@ from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import NO_OPTIONS, Measure, Parsed, Protocol
 from vital_jax.evaluate.protocols.measures import accuracy, closed, golds, in_words, overlaps
 from vital_jax.scoring.mentions import states
-from vital_jax.scoring.reading import is_yes_no, yes_no
-from vital_jax.scoring.text import bare, bleu, plain, squad
+from vital_jax.scoring.reading import is_yes_no, readable, yes_no
+from vital_jax.scoring.text import bare, bleu, squad
 
 ABOUT = (
     "LLaVA-Med 1.0, run_eval.py, as papers describe it. The prompt is the question alone. Closed: what the benchmark marks closed-ended, "
@@ -53,7 +53,7 @@ def parse(item: Item, text: str) -> Parsed:
 
 def correct(item: Item, parsed: Parsed) -> bool:
     if closed(item):
-        return any(bare(parsed.value) == bare(gold) or states(plain(parsed.value), gold) for gold in golds(item))
+        return any(bare(parsed.value) == bare(gold) or states(readable(parsed.value), gold) for gold in golds(item))
     said = squad(parsed.value)
     return bool(said) and said in map(squad, golds(item))
 

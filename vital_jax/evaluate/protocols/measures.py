@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols.core import Measure, Parsed
-from vital_jax.scoring.reading import is_yes_no, refuses, said
-from vital_jax.scoring.text import bare, bleu, overlap, plain, squad
+from vital_jax.scoring.reading import is_yes_no, readable, refuses, said
+from vital_jax.scoring.text import bare, bleu, overlap, squad
 
 Tokens = Callable[[str], Sequence[str]]
 Counts = Callable[[Item], bool]
@@ -31,7 +31,7 @@ def closed(item: Item) -> bool:
 
 def in_words(item: Item, text: str, value: str) -> Parsed:
     """An answer in words, taken to say `value`; nothing where it only refuses to answer, unless that is the right answer."""
-    refused = refuses(plain(text)) and bare(said(text)) not in map(bare, golds(item))
+    refused = refuses(readable(text)) and bare(said(text)) not in map(bare, golds(item))
     return Parsed(text, "", "none") if refused or not value else Parsed(text, value, "text")
 
 
