@@ -38,3 +38,10 @@ def read_all(source):
         except Rejected as reason:
             rejected.append((unit.id, reason.code, reason.file))
     return samples, rejected
+
+
+def area_without_specks(drawn):
+    """Pixels of [H, W] bool in pieces of at least 100 pixels or a fiftieth of the largest."""
+    pieces, _ = ndimage.label(drawn, np.ones((3, 3)))
+    sizes = np.bincount(pieces.ravel())[1:].tolist()
+    return sum(size for size in sizes if size >= 100 or 50 * size >= max(sizes))
