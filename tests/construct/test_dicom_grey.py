@@ -78,7 +78,9 @@ def test_narrow_windows_of_functions_that_allow_them():
     tags = {"Modality": "MR", "WindowCenter": 5, "WindowWidth": 0.5}
     for function in ("LINEAR_EXACT", "SIGMOID"):
         assert render(slice_of(values, **tags, VOILUTFunction=function), "x")[1] == (4.75, 5.25)
-    assert render(slice_of(values, **tags), "x")[1] == tuple(np.percentile(values, (0.5, 99.5)))  # LINEAR needs 1, so percentiles
+    assert render(slice_of(values, **tags), "x")[1] == tuple(
+        np.percentile(values, (0.5, 99.5))
+    )  # LINEAR needs 1, so percentiles
     pixels, window = render(slice_of(values, **{**tags, "WindowWidth": 1}), "x")
     assert window == (4.5, 5.5) and set(np.unique(pixels)) == {0, 255}
 
