@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
+from scipy import ndimage
+
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import Rejected
 from vital_jax.demo.phantoms import phantoms

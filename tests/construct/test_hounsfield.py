@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from test_volumes import case, cut
 
+from vital_jax.construct import factory, teacher
 from vital_jax.construct.hounsfield import RELATIVE, SHIFTED, intensity
 from vital_jax.construct.msd import Volumes
 from vital_jax.construct.source import Rejected
+from vital_jax.construct.teacher import Lesson
 from vital_jax.construct.volumes import background_of, percentile_window
+from vital_jax.pipeline.records import RecordSource
 
 X, Y = np.indices((48, 64))
 BODY, BALL = np.hypot((X - 24) / 20, (Y - 32) / 26) < 1, np.hypot(X - 22, Y - 22) < 9
@@ -104,11 +107,47 @@ def test_background_is_what_many_share():
         percentile_window(case(HU * 0 - 3, labels()).stack)
 
 
+# --- what is said ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("values", "noted"), [(HU, False), (HU / 1000, True)])
+def test_nothing_is_said_about_density_without_the_unit(folder, tmp_path, monkeypatch, values, noted):
+    original = teacher.teach
+
+    def bold(question, *rest):
+        lesson = original(question, *rest)
+        return Lesson(("It is hypodense to its surroundings.", *lesson.chain[1:]), lesson.answer, lesson.slots)
+
+    monkeypatch.setattr("vital_jax.construct.asking.teach", bold)
+    folder({"label": {"liver": "l.nii.gz"}}, v=values, l=np.broadcast_to(BALL, HU.shape) * 1.0)
+    settings = dict(shown=False, questions=3, val=0.0, test=0.0)
+    if noted:
+        with pytest.raises(ValueError, match="no record could be made"):
+            factory.build(tmp_path / "out", [tmp_path / "set"], **settings)
+    else:
+        assert factory.build(tmp_path / "out", [tmp_path / "set"], **settings).set_aside == 0
+    rows = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").read_text().splitlines()]
+    assert {row["code"] for row in rows} == ({"not-hounsfield", "density-claim"} if noted else set())
+
+
+def test_a_note_is_shown_and_kept_and_is_not_set_aside(folder, tmp_path, capsys):
+    folder({"label": {"liver": "l.nii.gz"}}, v=HU + 1024, l=np.broadcast_to(BALL, HU.shape) * 1.0)
+    out = tmp_path / "out"
+    result = factory.build(out, [tmp_path / "set"], questions=3, val=0.0, test=0.0)
+    assert result.set_aside == 0 and "v.nii.gz: values lie 1024 above Hounsfield units" in capsys.readouterr().err
+    record = RecordSource(out / "records", "train")[0]
+    assert record.metadata["intensity"] == "shifted" and record.metadata["window"] == [-15, 135]
+    assert "| shifted-hounsfield |" in (out / "report.md").read_text()
+
+
 # --- labels --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def folder(tmp_path):
+    """Writes a folder of one volume and its labels, and reads it."""
+    tmp_path = tmp_path / "set"
+    tmp_path.mkdir()
     affine = np.diag([-1.0, -1.0, 3.0, 1.0])
 
     def write(row, **arrays):
