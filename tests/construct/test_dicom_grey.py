@@ -126,6 +126,10 @@ def test_a_lost_intercept_is_mended(tmp_path, tags):
             ((CT + 1024).astype(np.uint16), {"RescaleSlope": 1, "RescaleIntercept": 0}),
         )
     )
+    empty = read_one(
+        tmp_path, slice_of((CT + 1024).astype(np.uint16), **tags, RescaleSlope="", RescaleIntercept=""), BALL * 255
+    )
+    assert empty[0][0].image == lost[0][0].image and empty[1] == lost[1]
     assert good[1] == stated[1] == [] and lost[1] == [("shifted-hounsfield", "a.dcm")]
     for (sample,), _ in (stated, lost):
         assert (sample.image, sample.window) == (good[0][0].image, good[0][0].window)

@@ -213,6 +213,8 @@ def test_a_mask_of_a_turned_image_is_noted(folder, orientation):
     exif[0x0112] = orientation
     samples, rejected = folder(HEAD * 255, exif=exif)
     assert len(samples) == 1 and rejected == [("a", "exif-turned", "i.png")]
+    samples, rejected = folder(HEAD.T * 255, exif=exif)  # drawn as the image is seen
+    assert samples == [] and rejected == [("a", "exif-turned", "i.png"), ("a", "size-mismatch", "m.png")]
 
 
 def test_a_folder_that_is_a_link_is_read_and_its_changes_are_seen(folder, tmp_path):
