@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
+from scipy import ndimage
+
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import Rejected
 from vital_jax.demo.phantoms import phantoms
@@ -38,3 +41,10 @@ def read_all(source):
         except Rejected as reason:
             rejected.append((unit.id, reason.code, reason.file))
     return samples, rejected
+
+
+def area_without_specks(drawn):
+    """Pixels of [H, W] bool in pieces of at least 100 pixels or a fiftieth of the largest."""
+    pieces, _ = ndimage.label(drawn, np.ones((3, 3)))
+    sizes = np.bincount(pieces.ravel())[1:].tolist()
+    return sum(size for size in sizes if size >= 100 or 50 * size >= max(sizes))

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from drawn import read_all
+from drawn import area_without_specks, read_all
 from PIL import Image
 
 from vital_jax.construct.biomedparse import BiomedParse, Name, parse_name
@@ -170,13 +170,14 @@ def test_the_demo_gives_what_its_manifest_lists(real):
     samples, rejected = read_all(BiomedParse(root))
     rows = [json.loads(line) for line in (root / "manifest.jsonl").read_text().splitlines()]
     name = load_targets().canonical
-    listed = {(r["id"], name(m["target"], r["site"])): (m["area"], r) for r in rows for m in r["masks"]}
+    listed = {(r["id"], name(m["target"], r["site"])): (m, r) for r in rows for m in r["masks"]}
     assert rejected == [] and len(samples) == len(listed) == 42
     plain = {(sample.image, sample.target): sample for sample in MaskFolder(root)}
     for sample in samples:
         _, part, image, target = sample.id.split("/")
-        area, row = listed[image, target]
-        assert int(sample.region.sum()) == area and part == "demo"
+        mask, row = listed[image, target]
+        drawn = np.asarray(Image.open(root / mask["file"]).convert("RGB")).any(2)
+        assert drawn.sum() == mask["area"] and sample.region.sum() == area_without_specks(drawn) and part == "demo"
         assert (sample.modality, sample.site) == (row["modality"], row["site"])
         other = plain[sample.image, sample.target]
         assert (sample.mask, sample.present, sample.target_type) == (other.mask, other.present, other.target_type)

@@ -313,6 +313,7 @@ def test_bad_lines_cost_only_themselves(folder):
         row("i", label={}),
         row("j", labels=[1]),
         "17",
+        {key: value for key, value in row("k").items() if key != "labels"} | {"lables": {"1": "liver"}},
     )
     samples, codes = read(Volumes(folder))
     assert {sample.group for sample in samples} == {"set/a"}
@@ -329,6 +330,7 @@ def test_bad_lines_cost_only_themselves(folder):
         "manifest.jsonl:12": "bad-line",
         "manifest.jsonl:13": "bad-line",
         "manifest.jsonl:14": "bad-line",
+        "manifest.jsonl:15": "bad-line",
     }
 
 

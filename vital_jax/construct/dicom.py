@@ -232,7 +232,7 @@ class Dicom:
             "licence": row.get("licence", self.licence),
             "window": grey.window,
             "intensity": grey.intensity,
-            "spacing": tuple(v * old / new for v, old, new in zip(spacing(header), shape, size, strict=False)),
+            "spacing": tuple(v * (old / new) for v, old, new in zip(spacing(header), shape, size, strict=False)),
             "orientation": orientation(header),
         }
         yield from cut(fields, png(grey.pixels), slice_.file, masks, self.min_area, self.targets, size)

@@ -119,10 +119,15 @@ def _shares(
     """[H, W] how far between the darkest and the brightest, 0..1; the window; and of a CT what its values are."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-    for tag in ("RescaleSlope", "RescaleIntercept"):
+    scale = {}
+    for tag, usual in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
         if tag in header and header.get_item(tag).value not in (None, b"", "") and not numbers(header, tag, 1):
             raise Rejected("bad-window", "", f"{tag} is malformed, so nothing says what its values are")
-    values = apply_modality_lut(stored, header)
+        (scale[tag],) = numbers(header, tag, 1) or (usual,)
+    if header.get("ModalityLUTSequence"):
+        values = apply_modality_lut(stored, header)
+    else:
+        values = stored * scale["RescaleSlope"] + scale["RescaleIntercept"]
     picture = values[~padding]
     is_ct = text(header, "Modality") == "CT"
     unit = _unit(header, picture) if is_ct else ""

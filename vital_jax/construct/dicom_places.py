@@ -54,7 +54,11 @@ class Slice:
 
     def whole(self) -> tuple[Any, int | None]:
         """The data set with its pixels, and the frame in it. Raises: Rejected, unreadable-image."""
-        return _whole(self.path, self.file.partition("#")[0]), self.frame
+        name = self.file.partition("#")[0]
+        if self.frame is None:
+            return read(self.path, name), None
+        state = self.path.stat()
+        return _whole(self.path, name, state.st_mtime_ns, state.st_size), self.frame
 
 
 def one_line(error: Exception) -> str:
@@ -77,8 +81,8 @@ def read(path: Path, file: str, pixels: bool = True) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _whole(path: Path, file: str) -> Any:
-    """The frames of a file follow each other; it is read once for all of them."""
+def _whole(path: Path, file: str, time: int, size: int) -> Any:
+    """The frames of a file follow each other; it is read once for all of them, and again where it changed."""
     return read(path, file)
 
 

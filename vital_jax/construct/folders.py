@@ -13,8 +13,8 @@ encloses is ("outline": true); see `pipeline.masks` and `construct.shapes`.
 readers.
 
 The folder can be read in two ways. As a `Source`, unit by unit, what cannot be used is set aside with its reason and the rest goes on.
-Iterated, it gives all samples of a folder that is in order: the first bad line is an error, and only masks without a foreground, or too
-small to learn from, are counted and passed over.
+Iterated, it gives all samples of a folder that is in order: the first bad line is an error, and only masks without a foreground, too
+small to learn from, or of a ring where the target is none, are counted and passed over.
 """
 
 import logging
@@ -131,7 +131,11 @@ class MaskFolder:
         row = unit.facts["row"]
         if not row["masks"]:
             self.counts["images without a mask"] += 1
-        passed = {"empty-mask": "empty masks", "small-mask": f"masks under {self.min_area} pixels"}
+        passed = {
+            "empty-mask": "empty masks",
+            "small-mask": f"masks under {self.min_area} pixels",
+            "ring-mask": "rings",
+        }
         try:
             for item in self.read(unit):
                 if isinstance(item, Sample):

@@ -191,7 +191,7 @@ def cut(
         image = png(np.asarray(shape))
     data = {target: png(region.astype(np.uint8) * 255, size) for target, region in regions.items()}
     present = tuple(dict.fromkeys(target_name(targets, mask.target, fields["site"]) for mask in masks))
-    if info["orientation"] != 1 and data:
+    if info["orientation"] != 1 and masks:
         reason = (
             f"is stored turned (EXIF orientation {info['orientation']}); its masks are read on the stored pixel grid"
         )
@@ -322,6 +322,19 @@ def manifest_units(root: Path, kind: str, facts: Callable[[dict], dict] = lambda
     return units
 
 
+def check_keys(row: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """A line may say anything about an image; but a key that is nearly one of ours was meant to be read.
+
+    Raises:
+      Rejected: bad-line, for such a key, where the one that is meant is not there too.
+    """
+    for key in row.keys() - set(known):
+        meant = next(iter(get_close_matches(key, known, 1, 0.82)), "")
+        meant = "value of a mask" if key in ("value", *_MEANT) and key not in known else meant
+        if meant and meant not in row:
+            raise Rejected("bad-line", where, f"{key!r} is not read; it is perhaps meant as {meant!r}")
+
+
 def _check_line(row: dict, where: str) -> None:
     def check(ok: bool, reason: str) -> None:
         if not ok:
@@ -341,12 +354,7 @@ def _check_line(row: dict, where: str) -> None:
         isinstance(mask, dict) and all(isinstance(mask.get(key), str) for key in ("target", "file")) for mask in masks
     )
     check(good, "every mask needs a target and a file")
-    for key in row.keys() - set(_KEYS):
-        # A key may say anything about an image; one that is nearly ours was meant to be read.
-        meant = (
-            "value of a mask" if key in ("value", *_MEANT) else next(iter(get_close_matches(key, _KEYS, 1, 0.85)), "")
-        )
-        check(not meant or meant in row, f"{key!r} is not read; it is perhaps meant as {meant!r}")
+    check_keys(row, _KEYS, where)
     select = row.get("select", {})
     tags = isinstance(select, dict) and all(isinstance(v, str | int | float) for v in select.values())
     check(tags, f'select must be like {{"TemporalPositionIdentifier": 1}}, not {select!r}')

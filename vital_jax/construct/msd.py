@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vital_jax.construct.marked import inside, line_kinds, lines_of, refuse, refused
+from vital_jax.construct.marked import check_keys, inside, line_kinds, lines_of, refuse, refused
 from vital_jax.construct.nifti import Stack, check_orientation, read_labels, read_stack
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import Rejected, Unit
@@ -29,6 +29,7 @@ from vital_jax.construct.volumes import Case, Channel, Cutter, Labels, load_tabl
 from vital_jax.pipeline.tables import as_on_disk, read_json
 
 _LOG = logging.getLogger(__name__)
+_KEYS = ("id", "modality", "site", "image", "label", "labels", "label_set", "kind", "channel", "group", "licence")
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ def _check_line(row: Mapping[str, Any], where: str) -> None:
     missing = {"id", "modality", "site", "image", "label"} - row.keys()
     if missing:
         raise Rejected("bad-line", where, f"{', '.join(sorted(missing))} missing")
+    check_keys(row, _KEYS, where)
     texts = {key: row[key] for key in ("id", "modality", "site", "image", "group", "licence", "kind") if key in row}
     for key, value in {**texts, **{f"label {name}".strip(): file for name, file in _files(row).items()}}.items():
         if not isinstance(value, str) or (key == "id" and not (value and value.isprintable())):

@@ -39,7 +39,7 @@ def meant_region(
 
     A closed line (nowhere wider than `LINE`) around more than itself is an outline and becomes what it encloses. A wider ring around more
     than itself is refused, and so is a mask that fills the image's corners and border but for a part inside: it may be drawn the wrong way
-    round. Vessels, tissues, cells and the targets that the table calls `hollow` are taken as drawn; of lesions, which may be rings
+    round. What may go around something is taken as drawn (`data/masks.json`: vessels, the myocardium); of lesions, which may be rings
     (an enhancing rim), only outlines are filled.
 
     Args:
@@ -52,7 +52,7 @@ def meant_region(
     """
     kind, table = targets.row(target)["type"], _table()
     if outline is not None or kind in table["types"]:
-        return ndimage.binary_fill_holes(region) if outline else region
+        return _filled(region) if outline else region
     if _inverted(region):
         reason = (
             "marks the image's corners and border and leaves out a part inside, as a mask drawn the wrong way round"
@@ -60,6 +60,8 @@ def meant_region(
         raise Rejected("unclear-mask", file, f'{reason}; say which pixels are meant by "value" (0 or 255)')
     if any(fnmatchcase(target, pattern) for pattern in table["targets"]):
         return region
+    if 2 * region.sum() >= np.prod([np.ptp(v) + 1 for v in np.nonzero(region)] if region.any() else 0):
+        return region  # it fills half of its box, so it cannot be a ring
     filled = _enclosed(region)
     if 2 * region.sum() >= filled.sum():
         return region
@@ -83,25 +85,30 @@ def _inverted(region: np.ndarray) -> bool:
     return bool(corners.all() and 4 * border.sum() >= 3 * border.size and not region.all())
 
 
+def _filled(region: np.ndarray) -> np.ndarray:
+    """The region with its holes: background that does not reach the border."""
+    pieces, number = ndimage.label(~np.pad(region, 1))
+    return region if number < 2 else (pieces != pieces[0, 0])[1:-1, 1:-1]
+
+
 def _enclosed(region: np.ndarray) -> np.ndarray:
     """The region with what it encloses, by itself, with a small gap, or together with one side of the image."""
-    filled = ndimage.binary_fill_holes(region)
-    if not region.any() or 2 * region.sum() < filled.sum() or _width(region) > LINE:
+    filled = _filled(region)
+    if 2 * region.sum() < filled.sum() or _width(region) > LINE:
         return filled
     grown = ndimage.binary_dilation(np.pad(region, _GAP + 1), _EIGHT, _GAP)
-    inner = ndimage.binary_erosion(ndimage.binary_fill_holes(grown), _EIGHT, _GAP)[
-        _GAP + 1 : -_GAP - 1, _GAP + 1 : -_GAP - 1
-    ]
+    inner = ndimage.binary_erosion(_filled(grown), _EIGHT, _GAP)[_GAP + 1 : -_GAP - 1, _GAP + 1 : -_GAP - 1]
     found = [filled, region | inner]
     for side in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         touched = np.flatnonzero(region[side])
         if touched.size:
             closed = region.copy()
             closed[side][touched[0] : touched[-1]] = True
-            found.append(ndimage.binary_fill_holes(closed))
+            found.append(_filled(closed))
     return max(found, key=np.count_nonzero)
 
 
 def _width(region: np.ndarray) -> int:
     """How wide a region is where it is widest."""
+    region = region[tuple(slice(v.min(), v.max() + 1) for v in np.nonzero(region))]
     return 2 * round(float(ndimage.distance_transform_edt(np.pad(region, 1)).max())) - 1

@@ -15,12 +15,37 @@ import numpy as np
 from PIL import Image
 
 _SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
-_PHOTOMETRIC, _SAMPLE_FORMAT, _UNSIGNED = 262, 339, 1  # tags of a TIFF
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _UNSIGNED = 258, 262, 339, 1  # tags of a TIFF, and a value
 
 
-def white_is_zero(image: Image.Image) -> bool:
-    """Whether a file deeper than 8 bits stores white as its lowest value; shallower ones Pillow has turned."""
-    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+def white_is_zero(data: bytes) -> bool:
+    """Whether a TIFF deeper than 8 bits stores white as its lowest value; shallower ones are turned by Pillow."""
+    return _tag(data, _PHOTOMETRIC)[1] == 0 and _tag(data, _BITS)[1] > 8
+
+
+def black_is_zero(data: bytes) -> bytes:
+    """A TIFF of which `white_is_zero` is true, said to be the other way round: Pillow refuses most of such files."""
+    place = _tag(data, _PHOTOMETRIC)[0]
+    return data[:place] + struct.pack(_end(data) + "H", 1) + data[place + 2 :]
+
+
+def _end(data: bytes) -> str:
+    return {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4], "")
+
+
+def _tag(data: bytes, tag: int) -> tuple[int, int]:
+    """Where a TIFF's tag has its 16-bit value, and that value; (0, -1) where it has none, or the file is none."""
+    if end := _end(data):
+        try:
+            (start,) = struct.unpack_from(end + "I", data, 4)
+            for number in range(struct.unpack_from(end + "H", data, start)[0]):
+                place = start + 2 + 12 * number
+                found, kind, count, value = struct.unpack_from(end + "HHIH", data, place)
+                if (found, kind, count) == (tag, 3, 1):
+                    return place + 8, value
+        except struct.error:
+            pass
+    return 0, -1
 
 
 def hidden_bits(image: Image.Image, data: bytes) -> int:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from vital_jax.pipeline.deep import hidden_bits, stored_values, white_is_zero, words_of
+from vital_jax.pipeline.deep import black_is_zero, hidden_bits, stored_values, white_is_zero, words_of
 
 MAX_ASPECT_RATIO = 200
 MAX_PIXELS = 1_048_576  # 1,024 merged tokens at 32 x 32; the checkpoint's own 16,777,216 would be 16,384
@@ -196,7 +196,7 @@ def read(data: bytes, name: str) -> Stored:
     words = words_of(opened, data)
     image, orientation = load_upright(opened, name)
     values = stored_values(opened, image, [load_upright(word, name)[0] for word in words])
-    return Stored(image, values, values is not None and white_is_zero(opened), orientation)
+    return Stored(image, values, white_is_zero(data), orientation)
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
@@ -213,7 +213,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
     if not data:
         raise ValueError(f"{name} is empty (0 bytes); write the file again")
     try:
-        image = Image.open(BytesIO(data), formats=_FORMATS)
+        image = Image.open(BytesIO(black_is_zero(data) if white_is_zero(data) else data), formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, str(error)) from error
