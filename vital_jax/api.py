@@ -369,6 +369,8 @@ def _load_run(run: Run, steps: bool, explain: bool) -> Model:
     reads = set(TEXT) <= run.parts
     if explain:
         steps = reads
+        if not run.latent_steps:
+            raise NoScaffoldError(f"{run.folder}: this run is {run.kind!r}: it has no latent steps to explain")
         if not (reads or run.roi_width):
             raise NoScaffoldError(
                 f"{run.folder}: its checkpoint holds no scaffold, neither text decoder nor visual projector (it was trained without latent "

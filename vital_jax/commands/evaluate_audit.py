@@ -74,6 +74,7 @@ def _model(arguments: argparse.Namespace):
     model = models.load(arguments)
     if model.run is None:
         raise ValueError(f"{arguments.model} is no training run's folder: the audit is of a run")
+    model.run.need_latents("audit")
     return models.load(arguments, steps=True) if "scaffold/text_decoder" in model.run.parts else model
 
 

@@ -71,6 +71,7 @@ class TrainedRun(Protocol):
     leaves: Mapping[str, Any]
     latent_steps: int
     latent_state: str
+    exports: bool
     tokens: Mapping[str, int]
     base: Path
     text_decoder: Path
@@ -364,6 +365,11 @@ def export(
       OSError for a place that cannot be written or lacks room, before anything is written.
     """
     out, leaves = Path(out), _Leaves(run)
+    if not run.exports:
+        raise ValueError(
+            f"{run.folder}: this run is {run.config.method.name!r}, whose inference the exported loop (custom_generate) cannot run: its latents "
+            "do not stand right behind the prompt; answer with the run's folder"
+        )
     if form not in FORMS:
         raise ValueError(f"no form {form!r}: use {', '.join(FORMS)}")
     scaffold = _explain(run, leaves, dtype, shard) if explain else {}

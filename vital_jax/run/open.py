@@ -18,7 +18,7 @@ from vital_jax.hub.encoders import identity
 from vital_jax.hub.load import load_backbone
 from vital_jax.hub.place import check_base, located
 from vital_jax.latent.loop import KEPT
-from vital_jax.methods.base import Method
+from vital_jax.methods.base import Method, get
 from vital_jax.models.backbone import LATENT_STATES
 from vital_jax.models.config import read_json
 from vital_jax.pipeline.batch import Encoder
@@ -66,6 +66,21 @@ class Run:
     def latent_steps(self) -> int:
         """K, the largest it was trained with so far; 0 without latents."""
         return max(phase.latent_steps for phase in self.phases)
+
+    @property
+    def kind(self) -> str:
+        """The name of its method."""
+        return self.config.method.name
+
+    def need_latents(self, purpose: str) -> None:
+        """Refuses a run without latent steps by its method's name. purpose: what it would need them for ("explain")."""
+        if not self.latent_steps:
+            raise ValueError(f"{self.folder}: this run is {self.kind!r}: it has no latent steps to {purpose}")
+
+    @property
+    def exports(self) -> bool:
+        """Whether the loop that goes out with an export can run its method."""
+        return get(self.kind).exports
 
     @property
     def latent_state(self) -> str:
