@@ -367,8 +367,8 @@ def export(
     out, leaves = Path(out), _Leaves(run)
     if not run.exports:
         raise ValueError(
-            f"{run.folder}: this run is {run.config.method.name!r}, whose inference the exported loop (custom_generate) cannot run: its latents "
-            "do not stand right behind the prompt; answer with the run's folder"
+            f"{run.folder}: this run is {run.config.method.name!r}, whose inference the exported loop (custom_generate) cannot run: its "
+            "latents do not stand right behind the prompt; answer with the run's folder"
         )
     if form not in FORMS:
         raise ValueError(f"no form {form!r}: use {', '.join(FORMS)}")

@@ -208,8 +208,8 @@ def get(name: str) -> type[Method]:
     """The class of a method. Raises: ValueError that lists the methods there are, the nearest first."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, 1, 0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown method {name!r}{hint} There are {', '.join(METHODS)}")
+        hint = f"did you mean {near[0]!r}? There are" if near else "there are"
+        raise ValueError(f"config.method.name={name!r}: no such method; {hint} {', '.join(METHODS)}")
     module, _, kind = METHODS[name].partition(":")
     return getattr(importlib.import_module(module), kind)
 
@@ -225,9 +225,11 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if switch not in kind.switches:
             near = difflib.get_close_matches(switch, kind.switches, 1)
-            known = ", ".join(kind.switches) or "no switches"
+            known = ", ".join(kind.switches) or "none"
             hint = f"did you mean {near[0]!r}? It has {known}" if near else f"it has {known}"
-            raise ValueError(f"config.method.{switch}: method {kind.name!r} has no such switch; {hint}")
+            raise ValueError(
+                f"config.method.{switch}: method {kind.name!r} has no such switch; {hint} (another method has a recipe of its own)"
+            )
         row = kind.switches[switch]
         if row.values and value not in row.values:
             raise ValueError(f"config.method.{switch}={value!r}: use one of {', '.join(map(repr, row.values))}")
