@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -90,6 +91,8 @@ def test_the_schema_is_what_rows_are(encoder):
     assert {name: value.shape for name, value in full.items()} == {n: (3, *one.shape) for n, one in spec.items()}
     assert full["latent_steps"].tolist() == [4] * 3 and full["lengths"].tolist() == [256] * 3
     assert full["answer_mask"].all() and full["chain_mask"].all() and full["patch_segment"].all()
+    documented = (Path(__file__).parents[2] / "docs" / "batch.md").read_text()
+    assert table(batch_spec(layout(1152, 4096, 64, 4, chain=96, roi=1152), encoder.geometry, 1536)) in documented
     lines = table(spec).splitlines()
     assert len(lines) == 2 + len(spec) and "| `answer` | [16] | int32 | answer: tokens; 0 on padding |" in lines
 
