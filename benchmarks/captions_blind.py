@@ -14,7 +14,7 @@ import numpy as np
 
 from configs import pretrain
 from vital_jax.hub.load import load_backbone
-from vital_jax.methods import vital
+from vital_jax.methods.base import losses
 from vital_jax.pipeline.batch import collate
 from vital_jax.run import plan, setup
 
@@ -30,11 +30,13 @@ def main():
     method = setup.make_method(config, None)
     params = {"base": load_backbone(config.model.folder, param_dtype=np.float32)[1]}
     feed = plan.open_feed(config, "val")
-    make, index = feed.maker(0, "per_sample"), feed.source.index
+    phase, layout = setup.phases_of(config)[0], setup.layouts_of(config, method, None, feed.encoder.prompter)[0]
+    make, index = feed.maker(layout), feed.source.index
 
     @jax.jit
     def score(batch):
-        values, metrics, _ = vital.losses(method, params, batch, vital.normalizers(batch), 0, {})
+        norms = method.normalizers(batch, phase, layout.suffix)
+        values, metrics, _ = losses(method, params, batch, norms, phase, layout.suffix)
         return values["task"], metrics["answer_accuracy"]
 
     found = defaultdict(list)

@@ -121,7 +121,7 @@ def speed(options: Any) -> dict[str, str]:
     step = jax.jit(
         lambda variables, prompt, z0: extend(
             model, variables, prompt, empty_suffix(prompt, 1, K), z0[:, None, None],
-            prompt.next_position[:, None, None], (jnp.arange(K) == 0)[None, None, None], 0,
+            prompt.next_position[:, None, None], jnp.ones((len(z0), 1, K), bool), 0,
         )
     )  # fmt: skip
     calls["one latent step"] = lambda: step(variables, prompt, z0)

@@ -7,6 +7,7 @@ from float32's, and the teacher-forced task loss. First, without a run, what one
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from vital_jax import api
 from vital_jax.evaluate.evidence import BATCH, closed, judged
 from vital_jax.evaluate.preview import ask
 from vital_jax.hub.load import load_backbone
-from vital_jax.methods import vital
+from vital_jax.methods.base import Phase, losses
 from vital_jax.models.quantize import quantize
-from vital_jax.run import plan
+from vital_jax.pipeline.segments import Suffix
+from vital_jax.run import plan, setup
 from vital_jax.statistics import wilson
 
 BASES = {
@@ -43,14 +45,13 @@ def one_product(out: int, width: int, rows: int = 64) -> dict[str, float]:
     return {name: float(np.std(x @ other.T - exact) / np.std(exact)) for name, other in kept.items()}
 
 
-def task_loss(method: Any, params: Any, batches: list[dict[str, np.ndarray]], K: int) -> float:
+def task_loss(method: Any, params: Any, batches: list[dict[str, np.ndarray]], phase: Phase, suffix: Suffix) -> float:
     """The task loss of these batches, mean over answer tokens."""
-    none = {"text": 0.0, "visual": 0.0}
 
     @jax.jit
     def one(params, batch):
-        values, _, _ = vital.losses(method, params, batch, {**vital.normalizers(batch), "task": 1.0}, K, none)
-        return values["task"]
+        norms = {**method.normalizers(batch, phase, suffix), "task": 1.0}
+        return losses(method, params, batch, norms, phase, suffix)[0]["task"]
 
     tokens = sum(int(batch["answer_mask"].sum()) for batch in batches)
     return sum(float(one(params, batch)) for batch in batches) / tokens
@@ -73,9 +74,12 @@ def main() -> None:
     config = model.run.config
     feed = plan.open_feed(config, config.eval.evidence)
     numbers = closed(feed)[: options.limit or None]
-    K, eval_k, method = model.max_steps, config.method.eval_k, model.method
+    K, eval_k, method = model.max_steps, model.run.eval_k, model.method
     steps = max(1, len(numbers) // BATCH)
-    batches = [batch for _, batch in feed.phase(K, K, config.method.train_k, BATCH, steps, 0)]
+    phase = Phase(K, K, weights=tuple((loss, 0.0) for loss in method.losses[1:]))
+    layout = method.layout(phase, setup.budgets_of(config, None))
+    layout = dataclasses.replace(layout, suffix=layout.suffix.bound(feed.encoder.prompter))
+    batches = [batch for _, batch in feed.phase(layout, K, batch=BATCH, steps=steps, seed=0)]
     adapters = {name: part for name, part in model.params.items() if name != "base"}
     first: list[str] = []
     print(
@@ -89,7 +93,7 @@ def main() -> None:
         first = first or texts
         low, high = wilson(exact, len(numbers))
         differ = sum(a != b for a, b in zip(texts, first, strict=True))
-        loss = task_loss(method, params, batches, K)
+        loss = task_loss(method, params, batches, phase, layout.suffix)
         interval = f"{low:.1%} to {high:.1%}"
         print(f"| {name} | {exact / len(numbers):.1%} | {interval} | {differ} | {loss:.4f} |", flush=True)
 

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vital_jax.latent.loop import embed, prefill, teacher_force
+from vital_jax.latent.interpret import run
+from vital_jax.latent.loop import embed, prefill
 from vital_jax.latent.loss import cross_entropy
 from vital_jax.models.backbone import Backbone, abstract_backbone
 from vital_jax.models.config import BackboneConfig, DecoderConfig, LoraConfig, VisionConfig
 from vital_jax.models.lora import init_lora
+from vital_jax.pipeline.segments import Segment, Suffix
 
 
 def arguments(
@@ -107,9 +109,15 @@ def loss(model: Backbone, base: Any, lora: Any, batch: dict[str, Any], K: int, f
     """Mean answer loss through the cached loop, every row with K steps."""
     variables = {"params": base, "lora": lora}
     z0, prompt = prefill(model, variables, embed(model, variables, batch), batch["next_position"])
-    steps = jnp.full((len(z0), 1), K)
-    thought = teacher_force(model, variables, prompt, z0[:, None], batch["answer"][:, None], steps, K, fused)
-    return answer_loss(model, base, thought.h, batch["answer"][:, None])
+    rows, T = batch["answer"].shape
+    columns = {"answer": batch["answer"], "answer_mask": jnp.ones((rows, T), bool), "latent_steps": jnp.full(rows, K)}
+    found = run(model, variables, prompt, z0[:, None], suffix(K, T), columns, fused=fused)
+    return answer_loss(model, base, found.reads["answer"], batch["answer"][:, None])
+
+
+def suffix(K: int, T: int) -> Suffix:
+    """K latents, then an answer of T tokens."""
+    return Suffix((Segment("latent", "latent", K), Segment("tokens", "answer", T, source="answer")))
 
 
 def answer_loss(model: Backbone, base: Any, h: jax.Array, answer: jax.Array) -> jax.Array:

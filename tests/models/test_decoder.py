@@ -10,13 +10,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vital_jax.hub import parity
 from vital_jax.hub.load import load_backbone, load_text_decoder
-from vital_jax.latent.loop import empty_suffix, extend, prefill, think
+from vital_jax.latent import interpret
+from vital_jax.latent.loop import empty_suffix, extend, prefill
 from vital_jax.models.attention import Causal
 from vital_jax.models.backbone import Prefix
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.decoder import Decoder, abstract_decoder
 from vital_jax.models.layers import Linear, kept
 from vital_jax.models.lora import init_lora, merge_lora
+from vital_jax.pipeline.segments import Segment, Suffix
 from vital_jax.training.partition import flatten
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -204,14 +206,19 @@ def test_every_pass_of_the_loop_drops_other_entries(dropping):
     def by_hand(keys):
         z, suffix = z0[:, None], empty_suffix(prompt, 1, 2)
         for k in range(2):
-            visible = (jnp.arange(2) <= k)[None, None, None]
-            position = prompt.next_position[:, None, None] + k
-            h, suffix = extend(model, variables, prompt, suffix, z[:, :, None], position, visible, k, keys[k])
+            position, real = prompt.next_position[:, None, None] + k, jnp.ones((4, 1, 2), bool)
+            h, suffix, _ = extend(model, variables, prompt, suffix, z[:, :, None], position, real, k, key=keys[k])
             z = h[:, :, 0]
         return z
 
-    looped, _ = jax.jit(lambda: think(model, variables, prompt, z0[:, None], 2, key))()
-    keys = [jax.random.fold_in(key, k) for k in range(2)]
+    latents, steps = Suffix((Segment("latent", "latent", 2),)), {"latent_steps": np.full(4, 2)}
+    looped = jax.jit(
+        lambda: interpret.run(model, variables, prompt, z0[:, None], latents, steps, fused=False, key=key).states[
+            "latent"
+        ]
+    )()
+    # The first pass of the call, each of its steps, and of that the half that is not the feed's.
+    keys = [jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 1), k))[1] for k in range(2)]
     np.testing.assert_allclose(looped[:, :, 1], by_hand(keys), rtol=1e-5, atol=1e-5)
     assert np.max(np.abs(looped[:, :, 1] - by_hand([keys[0], keys[0]]))) > 0.01
 

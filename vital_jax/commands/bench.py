@@ -122,9 +122,9 @@ def _latency(arguments: argparse.Namespace) -> int:
             latency.grid(arguments.batch, arguments.latent_steps, arguments.answer_tokens, arguments.chain_tokens),
             arguments.repeats,
             arguments.warmup,
-            model.answer_tokens,
-            reference,
-            _say,
+            longest=model.answer_tokens,
+            reference=reference,
+            say=_say,
         )
         setting = _setting(arguments, engine, variables, requests, dtype, weights, reference)
     title = f"Latency of {Path(arguments.model).resolve().name}"

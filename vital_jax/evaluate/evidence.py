@@ -307,7 +307,9 @@ def evidence(
     exchanged = shuffled(numbers, test, asked.seed)
     replies = ask(method, params, test, numbers, max_steps, eval_k, BATCH)
     answered = judged(test, numbers, replies)
-    blind = judged(test, numbers, ask(method, params, test, numbers, max_steps, eval_k, BATCH, exchanged), exchanged)
+    blind = judged(
+        test, numbers, ask(method, params, test, numbers, max_steps, eval_k, BATCH, images=exchanged), exchanged
+    )
     found: dict[str, Any] = {"max_steps": max_steps, "eval_k": eval_k, "answers": answered, "blind": blind}
     if not max_steps:
         return found

@@ -289,6 +289,7 @@ def measure(
     cells: Iterable[Cell],
     repeats: int,
     warmup: int = 2,
+    *,
     longest: int = 16,
     reference: Reference | None = None,
     say: Callable[[str], None] = lambda line: None,

@@ -24,6 +24,7 @@ def ask(
     max_steps: int,
     eval_k: str = "fixed",
     batch: int = 8,
+    *,
     images: Sequence[int] | None = None,
     length: int = 0,
 ) -> list[Reply]:

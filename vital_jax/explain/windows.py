@@ -94,6 +94,7 @@ def explain(
     viewer: Viewer | None = None,
     projector: Mapping[str, Any] | None = None,
     bank: Bank | None = None,
+    *,
     similar: int = SIMILAR,
     batch: int = 8,
     seed: int | None = None,

@@ -122,6 +122,7 @@ def run(
     suffix: Suffix,
     batch: Arrays,
     given: Given | None = None,
+    *,
     fused: bool = True,
     key: jax.Array | None = None,
 ) -> Columns:
@@ -233,7 +234,17 @@ class _Run:
         positions = jax.lax.dynamic_slice_in_dim(self.positions, slot, vectors.shape[2], axis=-1)
         real = self.real[:, :, :slots]
         return extend(
-            self.model, self.variables, self.prompt, cache, vectors, positions, real, slot, between, key, taps
+            self.model,
+            self.variables,
+            self.prompt,
+            cache,
+            vectors,
+            positions,
+            real,
+            slot,
+            between=between,
+            key=key,
+            taps=taps,
         )
 
     def latent_input(self, segment: Segment, state: jax.Array, column: Any, key: jax.Array | None) -> jax.Array:

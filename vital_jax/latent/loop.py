@@ -94,6 +94,7 @@ def extend(
     positions: jax.Array,
     real: jax.Array,
     slot: jax.Array | int,
+    *,
     between: jax.Array | None = None,
     key: jax.Array | None = None,
     taps: jax.Array | None = None,

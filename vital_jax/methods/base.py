@@ -302,7 +302,7 @@ def read(
     if (own := method.feed) is not None:
         feed = lambda z, k, key: own(variables, z, k, key)  # noqa: E731
     given = Given(method.given(params, prefix, batch), feed, probe or {})
-    return run(method.model, variables, prompt, z0[:, None], suffix, batch, given, fused, run_key)
+    return run(method.model, variables, prompt, z0[:, None], suffix, batch, given, fused=fused, key=run_key)
 
 
 def losses(

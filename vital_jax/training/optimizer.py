@@ -103,6 +103,7 @@ def make_optimizer(
     steps: int,
     schedule: str = "cosine",
     warmup: float = 0.05,
+    *,
     weight_decay: float = 0.01,
     no_decay: str = NO_DECAY,
     clip: float = 1.0,
