@@ -88,7 +88,11 @@ LAYOUTS = {
     ),
 }  # fmt: skip
 G_OF = {"two rollouts a prompt": 2}
-QUICK = ("VITAL", "Coconut", "CODI", "MCOUT", "an image for one later segment", "latents behind a rollout")
+QUICK = (
+    "CODI",
+    "an image for one later segment",
+    "latents behind a rollout",
+)  # the others are slow: each is two programs
 
 
 @functools.cache
