@@ -44,7 +44,7 @@ def _apply(model: Backbone, variables: Variables, key: jax.Array | None, *args: 
     return model.apply(variables, *args, method="decode", deterministic=key is None, rngs=rngs, **kwargs)
 
 
-def embed(model: Backbone, variables: Variables, batch: dict[str, jax.Array]) -> Prefix:
+def embed(model: Backbone, variables: Variables, batch: Mapping[str, jax.Array]) -> Prefix:
     """Embeds the prompts and images of a batch. The vision tower is outside the gradient unless its parameters are inside it."""
     return model.apply(variables, batch, method="embed")
 
@@ -60,7 +60,10 @@ def prefill(
     Returns: z_0 [B, D], the state at each row's last real column, and the `Prompt`. What stands on padding, NaN too, reaches neither.
     """
     valid = (jnp.arange(prefix.x.shape[1]) < prefix.lengths[:, None])[..., None]
-    clean = lambda x: None if x is None else jnp.where(valid, x, 0)  # noqa: E731
+
+    def clean(x: jax.Array) -> jax.Array:
+        return jnp.where(valid, x, 0)
+
     h, (k, v), _ = _apply(
         model,
         variables,
@@ -68,7 +71,7 @@ def prefill(
         clean(prefix.x)[:, None],
         prefix.positions[:, :, None],
         Causal(prefix.lengths),
-        deepstack=clean(prefix.deepstack),
+        deepstack=None if prefix.deepstack is None else clean(prefix.deepstack),
     )
     z0 = jnp.take_along_axis(h[:, 0], (prefix.lengths - 1)[:, None, None], axis=1)[:, 0]
     return z0, Prompt((k[:, :, 0], v[:, :, 0]), prefix.lengths, next_position)

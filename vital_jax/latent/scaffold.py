@@ -4,6 +4,7 @@ Both read the loop's outputs z_1..z_K (VITAL section 3.3). A latent enters the t
 do not see each other; it enters the projector alone.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -89,7 +90,7 @@ class PjIn(nn.Module):
         return Linear(self.features, True, name="linear")(z)
 
 
-def read_latents(decoder: Decoder, params: dict[str, Any], z: jax.Array, chain: jax.Array) -> jax.Array:
+def read_latents(decoder: Decoder, params: Mapping[str, Any], z: jax.Array, chain: jax.Array) -> jax.Array:
     """States of the text decoder that predict each step's sentence (equation 3).
 
     Args:

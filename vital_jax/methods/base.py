@@ -155,7 +155,9 @@ class Method:
 
     def engine(self, encoder: Encoder, buckets: Sequence[tuple[int, int]], budgets: Budgets) -> Engine:
         """What asks a model of this method."""
-        return Engine(self.model, encoder, tuple(map(tuple, buckets)), self.asker(budgets, encoder.prompter), self.feed)
+        return Engine(
+            self.model, encoder, tuple((S, P) for S, P in buckets), self.asker(budgets, encoder.prompter), self.feed
+        )
 
     @property
     def feed(self) -> DecodeFeed | None:
@@ -250,7 +252,7 @@ def supervised(suffix: Suffix) -> list[Segment]:
     return [segment for segment in suffix.segments if segment.supervised and segment.budget]
 
 
-def _targets(segment: Segment, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def _targets(segment: Segment, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """(tokens, mask) of a segment, [..., B, U] each."""
     if not segment.fixed:
         return batch[segment.name], batch[f"{segment.name}_mask"]
@@ -321,13 +323,17 @@ def losses(
     return *method.loss(params, columns, batch, norms, phase, suffix, loss_key), columns
 
 
-def make_loss(method: Method, phase: Phase, suffix: Suffix) -> Callable:
+def make_loss(
+    method: Method, phase: Phase, suffix: Suffix
+) -> Callable[[Params, Params, Batch, jax.Array | None, Losses], tuple[jax.Array, Losses]]:
     """The loss of a phase as the trainer takes it: (trainable, frozen, batch, key, norms) -> (loss, metrics).
 
     The two trees are halves of one; every metric is a sum already divided by the whole step's counts.
     """
 
-    def loss(trainable, frozen, batch, key, norms):
+    def loss(
+        trainable: Params, frozen: Params, batch: Batch, key: jax.Array | None, norms: Losses
+    ) -> tuple[jax.Array, Losses]:
         values, metrics, _ = losses(method, merge(trainable, frozen), batch, norms, phase, suffix, key)
         return sum(phase.weight(name) * value for name, value in values.items()), {**values, **metrics}
 
@@ -347,9 +353,12 @@ def diagnose(method: Method, params: Params, batch: Batch, phase: Phase, suffix:
     name, K = segment.name, segment.budget
     norms = method.normalizers(batch, phase, suffix)
 
-    def at(probe):
+    def at(probe: jax.Array) -> tuple[Losses, tuple[jax.Array, jax.Array, jax.Array]]:
         values, _, columns = losses(method, params, batch, norms, phase, suffix, probe={name: probe})
         return {loss: phase.weight(loss) * value for loss, value in values.items()}, columns.steps(name)
+
+    def mean(x: jax.Array, own: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(own, x, 0.0)) / jnp.maximum(jnp.sum(own), 1)
 
     probe = jnp.zeros((batch["lengths"].shape[0], 1, K, method.model.config.decoder.width), method.model.dtype)
     values, pull, (u, z, own) = jax.vjp(at, probe, has_aux=True)
@@ -357,7 +366,6 @@ def diagnose(method: Method, params: Params, batch: Batch, phase: Phase, suffix:
     grads = {loss: pull({other: jnp.float32(other == loss) for other in values})[0] for loss in values}
     out = {f"grad_z/{loss}": jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))) for loss, g in grads.items()}
     u, z, own = u[:, 0].astype(jnp.float32), z[:, 0].astype(jnp.float32), own[:, 0]
-    mean = lambda x, m: jnp.sum(jnp.where(m, x, 0.0)) / jnp.maximum(jnp.sum(m), 1)  # noqa: E731
     length = jnp.linalg.norm(z, axis=-1)
     rows = params["base"]["language_model"]["embed_tokens"]["embedding"].astype(jnp.float32)
     row = jnp.mean(jnp.linalg.norm(rows, axis=-1))

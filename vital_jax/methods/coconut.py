@@ -45,7 +45,7 @@ class Coconut(Method):
         "lead_in": Switch(LEAD_IN),
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.c < 1 or self.max_stage < 1:
             raise ValueError(f"config.method: c={self.c} and max_stage={self.max_stage} are at least 1")
 

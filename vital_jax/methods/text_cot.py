@@ -25,7 +25,7 @@ class TextCot(Method):
     name = "text_cot"
     switches: ClassVar = {"lead_in": Switch(LEAD_IN)}
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.lead_in.strip():
             raise ValueError("config.method.lead_in is empty: nothing would end the chain")
 

@@ -64,7 +64,7 @@ class Vital(Method):
         "fused": Switch(True, free=True),
     }
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, switch in self.switches.items():
             if switch.values and (value := getattr(self, name, switch.default)) not in switch.values:
                 raise ValueError(f"unknown {name}={value!r}: use one of {switch.values}")
@@ -151,6 +151,7 @@ class Vital(Method):
 
         Args: z [B, K, D], a row's own steps first.
         """
+        assert self.decoder is not None  # `parts` names it wherever a phase weighs this loss
         mask = batch["chain_mask"].astype(jnp.float32)
         words = jnp.sum(mask, axis=-1, keepdims=True)
         steps = jnp.sum(words > 0, axis=1, keepdims=True)
@@ -166,8 +167,9 @@ class Vital(Method):
 
         Args: z [B, K, D], a row's own steps first; own [B, K].
         """
-        rngs = None if key is None else {"dropout": key}
-        projected = self.visual.apply({"params": scaffold["visual_projector"]}, z, own, key is None, rngs=rngs)
+        projector, rngs = self.visual, None if key is None else {"dropout": key}
+        assert projector is not None  # `parts` names it wherever a phase weighs this loss
+        projected = projector.apply({"params": scaffold["visual_projector"]}, z, own, key is None, rngs=rngs)
         steps = jnp.sum(own, axis=-1)
         target = self.visual_targets(batch, steps, own.shape[-1])
         width = target.shape[-1]
