@@ -316,6 +316,8 @@ def test_collate(encoder):
         collate([rows[0], other])
     with pytest.raises(ValueError, match="roi differ in shape"):
         collate([rows[0], {key: value for key, value in rows[1].items() if key != "roi"}])
+    with pytest.raises(ValueError, match="lengths differ in shape"):
+        collate([rows[0], {key: value for key, value in rows[1].items() if key != "lengths"}])
 
 
 def test_encoder_travels_to_workers(encoder):

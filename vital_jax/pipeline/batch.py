@@ -25,6 +25,7 @@ from vital_jax.pipeline.segments import Segment, Suffix, arrays_of, steps_taken
 if TYPE_CHECKING:  # a server that builds rows from requests needs no record store
     from vital_jax.pipeline.records import Record
 
+Row = dict[str, np.ndarray | np.generic]  # one sample's arrays by name
 TRAIN_K = ("per_sample", "phase_max")
 
 
@@ -69,7 +70,7 @@ class Layout:
     chain: int = 0
     roi: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("prefix", "patches", "chain", "roi"):
             if getattr(self, name) < 0:
                 raise ValueError(f"layout: {name} is negative: {getattr(self, name)}")
@@ -131,7 +132,10 @@ def batch_spec(layout: Layout, geometry: Geometry, patch_width: int, width: int 
 
 def full_batch(spec: Mapping[str, Field], rows: int) -> dict[str, np.ndarray]:
     """A batch [rows, ...] in which every budget is full, of zeros but for what says how much there is."""
-    fill = lambda one: np.broadcast_to(np.asarray(one.full, one.dtype), (rows, *one.shape))  # noqa: E731
+
+    def fill(one: Field) -> np.ndarray:
+        return np.broadcast_to(np.asarray(one.full, one.dtype), (rows, *one.shape))
+
     return {name: fill(one) for name, one in spec.items()}
 
 
@@ -157,7 +161,7 @@ class Encoder:
     chain_prompter: Prompter | None = None
     system: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.prompter.merge_size != self.image_config.merge_size:
             raise ValueError(
                 f"{self.prompter.folder}: config.json merges {self.prompter.merge_size} patches a side, the image "
@@ -203,7 +207,7 @@ class Encoder:
         index: int,
         roi: np.ndarray | None = None,
         roi_global: np.ndarray | None = None,
-    ) -> dict[str, np.ndarray]:
+    ) -> Row:
         """One row of the batch, the arrays of `batch_spec`.
 
         Args:
@@ -242,7 +246,7 @@ class Encoder:
         # Records are one turn; a question of an evaluation may follow on others.
         return self.prompter.encode(record.question, grids, self.system, name, getattr(record, "earlier", ()))
 
-    def _prompt(self, record: "Record", grids: Sequence[Grid], layout: Layout, name: str) -> dict[str, np.ndarray]:
+    def _prompt(self, record: "Record", grids: Sequence[Grid], layout: Layout, name: str) -> Row:
         ids = self._tokens(record, grids, name)
         _fits(len(ids), layout.prefix, f"{name}: the prompt", "prefix tokens (S)")
         positions, next_position = self.geometry.positions(ids, grids)
@@ -257,9 +261,9 @@ class Encoder:
             "patch_target": target,
         }
 
-    def _columns(self, record: "Record", layout: Layout, name: str) -> dict[str, np.ndarray]:
+    def _columns(self, record: "Record", layout: Layout, name: str) -> Row:
         """The arrays of the suffix's segments."""
-        row: dict[str, np.ndarray] = {}
+        row: Row = {}
         for segment in layout.suffix.segments:
             if segment.kind == "latent":
                 own = len(record.chain) or record.metadata.get("latent_steps")
@@ -290,7 +294,7 @@ class Encoder:
         parts = [self.prompter.encode_text(f"{step}\n", end=False, name=f"{name} chain") for step in steps]
         return np.concatenate([np.empty(0, np.int32), *parts])
 
-    def _chain(self, record: "Record", layout: Layout, name: str) -> dict[str, np.ndarray]:
+    def _chain(self, record: "Record", layout: Layout, name: str) -> Row:
         """The sentence of each step as the text decoder's tokens, a target of its own."""
         K, C = layout.steps, layout.chain
         steps = record.chain[:K] if layout.latents is not None and layout.latents.cut else record.chain
@@ -303,7 +307,7 @@ class Encoder:
         return {"chain": chain, "chain_mask": np.arange(C) < lengths[:, None]}
 
 
-def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def collate(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """Stacks rows of one layout to a batch.
 
     Raises:
@@ -312,7 +316,8 @@ def collate(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     if not rows:
         raise ValueError("collate needs at least one row")
     for row in rows[1:]:
-        different = [key for key in rows[0] | row if np.shape(rows[0].get(key)) != np.shape(row.get(key))]
+        shapes, others = ({key: np.shape(x) for key, x in one.items()} for one in (rows[0], row))
+        different = [key for key in shapes | others if shapes.get(key) != others.get(key)]
         if different:
             raise ValueError(f"rows of different layouts cannot form a batch: {', '.join(different)} differ in shape")
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}

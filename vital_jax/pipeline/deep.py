@@ -10,6 +10,7 @@ import struct
 import sys
 import zlib
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -53,7 +54,9 @@ def hidden_bits(image: Image.Image, data: bytes) -> int:
     if image.mode not in ("RGB", "RGBA", "LA"):
         return 8
     if image.format == "PPM":
-        return max((int(tile.args[1]).bit_length() for tile in image.tile if len(tile.args) > 1), default=8)
+        return max(
+            (int(tile.args[1]).bit_length() for tile in getattr(image, "tile", ()) if len(tile.args) > 1), default=8
+        )
     if image.format == "JPEG2000" and (start := data.find(b"\xff\x4f\xff\x51")) >= 0:
         return (data[start + 42] & 0x7F) + 1
     return 8
@@ -68,22 +71,23 @@ def words_of(image: Image.Image, data: bytes) -> list[Image.Image]:
     modes = {_raw_mode(tile.args) for tile in getattr(image, "tile", ())}
     if image.mode not in ("RGB", "RGBA", "RGBX", "LA") or not any(";16" in mode for mode in modes):
         return []
+    formats = [image.format or ""]
     if modes == {"LA;16B"}:
         # Two words a pixel are stored and filtered just as four bytes are.
         header = data[12:24] + bytes([8, 6]) + data[26:29]
         bytewise = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-        return [Image.open(BytesIO(bytewise), formats=[image.format])]
-    high, low = (Image.open(BytesIO(data), formats=[image.format]) for _ in range(2))
+        return [Image.open(BytesIO(bytewise), formats=formats)]
+    high, low = (Image.open(BytesIO(data), formats=formats) for _ in range(2))
     low.tile = [tile._replace(args=_other_byte(tile.args)) for tile in low.tile]
     return [high, low]
 
 
-def _raw_mode(args) -> str:
+def _raw_mode(args: object) -> str:
     first = args if isinstance(args, str) else args[0] if isinstance(args, tuple) and args else ""
     return first if isinstance(first, str) else ""
 
 
-def _other_byte(args):
+def _other_byte(args: Any) -> str | tuple[Any, ...]:
     mode = _raw_mode(args)
     swapped = mode[:-3] + _SWAPPED.get(mode[-3:], mode[-3:])
     return swapped if isinstance(args, str) else (swapped, *args[1:])

@@ -24,8 +24,12 @@ class Geometry(Protocol):
 
     title: ClassVar[str]
     arrays: ClassVar[Mapping[str, str]]
-    image_token_id: int
-    merge_size: int
+
+    @property
+    def image_token_id(self) -> int: ...
+
+    @property
+    def merge_size(self) -> int: ...
 
     @classmethod
     def from_config(cls, table: Mapping[str, Any], where: str) -> "Geometry":
@@ -68,7 +72,10 @@ class LearnedGrid:
             raise ValueError(f"{where}: no image_token_id; expected a {cls.title} folder")
         return cls(table["image_token_id"], vision["spatial_merge_size"], isqrt(vision["num_position_embeddings"]))
 
-    image_config = staticmethod(ImageConfig.from_folder)
+    @staticmethod
+    def image_config(folder: str | Path, max_pixels: int) -> ImageConfig:
+        """See `Geometry`."""
+        return ImageConfig.from_folder(folder, max_pixels)
 
     def plan(self, grids: Sequence[Grid], budget: int, name: str) -> PatchPlan:
         """See `Geometry`."""

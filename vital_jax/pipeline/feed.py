@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vital_jax.pipeline.batch import Encoder, Layout, collate
+from vital_jax.pipeline.batch import Encoder, Layout, Row, collate
 from vital_jax.pipeline.features import RoiFeatures
 from vital_jax.pipeline.loader import plan_batches, step_dataset
 from vital_jax.pipeline.records import RecordSource
@@ -29,7 +29,7 @@ class _MakeRow:
     layouts: tuple[Layout, ...]
     features: RoiFeatures | None
 
-    def __call__(self, index: int, bucket: int) -> dict[str, np.ndarray]:
+    def __call__(self, index: int, bucket: int) -> Row:
         layout, roi, whole = self.layouts[bucket], None, None
         if self.features is not None and layout.roi:
             feature, valid = self.features[index]
@@ -114,7 +114,7 @@ class Feed:
             )
         return chosen
 
-    def maker(self, layout: Layout) -> Callable[[int, int], dict[str, np.ndarray]]:
+    def maker(self, layout: Layout) -> Callable[[int, int], Row]:
         """(record number, bucket) -> row. layout: of a phase; its prompt budgets are the bucket's."""
         layouts = tuple(replace(layout, prefix=S, patches=P) for S, P in self.buckets)
         return _MakeRow(self.source, self.encoder, layouts, self.features)

@@ -13,13 +13,16 @@ read off its values, by rules that never guess:
 
 import operator
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from vital_jax.pipeline.images import UPRIGHT, in_words, open_image, read
+from vital_jax.pipeline.images import UPRIGHT, Stored, in_words, open_image, read
 
+Value = float | Sequence[float] | str  # which values of a mask are the target
 LEVELS = 8
 AGREE = 0.02  # share of the marked pixels in which colour and alpha may differ and still mark the same
 _LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP")
@@ -31,7 +34,7 @@ class UnclearMask(ValueError):
     """A mask that can be read and has more than one meaning."""
 
 
-def decode_mask(data: bytes, name: str, info: dict, value: object = None) -> np.ndarray:
+def decode_mask(data: bytes, name: str, info: Mapping[str, Any], value: Value | None = None) -> np.ndarray:
     """Decodes the mask of an image and turns it upright as its image was.
 
     Args:
@@ -62,15 +65,15 @@ def decode_mask(data: bytes, name: str, info: dict, value: object = None) -> np.
     return foreground
 
 
-def marked_values(values: np.ndarray, name: str, value: object = None) -> np.ndarray:
+def marked_values(values: np.ndarray, name: str, value: Value | None = None) -> np.ndarray:
     """Which numbers of a map (of any shape) are the target: bool. NaN counts as 0. Raises: UnclearMask, and as `check_value`."""
     values = np.nan_to_num(values) if values.dtype.kind == "f" else values
     if value is not None:
         check_value(value, name)
         if isinstance(value, str):
-            if value[0] == "#":
+            if (found := re.fullmatch(_THRESHOLD, value)) is None:
                 raise UnclearMask(f"{name} is not in colour, so no pixel of it is {value}")
-            sign, number = re.fullmatch(_THRESHOLD, value).groups()
+            sign, number = found.groups()
             return _THRESHOLDS[sign](values, float(number))
         return np.isin(values, value)
     present = _distinct(values)
@@ -101,7 +104,7 @@ def check_value(value: object, name: str) -> None:
         )
 
 
-def _marked(found, name: str, value: object) -> np.ndarray:
+def _marked(found: Stored, name: str, value: Value | None) -> np.ndarray:
     """[H, W] bool: what the values of an image mark."""
     image, values = found.image, found.values
     if values is None and image.mode in ("1", "L", "P"):
@@ -115,12 +118,13 @@ def _marked(found, name: str, value: object) -> np.ndarray:
                 f"{name} is a palette image in which entry 0 is not the one black entry; save it as 8-bit grey"
             )
     elif values is None:
-        alpha = "A" in image.getbands()
-        values = np.asarray(image if image.mode in ("LA", "RGB", "RGBA") else image.convert("RGBA" if alpha else "RGB"))
+        colour = "RGBA" if "A" in image.getbands() else "RGB"
+        values = np.asarray(image if image.mode in ("LA", "RGB", "RGBA") else image.convert(colour))
     if values.ndim == 2:
         return marked_values(values, name, value)
-    colours, alpha = (values[..., :-1], values[..., -1]) if values.shape[2] != 3 else (values, None)
-    flat = alpha is None or alpha.min() == alpha.max()
+    opaque, alpha = values.shape[2] == 3, values[..., -1]
+    colours = values if opaque else values[..., :-1]
+    flat = opaque or alpha.min() == alpha.max()
     plain = len(_distinct(_code(colours))) == 1
     if value is not None or flat or not plain:
         try:
@@ -140,7 +144,7 @@ def _marked(found, name: str, value: object) -> np.ndarray:
     return by_alpha if plain else by_colour
 
 
-def _by_colour(colours: np.ndarray, name: str, value: object) -> np.ndarray:
+def _by_colour(colours: np.ndarray, name: str, value: Value | None) -> np.ndarray:
     """[H, W] bool. colours: [H, W, 1 or 3]."""
     code = _code(colours)
     if isinstance(value, str) and value.startswith("#"):
@@ -161,7 +165,8 @@ def _by_colour(colours: np.ndarray, name: str, value: object) -> np.ndarray:
 
 def _code(colours: np.ndarray) -> np.ndarray:
     """One number per colour; 0 is black."""
-    return sum(colours[..., i].astype(np.uint64) << np.uint64(16 * i) for i in range(colours.shape[-1]))
+    parts = (colours[..., i].astype(np.uint64) << np.uint64(16 * i) for i in range(colours.shape[-1]))
+    return sum(parts, np.zeros(colours.shape[:-1], np.uint64))
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:
