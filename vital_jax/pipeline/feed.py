@@ -4,7 +4,7 @@ A phase's order is a pure function of (seed, phase, records, buckets), so step s
 number of hosts. Nothing about the data is stored in a checkpoint.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +83,7 @@ class Feed:
         """(S, P, T, C, W) each record needs, [n, 5]: measured once, and kept beside the records."""
         return sizes_of(self.source, self.encoder)
 
-    def check(self, numbers: Sequence[int], layout: Layout) -> None:
+    def check(self, numbers: Iterable[int], layout: Layout) -> None:
         """Raises ValueError naming the first of these records that is larger than every budget, and what it needs."""
         written = [s.budget for s in layout.suffix.segments if s.source.startswith("chain") and s.budget]
         # What is not in the layout has no limit.

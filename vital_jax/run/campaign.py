@@ -86,8 +86,8 @@ def audit(config: Any, method: Method, params: Mapping[str, Any], feed: Feed, K:
     if method.decoder is not None:
         prompter = feed.encoder.chain_prompter or feed.encoder.prompter
         reader = Reader(method.decoder, scaffold, prompter, method.model.dtype)
-    if "visual_projector" in scaffold:
-        visual = (method.visual, scaffold["visual_projector"])
+    if "visual_projector" in scaffold and (projector := method.visual) is not None:
+        visual = (projector, scaffold["visual_projector"])
     engine, eval_k = method.engine(feed.encoder, feed.buckets, setup.budgets_of(config, None)), setup.eval_k_of(config)
     subject = audits.Subject(
         engine, params, feed, numbers, K, K, eval_k, feed.answer, seed=config.seed, reader=reader, visual=visual
@@ -189,7 +189,7 @@ def report(untrained: Mapping[str, Any], found: Sequence[tuple[str, int, Mapping
 
 def spread(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:
     """Runs as rows: mean and sample standard deviation over seeds, in percent, of what each shows; blank where a run has no such number."""
-    columns = {
+    columns: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
         "accuracy": lambda one: _share(one["answers"]),
         "images exchanged": lambda one: _share(one["blind"]),
         "hit@1": lambda one: one["retrieval"]["last"]["own"]["hit@1"]["share"],
@@ -204,10 +204,11 @@ def spread(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:
                 values = [value(one) for other, _, one in found if other == name]
             except KeyError:  # no latents, or no features to look for
                 values = [None]
-            if None in values:  # no two steps to compare, or no record that takes both
+            known = [one for one in values if one is not None]
+            if len(known) < len(values):  # no two steps to compare, or no record that takes both
                 cells.append("")
                 continue
-            cells.append(f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}")
+            cells.append(f"{100 * statistics.mean(known):.1f} ± {100 * statistics.stdev(known):.1f}")
         rows.append([name, *cells])
     return score.markdown(["run", *columns], rows)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from vital_jax.latent.choose import Decoding
@@ -111,7 +112,7 @@ def prepared(config: Any, mesh: Mesh, roi_width: int) -> tuple[Method, str]:
 
 def lower_training(
     config: Any, method: Method, mesh: Mesh, index: int, layout: Layout
-) -> tuple[jax.stages.Lowered, dict]:
+) -> tuple[jax.stages.Lowered, dict[str, np.ndarray]]:
     """The training step of phase `index`, lowered for one bucket; and its batch [B, ...]."""
     state, frozen = program.abstract_training(config, method, mesh, index)
     batch = program.full_rows(method, layout, config.batch)
@@ -149,7 +150,7 @@ def programs(
     tokens = Prompter(config.model.folder)
     facts = dict(S=S, P=P)
     if "train" in names:
-        layout = replace(setup.layouts_of(config, method, roi_width, tokens)[index], prefix=S, patches=P)
+        layout = dataclasses.replace(setup.layouts_of(config, method, roi_width, tokens)[index], prefix=S, patches=P)
         lowered, batch = lower_training(config, method, mesh, index, layout)
         work = flops.of_phase(config, method, index, layout)(batch)
         yield _compile(lowered, chip, name="train", rows=config.batch, K=phase.latent_steps, flops=work, **facts)

@@ -98,7 +98,8 @@ class Arithmetic:
     def __init__(self, method: Method, table: Sequence[tuple[str, str]]):
         leaves = flatten(setup.abstract_params(method))
         marks = match(table, leaves)
-        self._config, self._text = method.model.config, method.decoder and method.decoder.config
+        self._config = method.model.config
+        self._text = None if method.decoder is None else method.decoder.config
         meets = [*_MEETS, *((f"base/visual/{pattern}", kind) for pattern, kind in family_of(self._config).meets)]
         kinds = (*(kind for _, kind in meets), "answers", "words")
         self.weights, self.trained = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
@@ -127,7 +128,7 @@ class Arithmetic:
           scaffold: the parts of it that run (`methods.base.Method.parts`).
           remat: count also what is computed twice; the hardware's work, not the model's.
         """
-        text = "text_decoder" in scaffold and self._text is not None
+        text = self._text if "text_decoder" in scaffold else None
         tokens = dict(
             context=work.context,
             answers=work.answers,
@@ -147,7 +148,7 @@ class Arithmetic:
         for kind, width, pairs in (
             ("context", decoder.layers * decoder.heads * decoder.head_width, work.context_pairs),
             ("patches", vision.layers * vision.width, work.patch_pairs),
-            ("chains", self._text.layers * self._text.heads * self._text.head_width if text else 0, work.chain_pairs),
+            ("chains", text.layers * text.heads * text.head_width if text else 0, work.chain_pairs),
         ):
             total += 4.0 * width * pairs * (1 + 2 * flows.get(kind, True) + (kind in twice))
         return total

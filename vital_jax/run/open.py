@@ -241,8 +241,8 @@ def open_run(
     with _checkpoints(folder) as checkpoints:
         meta = checkpoints.read_meta(step)
         leaves = checkpoints.parameters(meta["step"])
-    given = {"model.folder": base, "model.text_decoder": text_decoder, "data.encoder": encoder}
-    given = {key: Path(path) for key, path in given.items() if path}
+    moved = {"model.folder": base, "model.text_decoder": text_decoder, "data.encoder": encoder}
+    given = {key: Path(path) for key, path in moved.items() if path}
     config = ConfigDict(meta["config"])
     config.phases = tuple(map(ConfigDict, config.phases))
     run = Run(folder, config, meta, leaves, given)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from vital_jax import __version__
@@ -149,7 +150,10 @@ def describe(config: Any, method: Method, feed: Feed) -> str:
     trains = sum(numbers[path] for path in ever)
     rest = [leaf for path, leaf in flatten(setup.kept_params(config, method)).items() if path not in ever]
     types = " and ".join(sorted({leaf.dtype.name for leaf in rest}))
-    gib = lambda count, width: count * width / 2**30  # noqa: E731
+
+    def gib(count: int, width: int) -> float:
+        return count * width / 2**30
+
     lines = [parameter_table(tree, tables[0]), ""]
     for phase in config.phases:
         chosen = feed.select(phase.max_steps)
@@ -260,7 +264,7 @@ def pace(clock: Clock) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def spread(numbers: Sequence[int], count: int) -> list[int]:
+def spread(numbers: Sequence[int] | np.ndarray, count: int) -> list[int]:
     """`count` of the numbers, evenly spaced, so that neighbours with the same image do not stand for all."""
     count = min(count, len(numbers))
     return [int(numbers[i * len(numbers) // count]) for i in range(count)]

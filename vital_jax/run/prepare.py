@@ -120,7 +120,7 @@ def make_models(config: Any) -> None:
     }
     for folder, write in makers.items():
 
-        def make(folder=Path(folder), write=write) -> None:
+        def make(folder: Path = Path(folder), write: Callable[[Path], Any] = write) -> None:
             with new_folder(folder) as temporary:
                 write(temporary)
 
@@ -222,8 +222,8 @@ def extract_features(
         say(f"region features of {len(source):,} records, split {split}")
         batch = batch_for(len(source), loaded.devices, batch_size)
         found[split] = write_sidecar(source, spec, loaded.apply, loaded.size, batch, share, say)
-        if folder := found[split].folder:
-            held = RoiFeatures(folder, source.ids)
+        if written := found[split].folder:
+            held = RoiFeatures(written, source.ids)
             if held.valid.sum() > 1:
                 cosine, energy = distinctness(held.roi[held.valid])
                 say(

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from vital_jax.methods.base import Method, Phase, diagnose, make_loss
+from vital_jax.methods.base import Losses, Method, Phase, diagnose, make_loss
 from vital_jax.models.families import family_of
 from vital_jax.pipeline.batch import Layout, batch_spec, full_batch
 from vital_jax.pipeline.segments import Suffix
@@ -20,7 +20,9 @@ from vital_jax.run import setup
 from vital_jax.training.optimizer import make_optimizer
 from vital_jax.training.partition import flatten, split, unflatten
 from vital_jax.training.sharding import batch_sharding, place_batch, shardings
-from vital_jax.training.step import State, abstract_state, make_train_step
+from vital_jax.training.step import LossFn, State, abstract_state, make_train_step
+
+Normalizers = Callable[..., Losses]
 
 
 def optimizer_of(config: Any, phase: Any) -> optax.GradientTransformation:
@@ -28,12 +30,12 @@ def optimizer_of(config: Any, phase: Any) -> optax.GradientTransformation:
     return make_optimizer(steps=phase.steps, **config.optim)
 
 
-def objective(method: Method, phase: Phase, suffix: Suffix) -> tuple[Callable, Callable]:
+def objective(method: Method, phase: Phase, suffix: Suffix) -> tuple[LossFn, Normalizers]:
     """(loss, normalizers) of a phase, as `make_train_step` takes them: the weighted sum of the method's losses, and their counts."""
     return make_loss(method, phase, suffix), lambda batch: method.normalizers(batch, phase, suffix)
 
 
-def train_step(config: Any, phase: Any, loss: Callable, normalizers: Callable, state: State) -> Callable:
+def train_step(config: Any, phase: Any, loss: LossFn, normalizers: Normalizers, state: State) -> jax.stages.Wrapped:
     """The jitted step of a phase of the configuration, for states that lie as this one does; see `make_train_step`."""
     placement = jax.tree.map(lambda x: x.sharding, state)
     return make_train_step(
@@ -41,7 +43,7 @@ def train_step(config: Any, phase: Any, loss: Callable, normalizers: Callable, s
     )
 
 
-def diagnosis(method: Method, phase: Phase, suffix: Suffix) -> Callable:
+def diagnosis(method: Method, phase: Phase, suffix: Suffix) -> jax.stages.Wrapped:
     """The jitted (params, batch) -> numbers that tell whether the latents carry anything; see `base.diagnose`."""
     return jax.jit(lambda params, batch: diagnose(method, params, batch, phase, suffix))
 
@@ -53,7 +55,10 @@ def shapes_on(config: Any, method: Method, mesh: Mesh) -> dict[str, Any]:
     """
     shapes = setup.kept_params(config, method)
     placed = flatten(shardings(shapes, mesh, setup.sharding_rows(config.mesh.base), allow_unused=True))
-    on = lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[path])  # noqa: E731
+
+    def on(path: str, x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed[path])
+
     return unflatten({path: on(path, leaf) for path, leaf in flatten(shapes).items()})
 
 

@@ -37,12 +37,13 @@ class Progress:
         self._writes = jax.process_index() == 0
         self._metrics = MetricsWriter(Path(config.workdir) / "metrics.jsonl" if self._writes else None)
         self._line, self.clock = ProgressLine(total), Clock()
-        self._records, self._shapes = {}, set()
+        self._records: dict[int, list[int]] = {}
+        self._shapes: set[tuple[int, ...]] = set()
 
-    def __enter__(self):
+    def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._metrics.__exit__()
 
     def begin(self, step: int, counted: Mapping[str, float] | None) -> None:

@@ -5,7 +5,7 @@ are float32 masters, the rest keeps `param_dtype`.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -180,12 +180,15 @@ def load_params(config: Any, method: base.Method, mesh: Mesh) -> dict[str, Any]:
     placed = flatten(shardings(shapes, mesh, sharding_rows(config.mesh.base), allow_unused=True))
     # Far from the keys of the steps, which are the seed folded with small numbers.
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1))
-    at = lambda prefix: lambda path, shape: placed[f"{prefix}/{path}"]  # noqa: E731
+
+    def at(prefix: str) -> Callable[[str, Any], Any]:
+        return lambda path, shape: placed[f"{prefix}/{path}"]
+
     m = config.model
     _, weights = load_backbone(m.folder, at("base"), m.param_dtype, quantize=method.model.quantize)
     tree: dict[str, Any] = {"base": weights}
-    if "lora" in shapes:
-        tree["lora"] = init_lora(method.model.config.decoder, method.model.lora, keys[0])
+    if (lora := method.model.lora) is not None:
+        tree["lora"] = init_lora(method.model.config.decoder, lora, keys[0])
     if "tokens" in shapes:
         decoder, added = method.model.config.decoder, method.model.added
         draw = partial(init_tokens, config=decoder, added=added, start=added_tokens(config))

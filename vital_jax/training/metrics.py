@@ -59,10 +59,10 @@ class MetricsWriter:
         previous, self._pending = self._pending, None
         self._emit(previous)
 
-    def __enter__(self):
+    def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.flush()
         if self.board is not None:
             self.board.close()
