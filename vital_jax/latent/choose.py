@@ -89,7 +89,10 @@ class Decoding:
         """
         if self.temperature and keys is None:
             raise ValueError(f"drawing at temperature {self.temperature} needs keys; temperature 0 is greedy")
-        full = lambda value, dtype: np.full((B, G), value, dtype)  # noqa: E731
+
+        def full(value: float, dtype: type) -> np.ndarray:
+            return np.full((B, G), value, dtype)
+
         data = np.broadcast_to(_no_key(), (B, G, 2)) if keys is None else np.asarray(jax.random.key_data(keys))
         W = max(map(len, self.stops), default=1)
         stops = np.asarray([[NONE] * (W - len(own)) + list(own) for own in self.stops], np.int32).reshape(-1, W)
@@ -114,7 +117,10 @@ def _no_key() -> np.ndarray:
 def row_keys(seed: int, numbers: jax.Array, groups: int) -> jax.Array:
     """[B, G] keys from the prompts' own numbers [B], so that a prompt's draws do not depend on the batch it is in."""
     one = jax.random.key(seed)
-    of = lambda number, g: jax.random.fold_in(jax.random.fold_in(one, number), g)  # noqa: E731
+
+    def of(number: jax.Array, g: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(one, number), g)
+
     return jax.vmap(lambda number: jax.vmap(lambda g: of(number, g))(jnp.arange(groups)))(jnp.asarray(numbers))
 
 

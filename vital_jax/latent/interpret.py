@@ -49,7 +49,10 @@ class Columns(NamedTuple):
         taken = jnp.sum(real, axis=-1, keepdims=True)
         own = jnp.arange(K) < taken
         place = jnp.where(own, jnp.arange(K) + K - taken, 0)[..., None]
-        first = lambda x: jnp.where(own[..., None], jnp.take_along_axis(x, place, axis=2), 0)  # noqa: E731
+
+        def first(x: jax.Array) -> jax.Array:
+            return jnp.where(own[..., None], jnp.take_along_axis(x, place, axis=2), 0)
+
         return first(self.inputs[name]), first(self.states[name]), own
 
 
@@ -140,7 +143,17 @@ def run(
 class _Run:
     """The passes of one call, in the order of the columns. Every pass adds to `h`, the states of all columns so far."""
 
-    def __init__(self, model, variables, prompt, z0, suffix, batch, given, key):  # as `run`
+    def __init__(
+        self,
+        model: Backbone,
+        variables: Variables,
+        prompt: Prompt,
+        z0: jax.Array,
+        suffix: Suffix,
+        batch: Arrays,
+        given: Given,
+        key: jax.Array | None,
+    ):  # as `run`
         self.model, self.variables, self.prompt, self.suffix, self.batch = model, variables, prompt, suffix, batch
         self.given, self.key, self.passes = given, key, 0
         B, G, D = z0.shape
@@ -258,7 +271,10 @@ class _Run:
         self, segment: Segment, h: jax.Array, before: jax.Array, column: Any
     ) -> tuple[jax.Array, jax.Array]:
         """(z, the state at the last real column up to here), [B, G, D] each."""
-        at = lambda x: jax.lax.dynamic_index_in_dim(x, column, 2, keepdims=False)  # noqa: E731
+
+        def at(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_index_in_dim(x, column, 2, keepdims=False)
+
         if (probe := self.given.probe.get(segment.name)) is not None:
             h = h + at(probe).astype(h.dtype)
         return h, jnp.where(at(self.out.real[segment.name])[..., None], h, before)
@@ -272,7 +288,7 @@ class _Run:
         key, asked = self.pass_key(), dict(self.given.taps).get(name)
         tap = None if asked is None else jnp.zeros((*self.z0.shape[:2], 1), jnp.int32)
 
-        def step(carry, k):
+        def step(carry: tuple[jax.Array, KeyValues], k: jax.Array) -> tuple[tuple[jax.Array, KeyValues], Any]:
             before, cache = carry
             keys = (None, None) if key is None else jax.random.split(jax.random.fold_in(key, k))
             u = self.latent_input(segment, before, k, keys[0])
@@ -293,7 +309,8 @@ class _Run:
         group = [(segment, first) for segment, first in group if first < segment.budget]
         if not group:
             return
-        key, vectors, seen_as, taps = self.pass_key(), [], [], []
+        key, vectors, taps = self.pass_key(), [], []
+        seen_as: list[int] = []
         keys = (None, None) if key is None else jax.random.split(key)
         begin = self.h.shape[2]
         for segment, first in group:
@@ -336,7 +353,10 @@ class _Run:
     def vectors(self, segment: Segment) -> jax.Array:
         """[B, G, U, D]: the inputs of columns that wait for nothing; zeros where nothing is real."""
         name, (B, G, D) = segment.name, self.z0.shape
-        words = lambda ids: self.model.apply(self.variables, ids, method="embed_tokens")  # noqa: E731
+
+        def words(ids: jax.Array) -> jax.Array:
+            return self.model.apply(self.variables, ids, method="embed_tokens")
+
         if segment.kind == "given":
             x = self.given.vectors[name] if name in self.given.vectors else self.batch[name]
             x = _grouped(x, 3).astype(self.model.dtype)

@@ -4,6 +4,8 @@ At V = 151,936 the float32 scores of one chain token take 0.6 MB; a sample has t
 chunk, in the backward pass too, so memory does not grow with the number of tokens.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -40,13 +42,13 @@ def cross_entropy(
         return jnp.moveaxis(x.reshape(rows, -1, width, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
-    def score(h, targets, weights):
+    def score(h: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = head(h)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         lost = jax.nn.logsumexp(logits, axis=-1) - chosen
         return jnp.sum(weights * lost), jnp.sum(weights * (jnp.argmax(logits, axis=-1) == targets))
 
-    def step(total, part):
+    def step(total: tuple[jax.Array, jax.Array], part: Sequence[jax.Array]) -> tuple[tuple[jax.Array, jax.Array], None]:
         loss, correct = score(*part)
         return (total[0] + loss, total[1] + correct), None
 

@@ -4,16 +4,20 @@ Training shows the decoder the right words (`read_latents`); here it reads its o
 written about step k comes from z_k alone.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from vital_jax.latent.scaffold import PjIn
+from vital_jax.models.attention import KeyValues
 from vital_jax.models.decoder import Decoder
 
+Carry = tuple[jax.Array, KeyValues, jax.Array, jax.Array]  # column, cache, tokens, which sentences have ended
 
-def decode_steps(decoder: Decoder, scaffold: dict[str, Any], z: jax.Array, length: int, end: int) -> jax.Array:
+
+def decode_steps(decoder: Decoder, scaffold: Mapping[str, Any], z: jax.Array, length: int, end: int) -> jax.Array:
     """Greedy sentences of latents, stopping when all have ended.
 
     Args:
@@ -27,18 +31,18 @@ def decode_steps(decoder: Decoder, scaffold: dict[str, Any], z: jax.Array, lengt
     first = PjIn(c.width).apply({"params": scaffold["pj_in"]}, z).reshape(B * K, 1, 1, -1)
     columns = jnp.arange(length)
 
-    def read(x, t, cache):
+    def read(x: jax.Array, t: jax.Array | int, cache: KeyValues) -> tuple[jax.Array, KeyValues]:
         """The next token [B * K] after input x at column t, and the cache that holds it."""
         positions = jnp.broadcast_to(t, (3, B * K, 1, 1))
         h, cache, _ = decoder.apply(text, x, positions, (columns <= t)[None, None, None], None, cache, t)
         scores = decoder.apply(text, decoder.apply(text, h, method="final_norm"), method="logits")
         return jnp.argmax(scores[:, 0, 0], axis=-1).astype(jnp.int32), cache
 
-    def write(tokens, done, token, t):
+    def write(tokens: jax.Array, done: jax.Array, token: jax.Array, t: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         token = jnp.where(done, end, token)
         return tokens.at[:, t].set(token), done | (token == end)
 
-    def step(carry):
+    def step(carry: Carry) -> Carry:
         t, cache, tokens, done = carry
         word = decoder.apply(text, tokens[:, t - 1, None, None], z.dtype, method="embed")
         token, cache = read(word, t, cache)

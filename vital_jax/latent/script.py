@@ -28,10 +28,10 @@ class Script(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One item as the suffix says it. count: the most columns it takes. ids: of forced text. name: of a latent segment."""
+    """One item as the suffix says it. most: the columns it takes, at most. ids: of forced text. name: of a latent segment."""
 
     kind: int
-    count: int
+    most: int
     ids: tuple[int, ...] = ()
     name: str = ""
 
@@ -54,7 +54,7 @@ def items(suffix: Suffix) -> list[Item]:
             continue
         kind = FORCED if segment.fixed else TOKEN
         before = found.pop() if found and found[-1].kind == kind else Item(kind, 0)
-        found.append(Item(kind, before.count + segment.budget, before.ids + segment.ids))
+        found.append(Item(kind, before.most + segment.budget, before.ids + segment.ids))
     last = max((place for place, item in enumerate(found) if item.kind == TOKEN), default=None)
     if last is None:
         there = ", ".join(suffix.starts) or "(none)"
@@ -65,7 +65,7 @@ def items(suffix: Suffix) -> list[Item]:
 def columns(suffix: Suffix) -> tuple[int, int]:
     """(U, R): the most columns that a suffix can take when it is written, and the latents among them."""
     found = items(suffix)
-    return sum(item.count for item in found), sum(item.count for item in found if item.kind == LATENT)
+    return sum(item.most for item in found), sum(item.most for item in found if item.kind == LATENT)
 
 
 def script_of(suffix: Suffix, batch: Mapping[str, jax.Array], length: jax.Array) -> Script:
@@ -79,8 +79,8 @@ def script_of(suffix: Suffix, batch: Mapping[str, jax.Array], length: jax.Array)
     W = max(1, *(len(item.ids) for item in found))
 
     def count(item: Item) -> jax.Array:
-        steps = jnp.asarray(batch[f"{item.name}_steps"])[:, None] if item.kind == LATENT else item.count
-        return jnp.broadcast_to(jnp.minimum(steps, item.count), (B, G)).astype(jnp.int32)
+        steps = jnp.asarray(batch[f"{item.name}_steps"])[:, None] if item.kind == LATENT else item.most
+        return jnp.broadcast_to(jnp.minimum(steps, item.most), (B, G)).astype(jnp.int32)
 
     counts = [count(item) for item in found]
     counts[-2] = jnp.minimum(counts[-2], length)  # the last free text
