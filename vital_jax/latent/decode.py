@@ -16,7 +16,7 @@ start token; all of its columns count for the budget, and where that is used up 
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,10 @@ class Decoded(NamedTuple):
         text = (np.arange(tokens.shape[-1]) >= answer[..., None]) & np.isin(modes, (TOKEN, FORCED))
         order = np.argsort(~text, axis=-1, kind="stable")[..., :length]
         own = np.take_along_axis(text, order, axis=-1)
-        pick = lambda x, other: np.where(own, np.take_along_axis(x, order, axis=-1), other)  # noqa: E731
+
+        def pick(x: np.ndarray, other: float | np.float32) -> np.ndarray:
+            return np.where(own, np.take_along_axis(x, order, axis=-1), other)
+
         return pick(tokens, fill), pick(log_probs, np.float32(0))
 
     def recorded(self, name: str) -> dict[str, jax.Array]:
@@ -310,8 +313,12 @@ def insert(state: State, row: int | jax.Array, other: State) -> State:
     def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), row, axis)
 
-    first = lambda old, new: jax.tree.map(lambda a, b: put(a, b, 0), old, new)  # noqa: E731
-    second = lambda old, new: jax.tree.map(lambda a, b: put(a, b, 1), old, new)  # noqa: E731
+    def first(old: Any, new: Any) -> Any:
+        return jax.tree.map(lambda a, b: put(a, b, 0), old, new)
+
+    def second(old: KeyValues, new: KeyValues) -> KeyValues:
+        return jax.tree.map(lambda a, b: put(a, b, 1), old, new)
+
     return State(
         first(state.prompt, other.prompt)._replace(kv=second(state.prompt.kv, other.prompt.kv)),
         first(state.asked, other.asked),

@@ -126,7 +126,7 @@ class Engine:
 
     def shape(self, request: Request) -> tuple[int, int]:
         """(S, P) of the program that answers this question. Reads image headers. Raises: ValueError naming the question."""
-        S, P = self.encoder.measure(request)
+        S, P = self.encoder.measure(request)  # type: ignore[arg-type]  # it reads no more of a record than a request has
         fitting = [bucket for bucket in self.buckets if bucket[0] >= S and bucket[1] >= P]
         if fitting:
             return min(fitting, key=lambda bucket: (bucket[0] + bucket[1], bucket))
@@ -153,7 +153,7 @@ class Engine:
             layout = Layout(S, P, latents)
             for start in range(0, len(chosen), batch):
                 group = chosen[start : start + batch]
-                rows = [self.encoder.encode(requests[place], layout, place) for place in group]
+                rows = [self.encoder.encode(requests[place], layout, place) for place in group]  # type: ignore[arg-type]  # as in `shape`
                 full = batch if start else min(batch, 1 << (len(rows) - 1).bit_length())
                 rows += rows[-1:] * (full - len(rows))
                 yield group, {name: x for name, x in collate(rows).items() if name != "index"}
