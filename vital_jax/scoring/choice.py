@@ -72,7 +72,7 @@ def nearest_option(text: str, options: Sequence[str]) -> str:
     return letter(ratios.index(best)) if best > 0 else ""
 
 
-def _labels(names: str) -> tuple[re.Pattern, ...]:
+def _labels(names: str) -> tuple[re.Pattern[str], ...]:
     """How a letter is written where a choice is meant; group 1 is the letter, what stands before it goes with it."""
     low, text = names.lower(), r"\ue000-\ue3ff"
     stop = r"(?=\s*(?:[.,;:)\]\"']|$|(?:is|and|or|because)\b))"
@@ -99,10 +99,10 @@ def marked(text: str, options: Sequence[str]) -> str:
     meant as a choice (`LABEL` further on), or by a capital that only stands alone (`WEAK`)."""
     names = "".join(letters_of(options))
 
-    def label(found: re.Match) -> str:
+    def label(found: re.Match[str]) -> str:
         return chr(FIRST + LABEL + names.index(found[1].upper()))
 
-    def placed(found: re.Match) -> str:
+    def placed(found: re.Match[str]) -> str:
         place = PLACES[found[1].lower()] if found.re is not CARDINAL else int(key(found[1])) - 1
         place %= len(names) if place < 0 else 1000
         return chr(FIRST + LABEL + place) if place < len(names) else found[0]
@@ -114,8 +114,11 @@ def marked(text: str, options: Sequence[str]) -> str:
     for pattern in _labels(names):
         text = pattern.sub(label, text)
     alone = rf"(?<![A-Za-z0-9])(?<!\w[-.'])([{names}])(?![A-Za-z0-9]|['-][A-Za-z]|\.\s+[a-z]){PROSE}"
-    weak = lambda found: chr(FIRST + WEAK + names.index(found[1]))  # noqa: E731
-    text = re.sub(alone, lambda found: found[0] if TERM.search(text[: found.start()]) else weak(found), text)
+
+    def weak(found: re.Match[str]) -> str:
+        return found[0] if TERM.search(text[: found.start()]) else chr(FIRST + WEAK + names.index(found[1]))
+
+    text = re.sub(alone, weak, text)
     while (joined := JOINED.sub(lambda found: found[1] + chr(ord(found[2]) - WEAK + LABEL), text)) != text:
         text = joined
     # A reply that repeats the list of options has not chosen them all.
@@ -154,7 +157,7 @@ def _chosen(said: str, options: Sequence[str]) -> tuple[str, str] | None:
     """As `choose` of one place where an answer may stand; None where nothing there has to do with the options."""
     names = letters_of(options)
     ends = (said, said.partition("\n")[0], said.rpartition("\n")[2])
-    alone = {found[1].upper() for line in ends if "?" not in line and (found := ALONE.fullmatch(line))} & set(names)
+    alone = {only[1].upper() for line in ends if "?" not in line and (only := ALONE.fullmatch(line))} & set(names)
     if len(alone) == 1:
         return alone.pop(), "letter"
     if alone:
@@ -174,11 +177,11 @@ def _chosen(said: str, options: Sequence[str]) -> tuple[str, str] | None:
         if word := yes_no(said):
             return names[verdicts[word]], "word"
         texts -= set(verdicts.values())
-    if found := labels | texts or weak:
+    if places := labels | texts or weak:
         how = "letter" if labels else "contained" if texts else "letter within"
-        place = found.pop()
+        place = places.pop()
         # Of two options with the same words a text names neither.
-        return NONE if found or (how == "contained" and keys.count(keys[place]) > 1) else (names[place], how)
+        return NONE if places or (how == "contained" and keys.count(keys[place]) > 1) else (names[place], how)
     return NONE if named or refuses(said) or not key(text) else None
 
 
@@ -196,8 +199,8 @@ def choose(text: str, options: Sequence[str], nearest: bool = False) -> tuple[st
     for said in places:
         if found := _chosen(said, options):
             return found
-    if nearest and (found := nearest_option(places[0].lower(), [option.lower() for option in options])):
-        return found, "nearest"
+    if nearest and (near := nearest_option(places[0].lower(), [option.lower() for option in options])):
+        return near, "nearest"
     return NONE
 
 

@@ -58,7 +58,8 @@ def key(text: str) -> str:
 
 def mark(text: str, names: Sequence[str]) -> str:
     """The plain text with every mention of `names[i]` replaced by `chr(FIRST + i)`; of names with the same words the first is meant."""
-    words, keys = tokens(text), {}
+    words = tokens(text)
+    keys: dict[str, int] = {}
     for place, name in enumerate(names):
         if found := key(name):
             keys.setdefault(found, place)
