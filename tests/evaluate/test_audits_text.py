@@ -7,7 +7,7 @@ import toy
 
 from vital_jax.evaluate import text_floor
 from vital_jax.evaluate.text_floor import OWN, Reader, sentence_losses, taught, text_floors
-from vital_jax.methods.vital import losses, normalizers, thoughts
+from vital_jax.methods.base import losses, read
 from vital_jax.pipeline.records import Record
 
 ROWS, K = 6, 3
@@ -41,13 +41,21 @@ def toys(batch):
     vital = toy.method()
     params = toy.params(vital)
     own = np.arange(K) < batch["latent_steps"][:, None]
-    z = np.asarray(jax.jit(lambda p, b: thoughts(vital, p, b, K).z[:, 0])(params, batch))
+    z = np.asarray(
+        jax.jit(lambda p, b: read(vital, p, b, toy.suffix(vital, K)).steps("latent")[1][:, 0])(params, batch)
+    )
     return vital, params, z, own, Reader(vital.decoder, params["scaffold"], Words(batch))
 
 
 def test_own_latents_have_the_loss_that_training_minimises(batch, toys):
     vital, params, z, own, reader = toys
-    want = jax.jit(lambda p, b: losses(vital, p, b, normalizers(b), K, toy.WEIGHTS)[0]["text"])(params, batch)
+    phase, suffix = toy.phase(K), toy.suffix(vital, K)
+
+    @jax.jit
+    def text(p, b):
+        return losses(vital, p, b, vital.normalizers(b, phase, suffix), phase, suffix)[0]["text"]
+
+    want = text(params, batch)
     found = text_floors(reader, list(rows(batch)), z, own, list(range(ROWS)), batch=4)
     assert found[OWN]["all"]["value"] == pytest.approx(float(want), rel=1e-4)
     assert found[OWN]["all"]["n"] == ROWS and found[OWN]["3"]["n"] == int(own[:, 2].sum())

@@ -13,6 +13,7 @@ from longhand import project as project_longhand
 
 from vital_jax.evaluate.evidence import (
     BATCH,
+    Asked,
     closed,
     collapse,
     evidence,
@@ -28,7 +29,7 @@ from vital_jax.evaluate.preview import ask
 from vital_jax.evaluate.score import Score, table
 from vital_jax.latent.engine import Engine
 from vital_jax.latent.scaffold import VisualProjector
-from vital_jax.methods.vital import thoughts
+from vital_jax.methods.base import read
 
 ASKED = Asked("per_sample")
 K, E = 4, 16
@@ -186,9 +187,9 @@ def test_latents_are_those_of_the_training_path(setup):
     assert own.sum(1).tolist() == steps and len(set(steps)) > 1
     engine = Engine(vital.model, test.encoder, test.buckets)
     (_, batch), *others = engine.batches([test.source[i] for i in numbers], K, "per_sample", batch=3)
-    batch |= {"answer": np.ones((3, 5), np.int32)}
+    batch |= {"answer": np.ones((3, 5), np.int32), "answer_mask": np.ones((3, 5), bool)}
     assert not others
-    expected = jax.jit(lambda p, b: thoughts(vital, p, b, K).z[:, 0])(params, batch)
+    expected = jax.jit(lambda p, b: read(vital, p, b, toy.suffix(vital)).steps("latent")[1][:, 0])(params, batch)
     np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-4)
     assert not z[~own].any()
     assert latents(ask(vital, params, test, numbers, K, "fixed"), K)[1].all()

@@ -18,7 +18,7 @@ NEVER = toy.VOCAB  # no token: nothing ends
 @pytest.fixture(scope="module")
 def setup():
     vital = toy.method()
-    scaffold = toy.draw(vital.abstract_scaffold())
+    scaffold = toy.draw(vital.abstract()["scaffold"])
     # Embeddings of length one would make the tied head repeat the last word whatever the latent says.
     scaffold["text_decoder"]["embed_tokens"]["embedding"] *= 0.3
     z = jnp.asarray(2 * np.random.default_rng(0).normal(size=(B, K, toy.WIDTH)), jnp.float32)

@@ -20,7 +20,8 @@ from ml_collections import config_flags
 from configs import ablations, quickstart
 from configs import vital as paper
 from vital_jax.hub import tiny
-from vital_jax.methods import vital
+from vital_jax.methods import base
+from vital_jax.methods.vital import Vital
 from vital_jax.models.decoder import Decoder
 from vital_jax.pipeline.records import RecordSource
 from vital_jax.run import campaign, plan, setup
@@ -104,14 +105,14 @@ def bench(tmp_path_factory):
 def fed(config):
     """(order, taken): (phase's steps, numbers of its first records) by phase, and {record: {(latent steps, tokens of each chain step)}}."""
     feed, order, taken = plan.open_feed(config, "train"), [], {}
-    for index, phase in enumerate(config.phases):
-        batches = feed.phase(
-            phase.max_steps, phase.latent_steps, config.method.train_k, config.batch, phase.steps, config.seed + index
-        )
+    width = feed.features.info["width"] if feed.features else None
+    layouts = setup.layouts_of(config, setup.make_method(config, width), width, feed.encoder.prompter)
+    for index, (phase, layout) in enumerate(zip(config.phases, layouts, strict=True)):
+        batches = feed.phase(layout, phase.max_steps, batch=config.batch, steps=phase.steps, seed=config.seed + index)
         numbers = []
         for _, batch in islice(batches, 4):
             numbers += batch["index"].tolist()
-            words = batch["chain_mask"].sum(-1)
+            words = batch["chain_mask"].sum(-1) if "chain_mask" in batch else np.zeros((len(batch["index"]), 1))
             for number, K, row in zip(batch["index"].tolist(), batch["latent_steps"].tolist(), words, strict=True):
                 taken.setdefault(number, set()).add((K, tuple(row[row > 0].tolist())))
         order.append((phase.steps, numbers))
@@ -128,39 +129,43 @@ def toy_terms():
     sizes = r(toy.CONFIG, decoder=decoder, vision=r(toy.CONFIG.vision, layers=2))
     text = Decoder(r(toy.TEXT, layers=1))
     batch = toy.batch(P=16, K=4)
-    whole = setup.abstract_params(vital.Vital(toy.Backbone(sizes, toy.LORA), text, toy.ROI))
+    whole = setup.abstract_params(Vital(toy.Backbone(sizes, toy.LORA), text, toy.ROI))
     drawn = {name: toy.draw(whole[name]) for name in ("base", "lora")}
     drawn["scaffold"] = {name: toy.draw(whole["scaffold"][name]) for name in ("pj_in", "text_decoder")}
-    latent_pass, passes = vital.thoughts, {}
+    latent_pass, passes = base.read, {}
 
     def terms(config):
-        phase = max(config.phases, key=lambda phase: phase.latent_steps)
-        K, weights = phase.latent_steps, {"task": 1.0, "text": phase.text, "visual": phase.visual}
+        phase = max(setup.phases_of(config), key=lambda phase: phase.latent_steps)
+        K = phase.latent_steps
         made = setup.make_method(config, 64)
         model = toy.Backbone(sizes, toy.LORA, dtype=np.float32, latent_state=made.model.latent_state)
         method = r(made, model=model, decoder=made.decoder and text, roi_width=made.roi_width and toy.ROI)
         # Each part drawn for itself, so that parts which two rows share are the same.
-        parts = method.abstract_scaffold()
+        parts, suffix = (
+            method.abstract().get("scaffold", {}),
+            method.layout(phase, base.Budgets(5, 6, roi=toy.ROI)).suffix,
+        )
         params = {
             **drawn,
             "scaffold": {name: drawn["scaffold"].get(name) or toy.draw(part) for name, part in parts.items()},
         }
         # A longer chain is cut, as the feed does.
         rows = batch | {"latent_steps": np.minimum(batch["latent_steps"], K)}
+        rows |= {name: batch[name][:, :K] for name in ("chain", "chain_mask")}
 
         def shared(method, params, *rest):
             if (key := (method.model, method.fused, K)) not in passes:
-                passes[key] = jax.jit(lambda p, b: latent_pass(method, p, b, K))(
+                passes[key] = jax.jit(lambda p, b: latent_pass(method, p, b, suffix))(
                     {name: drawn[name] for name in ("base", "lora")}, rows
                 )
             return passes[key]
 
         shared(method, params)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(vital, "thoughts", shared)
-            norms = vital.normalizers(rows)
-            values = jax.jit(lambda p, b: vital.losses(method, p, b, norms, K, weights)[0])(params, rows)
-        return {name: weights[name] * float(value) for name, value in values.items()}
+            patch.setattr(base, "read", shared)
+            norms = method.normalizers(rows, phase, suffix)
+            values = jax.jit(lambda p, b: base.losses(method, p, b, norms, phase, suffix)[0])(params, rows)
+        return {name: phase.weight(name) * float(value) for name, value in values.items()}
 
     return terms
 
@@ -213,7 +218,13 @@ def test_a_row_changes_what_it_names_and_nothing_else(name, bench, toy_terms, re
     # Every row trains as long as the reference does.
     assert sum(steps for steps, _ in row["order"]) == sum(steps for steps, _ in reference["order"])
     # A term without weight is not computed.
-    assert {"text", "visual"} & row["terms"].keys() == {loss for loss in ("text", "visual") if setup.uses(config, loss)}
+    used = {
+        loss
+        for phase in setup.phases_of(config)
+        for loss in ("text", "visual")
+        if phase.latent_steps and phase.weight(loss)
+    }
+    assert {"text", "visual"} & row["terms"].keys() == used
 
 
 # --- the command line -------------------------------------------------------------------------------------------------

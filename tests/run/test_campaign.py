@@ -13,7 +13,7 @@ from vital_jax.run import campaign, plan
 from vital_jax.training.config import resolved
 
 LATENTS = ("VITAL", {})
-PLAIN = ("LoRA, K = 0", {"method.max_steps": 0})
+PLAIN = ("LoRA, direct", {"method": {"name": "direct"}})
 
 
 def recipe(folder, runs=(PLAIN, LATENTS), seeds=(0,)):
@@ -85,8 +85,10 @@ def test_every_run_has_its_own_folder_seed_and_change(tmp_path):
         (PLAIN[0], 3, 3), ("VITAL", 3, 3), (PLAIN[0], 5, 5), ("VITAL", 5, 5),
     ]  # fmt: skip
     folders = [Path(one.workdir).relative_to(tmp_path).as_posix() for _, _, one in made]
-    assert folders == ["lora_k_0/seed3", "vital/seed3", "lora_k_0/seed5", "vital/seed5"]
-    assert [one.method.max_steps for _, _, one in made] == [0, 4, 0, 4]
+    assert folders == ["lora_direct/seed3", "vital/seed3", "lora_direct/seed5", "vital/seed5"]
+    assert [one.method.name for _, _, one in made] == ["direct", "vital"] * 2 and made[0][2].method.to_dict() == {
+        "name": "direct"
+    }
     assert all(one.runs == () for _, _, one in made)
     # All share the records, and nothing is left behind in the recipe or in a sister.
     assert len({one.data.records for _, _, one in made}) == 1
@@ -180,7 +182,7 @@ def test_baselines_are_answered_once_per_configuration(tmp_path, monkeypatch):
     monkeypatch.setattr(campaign.setup, "load_params", lambda config, method, mesh: trained)
 
     def untrained(**changes):
-        config = campaign.child(recipe(tmp_path), "untrained", {"method.max_steps": 0, **changes}, 0)
+        config = campaign.child(recipe(tmp_path), "untrained", {"method": {"name": "direct"}, **changes}, 0)
         Path(config.workdir).mkdir(parents=True, exist_ok=True)
         return campaign.baselines(config)
 

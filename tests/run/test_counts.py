@@ -26,7 +26,7 @@ def shapes(real):
     model = Backbone(read_config(configs / "Qwen3-VL-8B-Instruct"), LoraConfig())
     decoder = Decoder(read_text_config(configs / "Qwen3-1.7B"))
     lora = jax.eval_shape(lambda key: init_lora(model.config.decoder, model.lora, key), jax.random.key(0))
-    scaffold = Vital(model, decoder, ROI_WIDTH).abstract_scaffold()
+    scaffold = Vital(model, decoder, ROI_WIDTH).abstract()["scaffold"]
     return {"model": model, "base": abstract_backbone(model), "lora": lora, "scaffold": scaffold}
 
 
@@ -63,14 +63,14 @@ def test_frozen_parts_as_published_and_as_the_paper_counts(shapes):
 
 def test_a_part_that_no_loss_needs_is_absent(shapes):
     model = shapes["model"]
-    assert Vital(model).abstract_scaffold() == {}
-    assert set(Vital(model, roi_width=ROI_WIDTH).abstract_scaffold()) == {"visual_projector"}
+    assert Vital(model).abstract() == {}
+    assert set(Vital(model, roi_width=ROI_WIDTH).abstract()["scaffold"]) == {"visual_projector"}
 
 
 def test_shapes_are_those_of_a_real_start():
-    """The counts above stand for what `init_scaffold` makes."""
+    """The counts above stand for what `init` makes."""
     import toy
 
     vital = toy.method()
-    made = jax.eval_shape(vital.init_scaffold, jax.random.key(0))
-    assert jax.tree.map(lambda x: x.shape, made) == jax.tree.map(lambda x: x.shape, vital.abstract_scaffold())
+    made = jax.eval_shape(lambda key: vital.init(key, {}), jax.random.key(0))
+    assert jax.tree.map(lambda x: x.shape, made) == jax.tree.map(lambda x: x.shape, vital.abstract())

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import toy
 
-from vital_jax.methods import vital
+from vital_jax.methods import base as methods
 from vital_jax.run.setup import sharding_rows
 from vital_jax.training.partition import merge, split
 from vital_jax.training.sharding import make_mesh, place_batch, shard
@@ -18,12 +18,13 @@ TABLE = (("base/.*", "frozen"), ("lora/.*", "trainable"), ("scaffold/.*", "train
 def alone():
     method = toy.method()
     params = toy.params(method)
-    loss = vital.make_loss(method, 4, toy.WEIGHTS)
+    phase, suffix = toy.phase(), toy.suffix(method)
+    loss = methods.make_loss(method, phase, suffix)
 
     @jax.jit
     def step(trainable, frozen, batch):
         def whole(trainable):
-            return loss(trainable, frozen, batch, None, vital.normalizers(batch))[0]
+            return loss(trainable, frozen, batch, None, method.normalizers(batch, phase, suffix))[0]
 
         return jax.value_and_grad(whole)(trainable)
 

@@ -9,13 +9,14 @@ from vital_jax.models.backbone import Backbone
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.families import read_config, read_text_config
+from vital_jax.pipeline.segments import Suffix
 from vital_jax.run.flops import Arithmetic, Work, work_of
 
 LORA = (("base/.*", "frozen"), ("lora/.*", "trainable"), ("scaffold/.*", "trainable"))
 FULL = (("(base|lora|scaffold)/.*", "trainable"),)
 SCAFFOLD = (("(base|lora)/.*", "frozen"), ("scaffold/.*", "trainable"))
 NOTHING = Work(**dict.fromkeys(Work.__dataclass_fields__, 0))
-ALONE = {"text": 0.0, "visual": 0.0}
+ALONE, WHOLE = (), ("text_decoder", "visual_projector")
 
 
 def one_row(S: int, answer: int = 12, steps: int = 4, words: int = 48, patches: int = 1024) -> Work:
@@ -26,7 +27,10 @@ def one_row(S: int, answer: int = 12, steps: int = 4, words: int = 48, patches: 
         "chain_mask": np.ones((1, steps, words), bool),
         "patch_segment": np.ones((1, patches), np.int32),
     }
-    return work_of(batch, steps)
+    return work_of(batch, SUFFIX)
+
+
+SUFFIX = toy.suffix(toy.method())  # latents and an answer
 
 
 # TFLOP of one row at 8B with K = 4, 12 answer tokens, chains of 48 and 1024 patches, worked out part by part: without and with full remat.
@@ -37,8 +41,8 @@ def test_the_8b_step_is_what_was_estimated(real, S, model, hardware):
     arithmetic = Arithmetic(Vital(backbone, Decoder(read_text_config(configs / "Qwen3-1.7B")), 1152), LORA)
     assert round(arithmetic.weights["context"] / 1e9, 3) == 7.120  # 6.946 of the base, 0.175 of the adapters
     assert round(arithmetic.weights["chains"] / 1e9 + arithmetic.weights["words"] / 1e9, 2) == 1.72
-    assert arithmetic(one_row(S), toy.WEIGHTS) / 1e12 == pytest.approx(model, rel=0.02)
-    assert arithmetic(one_row(S), toy.WEIGHTS, remat=True) / 1e12 == pytest.approx(hardware, rel=0.02)
+    assert arithmetic(one_row(S), WHOLE) / 1e12 == pytest.approx(model, rel=0.02)
+    assert arithmetic(one_row(S), WHOLE, remat=True) / 1e12 == pytest.approx(hardware, rel=0.02)
 
 
 def per_token(table, **work) -> float:
@@ -61,18 +65,19 @@ def test_a_frozen_weight_costs_four_a_token_a_trained_one_six_and_one_no_gradien
 
 def test_only_what_the_losses_use_counts():
     arithmetic, work = Arithmetic(toy.method(), LORA), one_row(9, 3, 2, 4, 8)
-    costs = [arithmetic(work, {"text": t, "visual": v}) for t, v in ((0, 0), (0, 0.1), (1, 0), (1, 0.1))]
+    costs = [arithmetic(work, parts) for parts in ((), WHOLE[1:], WHOLE[:1], WHOLE)]
     assert costs[0] < costs[1] < costs[2] == pytest.approx(costs[3])
 
 
 def test_padding_is_no_work():
     batch = toy.batch(rows=4)
-    work = work_of(batch, 4)
+    work = work_of(batch, SUFFIX)
     assert work.context == batch["lengths"].sum() + batch["latent_steps"].sum() + batch["answer_mask"].sum()
     assert work.patches == (batch["patch_segment"] > 0).sum() and work.merged == work.patches // 4
     assert work.patch_pairs == 4 * (8**2 + 4**2), "patches see their own image only"
     assert work.chains == batch["chain_mask"].sum()
-    none = work_of(batch, 0)
+    direct = {name: x for name, x in batch.items() if not name.startswith("chain")}
+    none = work_of(direct, Suffix((SUFFIX["answer"],)))
     assert none.latents == none.chains == 0 and none.context == work.context - work.latents
     micro = {name: value.reshape(2, 2, *value.shape[1:]) for name, value in batch.items()}
-    assert work_of(micro, 4) == work
+    assert work_of(micro, SUFFIX) == work

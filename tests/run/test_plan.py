@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from configs import ablations, fixtures, one_gpu, pretrain, quickstart, vital
+from configs import ablations, coconut, direct, fixtures, one_gpu, pretrain, quickstart, text_cot, vital
 from vital_jax.run import plan
 from vital_jax.training.config import resolved, total_steps
 from vital_jax.training.metrics import Clock
@@ -61,7 +61,7 @@ def test_an_unknown_curriculum_is_named_with_those_there_are():
 
 
 def test_a_visual_loss_needs_features():
-    with pytest.raises(ValueError, match=r"config\.data\.features is empty, .* or --config\.method\.visual=0"):
+    with pytest.raises(ValueError, match=r"config\.data\.features is empty, .* or set the loss's weight to 0"):
         recipe(**{"data.features": ""})
     assert recipe(**{"data.features": "", "method.visual": 0.0}).data.features == ""
 
@@ -84,12 +84,33 @@ def test_K_is_the_phases_at_most_the_methods(most, steps):
 
 def test_what_a_phase_says_itself_stands():
     config = quickstart.get_config()
-    config.phases[1].update(latent_steps=4, text=0.5, visual=0.0)
+    config.phases[1].latent_steps = 4
+    config.phases[1].weights.update(text=0.5, visual=0.0)
     config.method.update(text=2.0, visual=0.3, max_steps=3)
     plan.resolve(config)
     assert [phase.latent_steps for phase in config.phases] == [1, 4, 3]
-    assert [phase.text for phase in config.phases] == [2.0, 0.5, 2.0]
-    assert [phase.visual for phase in config.phases] == [0.3, 0.0, 0.3]
+    assert [phase.weights.text for phase in config.phases] == [2.0, 0.5, 2.0]
+    assert [phase.weights.visual for phase in config.phases] == [0.3, 0.0, 0.3]
+
+
+def test_a_weight_of_a_loss_that_the_method_lacks_is_refused():
+    config = quickstart.get_config()
+    config.phases[1].weights = {"words": 1.0}
+    with pytest.raises(
+        ValueError, match=r"config\.phases\[1\]\.weights\.words: method 'vital' has no such loss; it has task"
+    ):
+        plan.resolve(config)
+
+
+def test_a_method_is_chosen_by_name_and_brings_its_defaults():
+    config = quickstart.get_config()
+    config.method = {"name": "coconut", "c": 2}
+    plan.resolve(config)
+    assert (config.method.c, config.method.max_stage, config.method.lead_in) == (2, 4, "### ")
+    config = quickstart.get_config()
+    config.method.name = "nothing"
+    with pytest.raises(ValueError, match=r"config\.method\.name='nothing': no such method; there are vital, direct"):
+        plan.resolve(config)
 
 
 def test_features_are_named_by_what_makes_them():
@@ -111,6 +132,9 @@ def test_features_are_named_by_what_makes_them():
         (fixtures, "", [1, 2, 4]),
         (fixtures, "overfit", [4]),
         (pretrain, "", [0]),
+        *((direct, name, [0]) for name in vital.BASES),
+        *((text_cot, name, [0]) for name in (*vital.BASES, "quickstart")),
+        *((coconut, name, [0, 1, 2, 3, 4, 4]) for name in (*vital.BASES, "quickstart")),
         *((ablations, name, [1, 2, 4]) for name in ("all", *ablations.RUNS)),
     ],
 )

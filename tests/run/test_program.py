@@ -1,11 +1,14 @@
 """Shapes from a configuration are those of the real run: of its parameters, its optimizer's state and its batches."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 import shapes
 import toy
 
+from vital_jax.methods.base import Budgets
 from vital_jax.run import program, setup
 from vital_jax.training.partition import flatten, split
 from vital_jax.training.sharding import make_mesh, shard
@@ -41,7 +44,9 @@ def test_the_abstract_state_is_the_real_one(folder, base, mesh):
 
 def test_full_rows_are_rows_of_the_pipeline():
     """Names, shapes and types as an encoder makes them, and no budget is left empty."""
-    rows = program.full_rows(toy.CONFIG.vision, 4, 14, 16, 5, 4, 6, toy.ROI)
+    method = toy.method()
+    layout = dataclasses.replace(method.layout(toy.phase(), Budgets(5, 6, roi=toy.ROI)), prefix=14, patches=16)
+    rows = program.full_rows(method, layout, 4)
     batch = toy.batch(rows=4)
     assert {name: (x.shape, x.dtype) for name, x in rows.items()} == {
         name: (x.shape, x.dtype) for name, x in batch.items()
