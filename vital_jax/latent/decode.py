@@ -78,7 +78,9 @@ class Rows(NamedTuple):
     log_probs: jax.Array  # [B, G, U] float32 of tokens, forced ones too, at temperature 1 among all tokens; 0 elsewhere
     modes: jax.Array  # [B, G, U] int32
     u: jax.Array  # [B, G, R, D] inputs of latents, a row's first in front; 0 off its own
-    z: jax.Array  # [B, G, R, D] what came out of them
+    z: (
+        jax.Array
+    )  # [B, G, R, D] what came out of them; 0 of a latent that the budget ends with, on which nothing follows
 
 
 class State(NamedTuple):
