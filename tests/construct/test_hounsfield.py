@@ -100,6 +100,12 @@ def test_tissue_at_and_below_zero_is_shown_as_it_is_above(values, modality):
     assert np.abs(first - second).max() <= 3 and other.intensity == "" and (second[~BODY] == 0).all()
 
 
+def test_a_few_negative_values_that_resampling_left_change_nothing():
+    rung = MRI.copy()
+    rung[:, 0, :20] = -40
+    assert percentile_window(case(rung, labels()).stack) == percentile_window(case(MRI, labels()).stack)
+
+
 def test_background_is_what_many_share():
     assert background_of(np.array([-1.0, 0, 0, 0, 2])) == 0 and background_of(np.array([0.0, 0, 3])) is None
     assert background_of(np.arange(-50.0, 50)) is None and background_of(np.array([])) is None

@@ -33,6 +33,7 @@ from vital_jax.construct.targets import DATA, Targets, load_targets
 PERCENTILES = (0.5, 99.5)
 SQUARE = 1.05  # pixels whose sides differ by more than this factor are resampled to squares
 CLEAR = 0.1  # share of the image's width by which an organ must be off the middle to say on which side it lies
+BELOW = 0.1  # of all values but 0: as many negative ones are tissue
 SHARED = 0.1  # of a volume's values: as many equal ones are background
 _ENOUGH = 1 << 22  # voxels that percentiles are taken from
 
@@ -81,12 +82,17 @@ def sampled(stack: Stack, channel: int | None = None) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def background_of(values: np.ndarray) -> float | None:
-    """The one value of all that is no tissue, where tissue may lie below it: what a tenth of a volume with negative values shares.
+def below_zero(values: np.ndarray) -> bool:
+    """Whether tissue lies below zero too (z-scored, scaled to [-1, 1]): a tenth of all values but 0. Resampling leaves a few."""
+    return bool((values < 0).sum() >= BELOW * max(1, np.count_nonzero(values)))
 
-    None where no value is negative, for there background is what is 0; and where none is shared.
+
+def background_of(values: np.ndarray) -> float | None:
+    """The one value that is no tissue where tissue may lie below it: what a tenth of such a volume shares.
+
+    None where tissue is above zero, for there background is what is 0 or less; and where nothing is shared.
     """
-    if not values.size or values.min() >= 0:
+    if not below_zero(values):
         return None
     found, counts = np.unique(values, return_counts=True)
     return float(found[counts.argmax()]) if counts.max() >= SHARED * values.size else None
@@ -95,14 +101,14 @@ def background_of(values: np.ndarray) -> float | None:
 def percentile_window(stack: Stack, channel: int | None = None) -> tuple[float, float]:
     """(lowest, highest) value shown where values have no unit of their own: `PERCENTILES` of a whole volume's foreground.
 
-    Foreground is what is above zero, which is where MRI keeps air and what was cut away. In a volume with negative values (z-scored, scaled
-    to [-1, 1]) it is what is not `background_of`. A volume without foreground is taken whole.
+    Foreground is what is above zero, which is where MRI keeps air and what was cut away. In a volume with tissue `below_zero` it is what is
+    not `background_of`. A volume without foreground is taken whole.
 
     Raises:
       Rejected: no-contrast (without a file), where all of it is equal.
     """
     values = sampled(stack, channel)
-    shown = values[values > 0] if values.size and values.min() >= 0 else values[values != background_of(values)]
+    shown = values[values != background_of(values)] if below_zero(values) else values[values > 0]
     shown = shown if shown.size else values
     low, high = np.percentile(shown, PERCENTILES) if shown.size else (0.0, 0.0)
     if low == high and shown.size:
