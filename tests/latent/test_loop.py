@@ -95,6 +95,7 @@ def _full_passes(vital, params, row, n, K):
     return h[:, :K], h[:, max(K - 1, 0) :]
 
 
+@pytest.mark.slow
 def test_cached_rows_equal_uncached_full_passes(setup):
     vital, params, batch = setup
     got = run(vital, params, batch, 4, False)
@@ -111,6 +112,7 @@ def test_fused_last_step_equals_literal_steps(setup):
         np.testing.assert_allclose(getattr(fused, name), getattr(literal, name), err_msg=name, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_steps", [1, 2])
 def test_fused_equals_literal_in_the_earlier_phases(setup, max_steps):
     vital, params, _ = setup
@@ -151,12 +153,14 @@ def gradient(vital, params, batch, fused=True):
     return jax.grad(lambda lora: scalar(run(vital, {**params, "lora": lora}, batch, 4, fused)))(params["lora"])
 
 
+@pytest.mark.slow
 def test_fused_gradients_equal_literal_gradients(setup):
     literal, fused = (gradient(*setup, f) for f in (False, True))
     for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(literal), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.max(jnp.abs(b))))
 
 
+@pytest.mark.slow
 def test_loop_gradients_equal_gradients_through_full_passes(setup):
     vital, params, batch = setup
     row = toy.row(batch, 3)
@@ -190,6 +194,7 @@ def test_merged_adapters_equal_unmerged(setup):
     assert np.max(np.abs(plain.h - without.h)) > 0.1
 
 
+@pytest.mark.slow
 def test_a_call_with_three_groups_equals_three_calls(setup):
     vital, params, batch = setup
     v = variables(params)
@@ -276,6 +281,7 @@ def test_padding_is_never_seen(setup):
     assert not np.any(np.where(pad, grad, 0)) and np.all(np.isfinite(grad))
 
 
+@pytest.mark.slow
 def test_k_zero_reads_the_answer_from_the_prompt(setup):
     vital, params, batch = setup
     got = run(vital, params, batch, 0)

@@ -117,7 +117,7 @@ def near(got, expected, name):
     np.testing.assert_allclose(got, expected, rtol=0, atol=CLOSE, err_msg=name)
 
 
-FILES = [f"coconut_{i}.npz" for i in range(3)]
+FILES = [*(pytest.param(f"coconut_{i}.npz", marks=pytest.mark.slow) for i in range(2)), "coconut_2.npz"]
 
 
 @pytest.mark.parametrize("file", FILES)

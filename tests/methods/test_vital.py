@@ -236,6 +236,7 @@ def test_rows_without_chain_and_region_contribute_their_answer_alone(setup):
     assert abs(float(one["task"] - two["task"])) > 1e-3
 
 
+@pytest.mark.slow
 def test_chains_shorter_than_the_steps_are_averaged_over_their_own_sentences(setup):
     """Where rows run more steps than their chain has (train_k=phase_max), the extra steps carry no text."""
     vital, params, _ = setup
@@ -252,6 +253,7 @@ def test_chains_shorter_than_the_steps_are_averaged_over_their_own_sentences(set
     np.testing.assert_allclose(metrics["text"], np.mean(lost), **CLOSE)
 
 
+@pytest.mark.slow
 def test_half_batches_with_the_whole_batchs_counts_add_up(setup):
     vital, params, batch = setup
     norms, halves = normalizers(batch), [slice(2), slice(2, 4)]
@@ -393,6 +395,7 @@ def test_the_same_key_repeats_the_loss_and_another_changes_it(setup, held):
     np.testing.assert_allclose(run(None), only_visual(toy.method(), params["scaffold"], batch)[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_adapter_dropout_reaches_every_loss_by_its_key(setup):
     _, params, batch = setup
     vital = toy.method(model=toy.backbone(lora=LoraConfig(toy.LORA.rank, toy.LORA.alpha, 0.2)))
@@ -403,6 +406,7 @@ def test_adapter_dropout_reaches_every_loss_by_its_key(setup):
         assert abs(float(first[name] - second[name])) > 1e-4, name
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32(setup):
     """Eight bits of mantissa through some twenty roundings per layer, averaged over tens of tokens: a few parts in a hundred."""
     vital, params, batch = setup
@@ -453,6 +457,7 @@ def by_hand(vital, params, batch, start, prompt, steps, probe):
     }
 
 
+@pytest.mark.slow
 def test_diagnosed_gradients_equal_those_through_a_loop_written_out(setup):
     vital, params, _ = setup
     batch, steps = toy.batch(steps=(1, 2, 2, 1)), 2

@@ -73,6 +73,7 @@ def test_twenty_steps(frozen, setup):
             assert relative(report[name], frozen[f"steps/{name}"][number]) < close, (number, name)
 
 
+@pytest.mark.slow
 def test_the_diagnostics(frozen, setup):
     *_, (vital, phase) = setup
     params, suffix = toy.params(vital), toy.suffix(vital, K)
