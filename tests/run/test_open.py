@@ -102,7 +102,7 @@ def test_nothing_heavy_is_read_until_asked(written, monkeypatch):
     def never(*_, **__):
         raise AssertionError("read too early")
 
-    for name in ("load_qwen3_vl", "Encoder", "setup"):
+    for name in ("load_backbone", "Encoder", "setup"):
         monkeypatch.setattr(f"vital_jax.run.open.{name}", never)
     monkeypatch.setattr(Checkpoints, "read_parameters", never)
     assert open_run(written[0] / "runs" / "one").latent_steps == 4
