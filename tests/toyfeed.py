@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import toy
@@ -49,8 +50,10 @@ class Encoder:
         asked = {"answer": "answer" in layout.suffix, "chain": layout.chain, "roi": layout.roi}
         row = {name: value[0] for name, value in row.items() if asked.get(name.partition("_")[0], True)}
         row |= {"patches": 3 * patches.astype(np.float32), "index": np.int32(index)}
-        own = record.latent_steps
-        return row | {f"{s.name}_steps": np.int32(steps_taken(s, own)) for s in layout.suffix.of_kind("latent")}
+        own = len(record.chain) or record.metadata.get("latent_steps", 99)
+        return row | {
+            f"{s.name}_steps": np.int32(steps_taken(replace(s, cut=True), own)) for s in layout.suffix.of_kind("latent")
+        }
 
 
 def png(shade: int) -> bytes:

@@ -42,7 +42,7 @@ class Encoder:
 
     def encode(self, request, layout, index):
         row = {name: x[request.id] for name, x in self.rows.items()}
-        return row | {"latent_steps": np.int32(layout.latent_steps), "index": np.int32(index)}
+        return row | {"latent_steps": np.int32(layout.latents.budget), "index": np.int32(index)}
 
 
 class Inside(latency.Reference):

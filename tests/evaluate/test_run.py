@@ -44,11 +44,7 @@ class Encoder(toyfeed.Encoder):
 
     def encode(self, asked, layout, index, roi=None):
         self.seen.append(asked)
-        steps = layout.latent_steps
-        row = super().encode(asked, replace(layout, train_k="phase_max"), index)
-        if layout.train_k == "per_sample":
-            steps = min(asked.metadata.get("latent_steps", steps), steps)
-        return row | {"latent_steps": np.int32(steps)}
+        return super().encode(asked, layout, index)
 
 
 ITEMS = [

@@ -12,7 +12,8 @@ import toy
 
 from vital_jax.latent.choose import Decoding
 from vital_jax.latent.decode import Plan, respond
-from vital_jax.latent.loop import embed
+from vital_jax.latent.interpret import run
+from vital_jax.latent.loop import embed, prefill
 from vital_jax.models.attention import Causal
 from vital_jax.pipeline.segments import FORCED, LATENT, PADDING, TOKEN, Segment, Suffix
 
@@ -201,3 +202,31 @@ class Longhand:
             ours = np.asarray(getattr(own, name))
             np.testing.assert_allclose(ours[: len(long)], np.reshape(long, (-1, toy.WIDTH)), err_msg=name, **CLOSE)
             assert not np.any(ours[len(long) :]), f"{name} beyond the row's own steps"
+
+
+# --- the training path ------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def teacher(model, v, batch, suffix, groups_like):
+    """What the interpreter makes of a batch whose suffix arrays are [B, G, ...]: its columns, and log-softmax of its reads."""
+    z0, prompt = prefill(model, v, embed(model, v, batch), batch["next_position"])
+    z0 = jnp.repeat(z0[:, None], groups_like.shape[1], axis=1)
+    columns = run(model, v, prompt, z0, suffix, batch)
+    name = suffix.segments[-1].name
+    return columns, jax.nn.log_softmax(model.apply(v, columns.reads[name], method="logits"))
+
+
+def replayed(setup, found):
+    """A recorded segment gives every token, forced ones too, the log-probability with which it was written, and every latent its state."""
+    model, v, batch = setup
+    U = found.tokens.shape[-1]
+    suffix = Suffix((Segment("recorded", "rollout", U),))
+    columns, scores = teacher(model, v, batch | found.recorded("rollout"), suffix, found.tokens)
+    own = jnp.take_along_axis(scores, found.tokens[..., None], axis=-1)[..., 0]
+    text = (found.modes == TOKEN) | (found.modes == FORCED)
+    np.testing.assert_allclose(found.log_probs, np.where(text, own, 0), **CLOSE)
+    states, latent = np.asarray(columns.states["rollout"]), np.asarray(found.modes) == LATENT
+    for b, g in np.ndindex(*found.answer.shape):
+        n = latent[b, g, :-1].sum()  # a latent in the last column is not run
+        np.testing.assert_allclose(found.z[b, g, :n], states[b, g, :-1][latent[b, g, :-1]], **CLOSE)

@@ -26,6 +26,7 @@ from decoding import (
     ask,
     cut,
     plan,
+    replayed,
     same,
 )
 

@@ -194,7 +194,7 @@ def test_half_precision_is_near_single(door):
 
 def test_a_structured_mask_beside_a_prefix_is_refused():
     q, prefix, suffix, _ = draw(2, 1, 4, 3, 4, 2, 2, 4)
-    with pytest.raises(ValueError, match="boolean mask beside a prefix"):
+    with pytest.raises(ValueError, match="Causal describes the suffix block alone; give a Suffix beside a prefix"):
         attend(q, prefix, suffix, Causal(np.array([4, 4])))
 
 

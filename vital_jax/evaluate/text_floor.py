@@ -46,7 +46,7 @@ def _sentence_losses(
 
     def row(parts):
         h, ids = parts
-        scores = jnp.einsum("kcd,vd->kcv", h, head.astype(h.dtype), preferred_element_type=jnp.float32)
+        scores = head(h)
         return jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, ids[..., None], axis=-1)[..., 0]
 
     # Row by row: scores of a whole batch over a large vocabulary are gigabytes.

@@ -110,6 +110,17 @@ def prepared(config: Any, mesh: Mesh, roi_width: int) -> tuple[Method, str]:
     return setup.make_method(config, roi_width), device.device_kind
 
 
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The tokens of a model's folder, opened only where a layout has literal text: what is compiled from shapes needs no tokenizer."""
+
+    path: str
+    added: tuple[str, ...]
+
+    def literal(self, text: str) -> list[int]:
+        return Prompter(self.path, self.added).literal(text)
+
+
 def lower_training(
     config: Any, method: Method, mesh: Mesh, index: int, layout: Layout
 ) -> tuple[jax.stages.Lowered, dict[str, np.ndarray]]:
@@ -147,7 +158,7 @@ def programs(
     method, chip = prepared(config, mesh, roi_width)
     _check(config, method, mesh, P)
     phase = setup.phases_of(config)[index]
-    tokens = Prompter(config.model.folder)
+    tokens = Folder(config.model.folder, setup.token_texts(config))
     facts = dict(S=S, P=P)
     if "train" in names:
         layout = dataclasses.replace(setup.layouts_of(config, method, roi_width, tokens)[index], prefix=S, patches=P)

@@ -22,7 +22,7 @@ def _loss(model: Decoder):
         B, T = ids.shape
         x = model.apply(params, ids, jnp.float32, method="embed")[:, None]
         positions = jnp.broadcast_to(jnp.arange(T), (3, B, 1, T))
-        h, _ = model.apply(params, x, positions, Causal(jnp.full((B,), T)))
+        h, *_ = model.apply(params, x, positions, Causal(jnp.full((B,), T)))
         h = model.apply(params, h, method="final_norm")[:, 0, :-1]
         weights = (ids[:, 1:] > 0) / norms["tokens"]
         value, correct = cross_entropy(h, model.apply(params, method="head"), ids[:, 1:], weights)
