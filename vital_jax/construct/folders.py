@@ -7,8 +7,8 @@ One manifest line is one image:
 
 A target may be called by any name that the table of targets knows for it; samples carry the table's own (`Targets.canonical`).
 `group` is what must not be torn apart when data are split (a patient, a case); without it every image is its own group.
-`source` and `licence` are optional. Lines without `masks` (volumes) and lines whose image is a DICOM file or a folder are for other
-readers.
+`split` (train, val or test) is the side of the data set's own split, which is kept. `source` and `licence` are optional. Lines without
+`masks` (volumes) and lines whose image is a DICOM file or a folder are for other readers.
 
 The folder can be read in two ways. As a `Source`, unit by unit, what cannot be used is set aside with its reason and the rest goes on.
 Iterated, it gives all samples of a folder that is in order: the first bad line is an error, and only masks without a foreground, or too
@@ -25,6 +25,7 @@ from typing import ClassVar
 from vital_jax.construct import marked
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import Rejected, Unit
+from vital_jax.construct.splits import official
 from vital_jax.construct.targets import Targets, load_targets
 
 _LOG = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class MaskFolder:
             "source": row.get("source", self.name),
             "licence": row.get("licence", self.licence),
             "absent": tuple(unit.facts.get("absent", ())),
+            "split": official(row.get("split", "")),
         }
         yield from marked.cut(fields, image, row["image"], masks, self.min_area, self.targets)
 

@@ -135,7 +135,8 @@ def cut(
             outcomes.append((mask, target))
         except Rejected as reason:
             outcomes.append((mask, reason))
-    good = [(outcome, mask.data) for mask, outcome in outcomes if not isinstance(outcome, Rejected)]
+    # What is too small to be asked about is too small to be compared with.
+    good = [(outcome, mask.data) for mask, outcome in outcomes if areas.get(outcome, 0) >= max(1, min_area)]
     present = tuple(dict.fromkeys(target_name(targets, mask.target, fields["site"]) for mask in masks))
     for mask, outcome in outcomes:
         if isinstance(outcome, Rejected):
@@ -254,7 +255,8 @@ def manifest_units(root: Path, kind: str, facts: Callable[[dict], dict] = lambda
             if str(row["id"]) in seen:
                 raise Rejected("duplicate-id", where, f"id {row['id']!r} comes twice")
             files = (row["image"], *(mask["file"] for mask in row["masks"]))
-            units.append(Unit(str(row["id"]), files, {"where": where, "row": row, **facts(row)}))
+            split = {"split": row["split"]} if "split" in row else {}
+            units.append(Unit(str(row["id"]), files, {"where": where, "row": row, **split, **facts(row)}))
             seen.add(str(row["id"]))
         except Rejected as reason:
             units.append(refused(where, reason))
@@ -272,7 +274,7 @@ def _check_line(row: dict, where: str) -> None:
         type(row["id"]) in (str, int) and str(row["id"]).isprintable() and row["id"] != "",
         f"id {row['id']!r} is no name",
     )
-    for key in ("modality", "site", "image", "source", "licence"):
+    for key in ("modality", "site", "image", "source", "licence", "split"):
         check(isinstance(row.get(key, ""), str), f"{key} must be text, not {row.get(key)!r}")
     check(type(row.get("group", "")) in (str, int), f"group must be text or a number, not {row.get('group')!r}")
     masks = row["masks"]

@@ -26,6 +26,7 @@ class Sample:
       orientation: the image-space convention. "image": as stored; "radiological": the patient's left on the image's right.
       window: (lowest, highest) stored value shown, black and white, where the image was cut from other values than grey; otherwise empty.
         It has been applied (`pipeline.records.METADATA_TYPES`).
+      split: the side of the source's own split that it is on: train, val, test, or empty where it has none.
       spacing: millimeters from row to row and from column to column; empty where not known.
     """
 
@@ -45,6 +46,7 @@ class Sample:
     orientation: str = "image"
     window: tuple[float, ...] = ()
     spacing: tuple[float, ...] = ()
+    split: str = ""
 
     @property
     def picture(self) -> Image.Image:

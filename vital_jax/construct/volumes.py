@@ -314,7 +314,11 @@ class Cutter:
                 licence=case.licence,
                 present=present,
                 absent=absent,
-                neighbours=tuple((other, masks[other]) for other in present if other != target),
+                neighbours=tuple(
+                    (other, masks[other])
+                    for other in present
+                    if other != target and homes[other].area(other)[z] >= self.min_area
+                ),
                 orientation="radiological",
                 window=(low, high),
                 spacing=(rows * height / size[0], columns * width / size[1]),
