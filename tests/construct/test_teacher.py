@@ -391,7 +391,7 @@ def test_surroundings_end_with_the_field_of_view():
 
 def test_what_spans_the_image_does_not_lie_in_its_center():
     across = np.zeros((90, 120), bool)
-    across[35:55, 30:90] = across[44:47, 4:116] = True
+    across[35:55, 40:80] = across[44:47, 4:116] = True
     m = measure(np.zeros((90, 120), np.uint8), across)
     assert (
         min(m.columns[0], m.columns[2]) < 0.2 and where(m) == "across the central part of the image from left to right"
@@ -401,7 +401,7 @@ def test_what_spans_the_image_does_not_lie_in_its_center():
 
 
 def test_a_whole_is_not_above_its_part_nor_beside_what_lies_in_its_hole():
-    sample = scene(**{"kidney": (40, 60, 80, 90), "left kidney": (18, 84, 80, 90)})
+    sample = scene("kidney", **{"kidney": (40, 60, 80, 90), "left kidney": (18, 80, 80, 90)})
     facts = look(sample)
     assert facts.holds == {"left kidney"} == facts.shared and direction(facts.own, facts.others["left kidney"])
     answer = teach(Question("reasoning", "?", 4, "kidney", ask="relation", other="left kidney"), sample, facts).answer
