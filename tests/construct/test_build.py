@@ -74,7 +74,7 @@ def test_closed_records_are_balanced_within_each_split():
         assert record.metadata.keys() <= METADATA_TYPES.keys()
         closed = record.metadata["form"] == "closed"
         assert closed == record.id.endswith("/closed") == bool(record.gold) == bool(record.options)
-        assert len(record.metadata["slots"]) == len(record.chain) and record.metadata["teacher"] == "measured-2"
+        assert len(record.metadata["slots"]) == len(record.chain) and record.metadata["teacher"] == "measured-3"
         if closed:
             letters = "ABCD"[: len(record.options)]
             option = record.options[letters.index(record.gold)]

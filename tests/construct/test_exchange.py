@@ -94,7 +94,7 @@ def test_units_are_small_and_travel(written):
     for unit in units[:3]:
         again = Unit(unit.id, unit.files, json.loads(json.dumps(unit.facts)))
         assert list(Exchange(out).read(again)) == list(source.read(unit))
-        assert set(unit.facts) == {"file", "number", "sha256"}
+        assert set(unit.facts) == {"file", "number", "sha256", "split"}
 
 
 def test_nothing_is_written_over(written):

@@ -262,7 +262,8 @@ def test_phantoms_are_asked_about_structures_that_were_not_drawn():
     for one in phantoms(20, seed=1, size=64):
         for q in questions(one, 6, seed=0):
             if q.type == "yesno":
-                assert q.visible == (q.target == one.target) and q.visible == (q.target in one.present)
+                neutral = {load_targets().neutral(name) for name in one.present}
+                assert q.visible == (q.target == load_targets().neutral(one.target)) == (q.target in neutral)
                 asked[q.visible] += 1
     assert min(asked.values()) > 8
 
@@ -346,7 +347,8 @@ def test_answers_stay_in_balance():
     total = 0
     for one in phantoms(60, seed=3, size=64):
         for q in questions(one, 6, 0, form="closed", facts=look(one), balance=balance):
-            assert q.visible == (q.target in one.present) and (q.ask, q.gold) != ("presence", int(q.visible))
+            present = {*one.present, *map(load_targets().neutral, one.present)}
+            assert q.visible == (q.target in present) and (q.ask, q.gold) != ("presence", int(q.visible))
             counts[q.ask].update(dict.fromkeys(range(len(q.options)), 0) | {q.gold: 1})
             if q.ask in ("presence", "shape"):
                 by_name[q.ask, q.target].update(dict.fromkeys(range(len(q.options)), 0) | {q.gold: 1})
@@ -379,3 +381,48 @@ def test_a_balance_refuses_what_is_ahead():
     assert asked["presence", 0] == 2 and 2 <= asked["presence", 1] <= 4
     with pytest.raises(ValueError, match=r"unknown form 'both'.*open or closed"):
         questions(one, 2, 0, form="both")
+
+
+@pytest.mark.parametrize(
+    "name", ["malignant breast tumor", "benign tumor", "non-neoplastic polyp", "high-grade glioma"]
+)
+def test_no_question_gives_a_diagnosis_away(name):
+    targets, row = load_targets(), load_targets().row(name)
+    one = sample(name, row["modalities"][0], "breast", neighbours=(("liver", b""),))
+    facts = Facts(numbers(), {"liver": numbers(column=0.9, grey=0.9)})
+    told = name.split()[0]
+    for number in range(40):
+        for form in ("open", "closed"):
+            for q in questions(replace(one, id=str(number)), 6, 0, form=form, facts=facts):
+                assert told not in q.text.lower() or q.ask == "name"
+                assert q.target == (name if q.ask == "name" else targets.neutral(name)) or not q.visible
+    # As a neighbour neither.
+    other = sample("liver", row["modalities"][0], "liver", present=("liver", name))
+    facts = Facts(numbers(), {name: numbers(column=0.9, grey=0.9)})
+    for number in range(40):
+        for form in ("open", "closed"):
+            assert not any(
+                told in q.text for q in questions(replace(other, id=str(number)), 6, 0, form=form, facts=facts)
+            )
+
+
+def test_two_of_one_name_are_not_asked_about_by_it():
+    one = sample("benign tumor", "ultrasound", "breast", present=("benign tumor", "malignant tumor"))
+    assert questions(one, 6, 0, facts=Facts(numbers())) == []
+
+
+def test_open_questions_ask_for_no_place_near_a_border():
+    for changes, types in (
+        ({"column": 0.34}, {"location", "location_choice"}),
+        ({"row": 0.65, "column": 0.5}, {"location"}),
+        ({"row": 0.2, "column": 0.5}, set()),
+        ({"column": 0.34, "columns": (0.3, 0.4, 0.3)}, set()),
+    ):
+        facts = Facts(numbers(**changes))
+        asked = {q.type for number in range(20) for q in questions(sample(number=number), 6, 0, facts=facts)}
+        assert asked == set(load_templates()) - types
+
+
+def test_a_complete_source_does_not_exclude_parts_of_what_is_marked():
+    one = sample("left kidney", "CT", "nowhere", absent=("kidney", "right kidney", "tumor"))
+    assert absent_targets(replace(one, present=("left kidney", "liver tumor"))) == ["right kidney"]

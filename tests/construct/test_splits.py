@@ -5,10 +5,11 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from vital_jax.construct.folders import MaskFolder
-from vital_jax.construct.splits import Pictures, assign, correlation, describe, first_names
+from vital_jax.construct.near import describe
+from vital_jax.construct.splits import Key, Pictures, assign, divide, first_names, official
 from vital_jax.demo.phantoms import draw
 from vital_jax.pipeline.images import decode
 
@@ -21,7 +22,7 @@ def unite(tmp_path, pictures):
     """[(group, picture, content)] -> the groups as they were united."""
     held = Pictures(tmp_path)
     for number, (group, image, *content) in enumerate(pictures):
-        held.add(group, content[0] if content else f"{number:016x}", *describe(image))
+        held.add(group, content[0] if content else f"{number:016x}", describe(image))
     united = held.unite()
     components = held.components()
     held.close()
@@ -38,12 +39,36 @@ def jpeg(image):
     return Image.open(file).convert("RGB")
 
 
+def padded(image):
+    wide = Image.new("RGB", (image.width + 40, image.height + 12))
+    wide.paste(image, (25, 4))
+    return wide
+
+
+def boxed(image):
+    image = image.copy()
+    ImageDraw.Draw(image).rectangle((8, 6, 46, 20), fill=(255, 255, 0))
+    return image
+
+
 CHANGES = {
     "poor JPEG": jpeg,
     "half the size": lambda image: image.resize((80, 80)),
     "brighter": lambda image: image.point(lambda v: min(255, v + 20)),
-    "gamma": lambda image: image.point(lambda v: int(255 * (v / 255) ** 0.8)),
+    "gamma 0.8": lambda image: image.point(lambda v: int(255 * (v / 255) ** 0.8)),
+    "gamma 1.6": lambda image: image.point(lambda v: int(255 * (v / 255) ** 1.6)),
     "grey": lambda image: image.convert("L"),
+    "cropped by 2 %": lambda image: image.crop((3, 3, 157, 157)),
+    "cropped by 5 % of one corner": lambda image: image.crop((8, 8, 160, 160)),
+    "cropped by 5 %": lambda image: image.crop((8, 8, 152, 152)),
+    "padded": padded,
+    "left to right": lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    "upside down": lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    "turned by 180 degrees": lambda image: image.transpose(Image.Transpose.ROTATE_180),
+    "turned by 3 degrees": lambda image: image.rotate(3, Image.Resampling.BICUBIC),
+    "turned by -3 degrees": lambda image: image.rotate(-3, Image.Resampling.BICUBIC),
+    "a burnt-in box": boxed,
+    "several at once": lambda image: jpeg(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).crop((5, 2, 157, 157))),
 }
 
 
@@ -71,37 +96,6 @@ def test_an_even_ground_is_like_nothing_but_the_same_file_is(tmp_path):
     assert unite(tmp_path, []) == []
 
 
-def test_a_hash_alone_does_not_unite(tmp_path, monkeypatch):
-    # Both propose the pair; only the thumbnails tell it apart.
-    hashed, thumb = describe(picture(0))
-    for other, together in ((thumb, 1), (describe(picture(5))[1], 0)):
-        held = Pictures(tmp_path)
-        held.add("a", "0" * 16, hashed, thumb)
-        held.add("b", "1" * 16, hashed ^ 0b111011, other)
-        assert held.unite() == together
-        held.close()
-
-
-def test_long_runs_of_equal_bands_are_not_compared_all_with_all(tmp_path, monkeypatch):
-    compared = []
-    monkeypatch.setattr(
-        "vital_jax.construct.splits.correlation", lambda a, b: compared.append(len(a)) or np.zeros(len(a), np.float32)
-    )
-    monkeypatch.setattr("vital_jax.construct.splits._WINDOW", 4)
-    held = Pictures(tmp_path)
-    hashed, thumb = describe(picture(0))
-    for number in range(300):
-        held.add(f"{number}", f"{number:016x}", hashed, thumb)
-    assert held.unite() == 0 and 0 < sum(compared) <= 28 * 4 * 300
-    held.close()
-
-
-def test_correlation_is_pearsons():
-    rows = np.random.default_rng(0).integers(0, 255, (2, 5, 1024), dtype=np.uint8)
-    expected = [np.corrcoef(a.astype(float), b.astype(float))[0, 1] for a, b in zip(*rows, strict=True)]
-    np.testing.assert_allclose(correlation(*rows), expected, atol=1e-5)
-
-
 def test_a_volume_that_is_a_crop_of_another_goes_with_it(real, tmp_path):
     nibabel = pytest.importorskip("nibabel")
     rows = []
@@ -112,7 +106,7 @@ def test_a_volume_that_is_a_crop_of_another_goes_with_it(real, tmp_path):
     assert unite(tmp_path, rows) == [["ct_spine", "ct_trunk"]]
 
 
-@pytest.mark.parametrize("name", ["chase_db1_vessel", "busi_breast_ultrasound", "shenzhen_cxr_lung"])
+@pytest.mark.parametrize("name", ["chase_db1_vessel", "busi_breast_ultrasound", "shenzhen_cxr_lung", "hc18_fetal_head"])
 def test_different_patients_stay_apart(real, tmp_path, name):
     source = MaskFolder(real(name))
     rows = [(u.id, decode((source.root / u.files[0]).read_bytes(), u.id)[0]) for u in source.units()]
@@ -149,3 +143,49 @@ def test_shares_of_nothing_and_no_shares():
         with pytest.raises(ValueError, match="shares must be between 0 and 1"):
             assign(weights, names, *shares)
     assert first_names(["b", "a", "c"], {"a": 0, "b": 0, "c": 2}) == {0: "a", 2: "c"}
+
+
+@pytest.mark.parametrize(
+    ("word", "side"),
+    [
+        ("train", "train"), ("Training", "train"), ("trainset", "train"), ("train2017", "train"), ("val", "val"),
+        ("valid", "val"), ("validate", "val"), ("dev", "val"), ("test", "test"), ("Test-set", "test"), ("test_0", "test"),
+        ("split_0", ""), ("demo", ""), ("", ""), ("contest", ""), ("questions", ""), ("trained", ""),
+    ],
+)  # fmt: skip
+def test_words_for_sides(word, side):
+    assert official(word) == side
+
+
+def test_a_source_keeps_its_split_and_lends_what_it_lacks():
+    parts = {("rad", f"p{i}", "test" if i < 10 else "train"): 2 for i in range(100)}
+    weights = {Key(*part): Counter(q=count) for part, count in parts.items()}
+    sides, overlaps = divide(weights, {key.group: i for i, key in enumerate(weights)}, 0.1, 0.1)
+    assert all((side == "test") == (key.official == "test") for key, side in sides.items()) and overlaps == {}
+    assert Counter(sides.values()) == {"train": 80, "val": 10, "test": 10}  # validation comes from its training part
+    # A set that names nothing but its training part has no split to keep.
+    weights = {Key("hub", f"p{i}", "train"): Counter(q=1) for i in range(100)}
+    sides, _ = divide(weights, {key.group: i for i, key in enumerate(weights)}, 0.1, 0.1)
+    assert Counter(sides.values()) == {"train": 80, "val": 10, "test": 10}
+
+
+def test_what_others_hold_out_is_not_trained_on_and_what_a_split_shares_is_named():
+    parts = [
+        Key("rad", "image 1", "test"), Key("rad", "image 1", "train"), Key("rad", "image 2", "train"),
+        Key("lab", "scan 1"), Key("lab", "scan 2"), Key("lake", "x", "train"), Key("lake", "y", "val"), Key("lake", "z", "test"),
+    ]  # fmt: skip
+    # scan 1 and x are near-duplicates of image 1, scan 2 of y.
+    components = {"image 1": 0, "scan 1": 0, "x": 0, "image 2": 1, "y": 2, "scan 2": 2, "z": 3}
+    sides, overlaps = divide({key: Counter(q=1) for key in parts}, components, 0.1, 0.1)
+    for key in parts:
+        if key.official:
+            assert sides[key] == key.official or key == parts[2]
+    assert sides[Key("lab", "scan 1")] == "test" and sides[Key("lab", "scan 2")] == "val"
+    assert overlaps == {Key("rad", "image 1", "train"): {"rad"}, Key("lake", "x", "train"): {"rad"}}
+
+
+def test_what_is_held_out_before_counts_for_the_shares():
+    weights = {Key("rad", f"t{i}", "test"): Counter(q=1) for i in range(30)}
+    weights |= {Key("lab", f"g{i}"): Counter(q=1) for i in range(70)}
+    sides, _ = divide(weights, {key.group: i for i, key in enumerate(weights)}, 0.1, 0.1)
+    assert Counter(side for key, side in sides.items() if key.source == "lab") == {"train": 62, "val": 8}

@@ -203,3 +203,27 @@ def test_a_licence_has_a_basis(tmp_path):
     file.write_text(json.dumps({"format_version": 2, "datasets": []}))
     with pytest.raises(ValueError, match="table format 2"):
         load_licences(file)
+
+
+def test_one_source_that_is_nearly_all_is_told(tmp_path):
+    pairs = [record(i, source="hippocampus" if i else "kvasir_polyp") for i in range(33)]
+    (line,) = stats.collect(write(pairs, tmp_path / "lop")).warnings()
+    assert line.startswith("hippocampus is 97.0 % of the records")
+    assert stats.collect(write(pairs[:5], tmp_path / "even")).warnings() == []  # four of five
+    assert stats.collect(write(pairs[1:], tmp_path / "one")).warnings() == []  # one source is meant to be all
+
+
+def test_test_questions_in_training_are_told_of_any_set(tmp_path):
+    # As sets were built before official splits were kept: nothing says what overlaps.
+    pairs = [record(i, source="vqa_rad", source_split="test", split="test" if i else "train") for i in range(4)]
+    same = pairs[1][1]
+    metadata = same.metadata | {"source_split": "train"}
+    pairs.append(("train", Record("again", same.images, "What else?", "That.", metadata=metadata)))
+    found = stats.collect(write(pairs, tmp_path / "old"))
+    (line,) = found.warnings()
+    assert line == (
+        "VQA-RAD: 4 official test questions about 4 images (3 in test, 1 in train); 1 of these questions are in training and "
+        "2 of these images are in training: a score on it is no score on unseen images"
+    )
+    table = {each.name: each for each in stats.tables(found)}["official_test_sets"]
+    assert table.rows == (("VQA-RAD", 1, 0, 3, 4, 2, 0),)

@@ -27,6 +27,7 @@ FIELDS = {
     "noun",
     "wording",
     "aliases",
+    "neutral",
 }
 
 # (site, label in the task's own dataset.json, what the table calls it)
@@ -175,6 +176,12 @@ def test_every_row_is_sound(table):
         assert row["type"] != "cell" or row["modalities"] == ["pathology"]
         if row.get("plural"):
             assert row["type"] != "lesion" or row["article"] == "", f"{name}: a plural has no article a"
+        if "neutral" in row:  # the wider name is of the same kind, and is no diagnosis itself
+            wider = written["targets"][row["neutral"]]
+            assert wider["type"] == row["type"] and set(row["modalities"]) <= set(wider["modalities"])
+            assert "neutral" not in wider
+        told = {"benign", "malignant", "neoplastic", "non-neoplastic", "lower-grade", "high-grade"} & set(name.split())
+        assert not told or "neutral" in row or name == "neoplastic cells", f"{name} gives a diagnosis away"
     for places in (*written["sites"].values(), *written["shows"].values()):
         assert set(places) <= regions and len(set(places)) == len(places)
     assert all(set(row["modalities"]) & {"CT", "MRI", "X-Ray", "ultrasound", "endoscope"} or set(
@@ -287,3 +294,30 @@ def test_pairs_need_one_row(tmp_path):
         table.never_at("CT", "head") == list(table.rows) == table.never_at("CT", "leg")
         and table.never_at("CT", "abdomen") == []
     )
+
+
+def test_what_is_a_part_or_a_kind_of_something_marked_is_not_excluded(table):
+    related = [
+        ("kidney", "left kidney"), ("tumor", "liver tumor"), ("polyp", "neoplastic polyp"), ("tumor core", "enhancing tumor"),
+        ("brain tumor", "lower-grade glioma"), ("lesion", "kidney cyst"), ("vessel", "hepatic vessels"),
+        ("hippocampus", "anterior hippocampus"), ("benign tumor", "malignant tumor"),
+    ]  # fmt: skip
+    apart = [
+        ("left kidney", "right kidney"),
+        ("liver", "spleen"),
+        ("optic disc", "optic cup"),
+        ("liver tumor", "liver cyst"),
+    ]
+    for one, other in related:
+        assert table.related(one, other) and table.related(other, one), (one, other)
+    for one, other in apart[:3]:
+        assert not table.related(one, other) and not table.related(other, one), (one, other)
+
+
+@pytest.mark.parametrize(
+    ("modality", "site", "name"),
+    [("ultrasound", "pelvis", "fetal head"), ("ultrasound", "abdomen", "fetal head"), ("CT", "pelvis", "lung"),
+     ("CT", "bladder", "heart"), ("X-Ray", "pelvis", "knee joint"), ("MRI", "uterus", "myocardium")],
+)  # fmt: skip
+def test_what_an_image_of_a_site_may_show_is_never_called_absent(table, modality, site, name):
+    assert name not in table.never_at(modality, site)

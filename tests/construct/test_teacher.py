@@ -11,6 +11,7 @@ from rules import check_rules
 from scipy import ndimage
 
 from vital_jax.construct import measure as measuring
+from vital_jax.construct.checker import Look
 from vital_jax.construct.measure import Facts, look, measure
 from vital_jax.construct.questions import FORMS, Question, questions
 from vital_jax.construct.sample import Sample
@@ -356,3 +357,82 @@ def test_a_shape_keeps_its_compactness_when_it_is_turned():
     found = [measure(grey, region).compactness for region in (straight, corner)]
     assert found[0] == pytest.approx(found[1], rel=0.02)
     assert found == pytest.approx([np.pi / 4] * 2, rel=0.15)
+
+
+# --- surroundings, spans, parts ------------------------------------------------------------------------
+
+
+def fundus(size=400):
+    """A bright disc on a black ground with a net of thin darker vessels, as a fundus camera gives; grey and vessels."""
+    y, x = np.mgrid[:size, :size]
+    inside = np.hypot(y - size / 2, x - size / 2) < 0.45 * size
+    vessels = inside & (((x + 2 * y) % 57 < 6) | ((2 * x - y) % 61 < 6))
+    grey = np.where(inside, np.where(vessels, 90, 120), 2).astype(np.uint8)
+    return grey, vessels
+
+
+def test_vessels_of_a_fundus_are_darker_than_what_is_beside_them():
+    grey, vessels = fundus()
+    m = measure(grey, vessels)
+    assert m.contrast == pytest.approx(-30 / 255, abs=0.01) and brightness(m) == "slightly darker than the surroundings"
+    assert Look(vessels, grey / 255).contrast == pytest.approx(m.contrast, abs=1e-9)
+
+
+def test_surroundings_end_with_the_field_of_view():
+    grey, _ = fundus()
+    y, x = np.mgrid[:400, :400]
+    rim = (np.hypot(y - 200, x - 200) < 178) & (x > 320)  # at the edge of the bright disc, of its own brightness
+    grey[rim] = 120
+    assert abs(measure(grey, rim).contrast) < 0.13  # black ground would make it brighter by 0.25 and more
+    dark = np.zeros((60, 60), np.uint8)
+    dark[20:40, 20:40] = 200  # nothing but dead ground around: then it is what there is to compare with
+    assert measure(dark, dark > 0).contrast == pytest.approx(200 / 255)
+
+
+def test_what_spans_the_image_does_not_lie_in_its_center():
+    across = np.zeros((90, 120), bool)
+    across[35:55, 40:80] = across[44:47, 4:116] = True
+    m = measure(np.zeros((90, 120), np.uint8), across)
+    assert (
+        min(m.columns[0], m.columns[2]) < 0.2 and where(m) == "across the central part of the image from left to right"
+    )
+    assert Look(across, np.zeros((90, 120))).place == ("central", "span")
+    assert where(measure(np.zeros((90, 120), np.uint8), disc(20, 45, 60)[:90, :120])) == "in the center of the image"
+
+
+def test_a_whole_is_not_above_its_part_nor_beside_what_lies_in_its_hole():
+    sample = scene("kidney", **{"kidney": (40, 60, 80, 90), "left kidney": (18, 80, 80, 90)})
+    facts = look(sample)
+    assert facts.holds == {"left kidney"} == facts.shared and direction(facts.own, facts.others["left kidney"])
+    answer = teach(Question("reasoning", "?", 4, "kidney", ask="relation", other="left kidney"), sample, facts).answer
+    assert "above" not in answer and "larger than the left kidney" in answer
+    ring = disc(40, 60, 80) & ~disc(20, 75, 80)
+    masks = (("optic cup", png(disc(18, 76, 80).astype(np.uint8) * 255)),)
+    around = replace(sample, mask=png(ring.astype(np.uint8) * 255), neighbours=masks)
+    assert look(around).shared == {"optic cup"} and look(around).holds == frozenset()
+    # Two that touch are still beside each other.
+    assert look(scene(**PAIR)).shared == frozenset()
+
+
+def test_which_is_brighter_is_shown_by_grey_itself():
+    # The liver is darker than its bright surroundings and still brighter than the spleen, which is brighter than its dark ones.
+    sample = scene(**PAIR)
+    a, b = (replace(m, contrast=c) for m, c in ((look(sample).own, -0.3), (look(sample).others["spleen"], 0.2)))
+    facts = Facts(replace(a, grey=0.7), {"spleen": replace(b, grey=0.25)})
+    question = Question("reasoning", "?", 4, "liver", form="closed", ask="brighter_of_two", other="spleen",
+                        options=("the spleen", "the liver"), gold=1)  # fmt: skip
+    lesson = teach(question, sample, facts)
+    assert lesson.slots == ("position", "grey", "grey", "neighbour_brightness")
+    assert "about 70 percent of white" in lesson.chain[1] and "about 25 percent of white" in lesson.chain[2]
+    assert not any("surroundings" in sentence for sentence in lesson.chain) and lesson.answer == "The liver."
+
+
+def test_open_answers_name_no_place_near_a_border():
+    sample = scene(**PAIR)
+    facts = look(sample)
+    near = replace(facts, own=replace(facts.own, row=0.34))
+    for kind, ask in (("describe", "appearance"), ("reasoning", "findings")):
+        question = Question(kind, "?", 3, "liver", ask=ask)
+        assert (
+            " lies " in teach(question, sample, facts).answer and " lies " not in teach(question, sample, near).answer
+        )

@@ -72,22 +72,24 @@ def test_vqa_rad_as_distributed(real):
         assert (meta["licence"], meta["source"]) == ("CC0-1.0", "vqa_rad")
         groups[row["image_name"]].add(meta["group"])
     assert all(len(found) == 1 for found in groups.values()) and len(groups) == len(chosen)
-    # The source's own split has images on both sides; ours has none.
+    # The source's own split has images on both sides; it is kept, and no image is on two sides of a stream.
     both = defaultdict(set)
     for record in records:
-        both[record.metadata["group"]].add(record.metadata.get("source_split", "train"))
+        both[record.metadata["group"]].add(record.metadata["source_split"])
     assert max(map(len, both.values())) == 2
     sides = defaultdict(set)
     for split, record in assign_splits(records, val=0.3, test=0.3):
+        assert split == record.metadata["source_split"]
         sides[record.images].add(split)
-    assert all(len(found) == 1 for found in sides.values()) and len({s for f in sides.values() for s in f}) == 3
+    assert all(len(found) == 1 for found in sides.values())
 
 
 def test_another_file_of_the_same_folder(real):
     source = Vqa(real("vqa_rad"), file="testset.json")
     asked = [question for unit in source.units() for question in unit.facts["questions"]]
     assert len(asked) == 284
-    assert isinstance(next(iter(source.read(source.units()[0]))), Record)
+    record = next(iter(source.read(source.units()[0])))
+    assert isinstance(record, Record) and record.metadata["source_split"] == "test"
 
 
 def test_our_own_form(root):

@@ -96,7 +96,9 @@ def _build(arguments: argparse.Namespace) -> int:
     else:
         aside = f"; {result.set_aside} set aside, listed when the records are made" if result.set_aside else ""
         print(f"{out}/samples: this shard is cut{aside}")
-    return INCOMPLETE if result.set_aside or result.waiting else DONE
+    for name, reason in result.failed.items():
+        print(f"vital data build: {name} was not read: {reason}", file=sys.stderr)
+    return INCOMPLETE if result.set_aside or result.waiting or result.failed else DONE
 
 
 def _given(arguments: argparse.Namespace) -> tuple[list, dict]:

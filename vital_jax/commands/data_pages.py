@@ -96,8 +96,9 @@ def _stats(arguments: argparse.Namespace) -> int:
     from vital_jax.construct.stats import collect, pictures, tables, to_csv
     from vital_jax.evaluate.score import markdown
 
-    found = tables(collect(arguments.folder))
-    parts = [f"# {Path(arguments.folder).resolve().name}"]
+    stats = collect(arguments.folder)
+    found, warnings = tables(stats), stats.warnings()
+    parts = [f"# {Path(arguments.folder).resolve().name}", *(f"**{each}.**" for each in warnings)]
     parts += [f"## {each.title}\n\n{markdown(each.header, each.cells())}" for each in found]
     text = "\n\n".join(parts) + "\n"
     print(text, end="")
@@ -109,6 +110,8 @@ def _stats(arguments: argparse.Namespace) -> int:
         for name, svg in pictures(found).items():
             write_text(out / f"{name}.svg", svg)
         _say(f"wrote {out}")
+    for each in warnings:
+        _say(f"note: {each}")
     return DONE
 
 

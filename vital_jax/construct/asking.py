@@ -15,12 +15,14 @@ from vital_jax.construct.build import record_fields, record_id
 from vital_jax.construct.gate import Verdict, gate
 from vital_jax.construct.gate import version as gate_version
 from vital_jax.construct.hounsfield import RELATIVE
+from vital_jax.construct.licences import benchmark_of
 from vital_jax.construct.measure import Facts
 from vital_jax.construct.parts import Entry, Parts, sample_of
 from vital_jax.construct.progress import Stage
 from vital_jax.construct.questions import FORMS, Balance, Question, questions
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.settings import EVALUATION, Settings
+from vital_jax.construct.splits import Key, official
 from vital_jax.construct.targets import load_targets
 from vital_jax.construct.teacher import TEACHER, Lesson, teach
 from vital_jax.pipeline.records import Record
@@ -39,7 +41,7 @@ class Asked:
     row: dict
     entry: Entry
     unit: tuple[str, str]
-    split: str
+    key: Key
     lesson: Lesson | None
 
 
@@ -50,11 +52,16 @@ class Asker:
       settings: how.
       parts: the store. units: in the order of the plan.
       audited: record id -> code of what people rejected (`vital data audit --apply`).
+
+    Attributes:
+      sides, overlaps: of `splits.divide`; to be set before questions are asked.
     """
 
     def __init__(self, settings: Settings, parts: Parts, units: Sequence[Held], audited: Mapping[str, str]):
         self.settings, self.parts, self.units, self.audited = settings, parts, units, audited
         self.targets = load_targets()
+        self.sides: Mapping[Key, str] = {}
+        self.overlaps: Mapping[Key, set[str]] = {}
         self._made: set[bytes] = set()  # ids of records
 
     def rejects(self, source: str, unit: str, entry: Entry | None) -> Iterator[dict]:
@@ -67,15 +74,15 @@ class Asker:
             for row in self.parts.rejects(entry):
                 yield _reject(source, unit, row["file"], row["code"], row["reason"], "cut")
 
-    def strata(self, source: str, unit: str, row: dict) -> tuple[str, Counter]:
-        """A sample's group, and how many records it will make per number of steps and modality.
+    def strata(self, source: str, unit: str, row: dict) -> tuple[Key, Counter]:
+        """What a sample is divided with, and how many records it will make per number of steps and modality.
 
         Counted are its open questions, which do not depend on the split; the closed ones do, for they are balanced within it.
         """
         if row["kind"] == "record":
             metadata = row["fields"]["metadata"]
             steps = metadata.get("latent_steps", len(row["fields"]["chain"]))
-            return _group(source, unit, row), Counter(
+            return _key(source, unit, row), Counter(
                 {("K", str(steps)): 1, ("modality", metadata.get("modality", "")): 1}
             )
         sample, facts = sample_of(row)
@@ -83,10 +90,12 @@ class Asker:
             drawn = questions(sample, self.settings.questions, self.settings.seed, self.targets, "open", facts)
             modality = self.targets.family(sample.modality)
         except ValueError:  # set aside with a reason when it is asked
-            return sample.group, Counter()
-        return sample.group, Counter([("K", str(q.steps)) for q in drawn] + [("modality", modality)] * len(drawn))
+            return _key(source, unit, row), Counter()
+        return _key(source, unit, row), Counter(
+            [("K", str(q.steps)) for q in drawn] + [("modality", modality)] * len(drawn)
+        )
 
-    def questions(self, sides: dict[str, str], stage: Stage) -> Iterator[Asked | dict]:
+    def questions(self, stage: Stage) -> Iterator[Asked | dict]:
         """Every question and finished record in the order of the plan; a reject is a dict with "code", a record one with "kind"."""
         settings, balances, seen = self.settings, defaultdict(Balance), set()
         for source, unit, entry in self.units:
@@ -97,17 +106,18 @@ class Asker:
                     continue
                 number += 1
                 name = row["fields"]["id"] if row["kind"] == "record" else row["id"]
-                key = hashlib.sha256(name.encode()).digest()[:8]
-                if key in seen:
+                short = hashlib.sha256(name.encode()).digest()[:8]
+                if short in seen:
                     yield _reject(source, unit, name, "duplicate-id", "another sample had this id before", "ask")
                     continue
-                seen.add(key)
+                seen.add(short)
                 if row["kind"] == "record":
-                    group = _group(source, unit, row)
-                    yield row | {"entry": entry, "unit": (source, unit), "group": group, "split": sides[group]}
+                    key = _key(source, unit, row)
+                    yield row | {"entry": entry, "unit": (source, unit), "key": key}
                     continue
                 sample, facts = sample_of(row)
-                split = sides[sample.group]
+                key = _key(source, unit, row)
+                split = self.sides[key]
                 try:
                     for form in self._forms(split):
                         for question in questions(
@@ -116,7 +126,7 @@ class Asker:
                             # Closed questions measure a model, and what is right there was measured: no language model is asked.
                             measured = settings.teacher == "measured" or form == "closed"
                             lesson = teach(question, sample, facts, self.targets) if measured else None
-                            yield Asked(question, sample, facts, row, entry, (source, unit), split, lesson)
+                            yield Asked(question, sample, facts, row, entry, (source, unit), key, lesson)
                 except ValueError as error:
                     yield _reject(source, unit, name, "unknown-target", str(error), "ask")
             stage.add(1, number)
@@ -140,6 +150,7 @@ class Asker:
             return None
         # The measured teacher may name whatever is marked in the image; another may name what the question names.
         names = (sample.target, *one.facts.others) if one.lesson else tuple(filter(None, [question.other]))
+        names = tuple(dict.fromkeys(each for name in names for each in (name, self.targets.neutral(name))))
         verdict = gate(
             {"final_answer": lesson.answer, "reasoning_chain": list(lesson.chain)},
             question_type=question.type,
@@ -161,12 +172,12 @@ class Asker:
             question, sample, one.facts, lesson, self.targets, teacher, gate=f"gate-{gate_version()}"
         )
         masks = [one.row["mask"]] if question.visible else []
-        return self._line(one.unit, one.entry, one.split, [one.row["image"]], masks, fields)
+        return self._line(one.unit, one.entry, one.key, [one.row["image"]], masks, fields)
 
     def finished(self, row: dict) -> dict:
         """The line of a finished record, or a reject where its chain breaks a rule; its words are left as they are."""
         fields, metadata = row["fields"], row["fields"]["metadata"]
-        fields = fields | {"metadata": metadata | {"group": row["group"]}}
+        fields = fields | {"metadata": metadata | {"group": row["key"].group}}
         if fields["chain"]:
             verdict = gate(
                 {"final_answer": fields["answer"], "reasoning_chain": fields["chain"]},
@@ -182,28 +193,38 @@ class Asker:
             )
             if not verdict.accepted:
                 return _violated(row["unit"], fields["id"], verdict)
-        return self._line(row["unit"], row["entry"], row["split"], row["images"], row["masks"], fields)
+        return self._line(row["unit"], row["entry"], row["key"], row["images"], row["masks"], fields)
 
-    def _line(self, unit: tuple[str, str], entry: Entry, split: str, images: list, masks: list, fields: dict) -> dict:
-        """A record but for its bytes, checked as a record is."""
+    def _line(self, unit: tuple[str, str], entry: Entry, key: Key, images: list, masks: list, fields: dict) -> dict:
+        """A record but for its bytes, checked as a record is, with what is known of official splits in its metadata."""
+        known = {
+            "source_split": key.official,
+            "overlaps": sorted({benchmark_of(source) for source in self.overlaps.get(key, ())}),
+        }
+        known = {name: value for name, value in known.items() if value}
+        fields = fields | {"metadata": fields["metadata"] | known}
         if fields["id"] in self.audited:
             return _reject(*unit, fields["id"], self.audited[fields["id"]], "rejected by the audit", "audit")
         # A finished record may be what a sample's question made once: both folders are given, the set and its export.
-        key = hashlib.sha256(fields["id"].encode()).digest()[:8]
-        if key in self._made:
+        short = hashlib.sha256(fields["id"].encode()).digest()[:8]
+        if short in self._made:
             return _reject(*unit, fields["id"], "duplicate-id", "another record had this id before", "ask")
-        self._made.add(key)
+        self._made.add(short)
         try:
             Record(images=(b"-",) * len(images), masks=(b"-",) * len(masks), **fields)
         except ValueError as error:
             return _reject(*unit, fields["id"], "bad-record", str(error), "gate")
         part = entry.part.relative_to(self.parts.samples).as_posix()
-        return {"split": split, "part": part, "images": images, "masks": masks, "fields": fields}
+        return {"split": self.sides[key], "part": part, "images": images, "masks": masks, "fields": fields}
 
 
-def _group(source: str, unit: str, row: dict) -> str:
-    """What a finished record must stay together with: its own group, or its unit."""
-    return row["fields"]["metadata"].get("group") or f"{source}/{unit}"
+def _key(source: str, unit: str, row: dict) -> Key:
+    """What a line is divided with. A finished record stays with its own group, or with its unit."""
+    if row["kind"] != "record":
+        return Key(row["source"], row["group"], row["split"])
+    metadata = row["fields"]["metadata"]
+    group = metadata.get("group") or f"{source}/{unit}"
+    return Key(metadata.get("source", source), group, official(row["split"]))
 
 
 def _reject(source: str, unit: str, file: str, code: str, reason: str, stage: str) -> dict:

@@ -7,9 +7,10 @@
 targets table, and a mask belongs to the image whose whole name it starts with. Images and masks are RGBA; a mask's colour counts and its
 alpha does not (`pipeline.masks.decode_mask`). A modality keeps its sequence (MRI-T2), as everywhere; `Targets.family` gives MRI.
 
-`X.json`, where it is there and not a Git LFS pointer, may name masks and images in another way and states the source's own split. That
-split is kept in a unit's facts and not followed: it does not always keep patients apart. What does is the group, derived from [IMAGE] by
-the rules in `data/biomedparse.json`. Where a data set does not publish patients, the rules can only keep runs of numbers together.
+`X.json`, where it is there and not a Git LFS pointer, may name masks and images in another way and states the source's own split; without
+it the folder's name does (train, test). That split is kept. It does not always keep patients apart, and the report of a build says where it
+does not: the group is derived from [IMAGE] by the rules in `data/biomedparse.json`. Where a data set does not publish patients, the rules
+can only keep runs of numbers together.
 """
 
 import json

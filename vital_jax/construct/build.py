@@ -15,6 +15,7 @@ import numpy as np
 from vital_jax.construct.measure import Facts, look
 from vital_jax.construct.questions import FORMS, Balance, Question, questions
 from vital_jax.construct.sample import Sample, png
+from vital_jax.construct.splits import official
 from vital_jax.construct.targets import Targets, load_targets
 from vital_jax.construct.teacher import TEACHER, Lesson, teach
 from vital_jax.pipeline.masks import decode_mask
@@ -80,7 +81,7 @@ def record_fields(
         "question_type": question.type,
         "form": question.form,
         "ask": question.ask,
-        "neighbour": question.other or "",
+        "neighbour": targets.neutral(question.other or ""),
         "latent_steps": len(lesson.chain),
         "slots": list(lesson.slots),
         "orientation": sample.orientation,
@@ -90,6 +91,7 @@ def record_fields(
         "teacher": teacher,
         "licence": sample.licence,
         "group": sample.group,
+        "source_split": sample.split,
         **extra,
     }
     return {
@@ -126,6 +128,7 @@ def split_of(group: str, val: float = 0.075, test: float = 0.075) -> str:
 def assign_splits(records: Iterable[Record], val: float = 0.075, test: float = 0.075) -> Iterator[tuple[str, Record]]:
     """Pairs records with their split for `pipeline.records.write_splits`; no group and no image is on two sides.
 
+    What its source holds out (`source_split`) stays held out, and where the source has a split of its own, the rest of it is for training.
     The same image sometimes comes under two groups (a data set within another). Its first group decides; records that
     would put it on another side are left out and counted in a warning.
 
@@ -140,7 +143,7 @@ def assign_splits(records: Iterable[Record], val: float = 0.075, test: float = 0
             raise ValueError(
                 f"record {record.id!r}: metadata has no group, so it cannot be kept on one side of a split"
             )
-        split = split_of(record.metadata["group"], val, test)
+        split = official(record.metadata.get("source_split", "")) or split_of(record.metadata["group"], val, test)
         images = [hashlib.sha256(data).digest() for data in record.images]
         if any(side.get(image, split) != split for image in images):
             dropped += 1

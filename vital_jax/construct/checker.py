@@ -6,14 +6,16 @@ the teacher: it knows only what the words are to mean, and measures with NumPy c
 What is claimed about a region, all in image space, grey in 0..1 (ITU luma / 255), fractions of the image's height and width:
 
 - place: the third of the height and of the width in which the center of gravity lies; where both outer thirds of an axis hold 20 % of the
-  area and more (a pixel belongs to the third its center lies in), the region spans that axis instead.
+  area and more (a pixel belongs to the third its center lies in), or 5 % where the box is 75 % of the axis and more, it spans that axis.
 - half, quarter: the center of gravity against the midlines.
 - share, reach, from_top, apart: percent of the image's area, box edges, center from the top, distance of two centers.
 - size: very small < 1 % <= small < 5 % <= moderate < 20 % <= large < 50 % <= dominant.
 - shape: divided (8-connected parts of at least 1/50 of the largest), irregular (4 pi A / p^2 < .35), else by the ratio of the axes of the
   ellipse of second moments: round < 1.25 <= oval < 2 <= elongated; axis: its long axis in sectors of 45 degrees, from 1.25 on.
-- tone: mean inside minus mean of the ring (pixels outside at most max(2, round(.3 sqrt A)) steps away, diagonals counting as one):
-  equal < .04 <= slightly < .15 <= clearly. texture: standard deviation inside, even < .05 <= slightly uneven < .12 <= uneven.
+- tone: mean inside minus mean of the ring (pixels outside at most max(2, round(shorter side / 128), round(1.06 A / p)) steps away,
+  diagonals counting as one; without ground of at most 10 of 255 that reaches the image's edge, unless that leaves less than a tenth of
+  the ring): equal < .04 <= slightly < .15 <= clearly. grey: mean inside, percent of white. texture: standard deviation inside,
+  even < .05 <= slightly uneven < .12 <= uneven.
 - direction: by centers of gravity, the axis with the larger difference, which is at least .1 and 1.5 times the other. within: 90 % of the
   area. larger, smaller: area ratio 1.25 and more, .8 and less. brighter, darker than a neighbour: by .06; as bright: within .03.
 
@@ -28,6 +30,7 @@ from functools import cached_property
 from itertools import groupby
 
 import numpy as np
+from scipy.ndimage import binary_propagation
 
 from vital_jax.construct.claims import AXES, RELATIONS, Claim, claims, unread
 from vital_jax.construct.sample import Sample
@@ -79,7 +82,8 @@ class Look:
     def place(self) -> tuple[str, str]:
         """Words for height and width; "span" where both outer thirds hold 20 % of the area and more."""
         at = (self.pixels + 0.5) / self.mask.shape
-        spans = np.minimum((at < 1 / 3).mean(0), (at > 2 / 3).mean(0)) >= 0.2
+        wide = np.diff(self.box, axis=1)[:, 0] >= 0.75 - EXACT
+        spans = np.minimum((at < 1 / 3).mean(0), (at > 2 / 3).mean(0)) >= np.where(wide, 0.05, 0.2)
         words = (("upper", "central", "lower"), ("left", "central", "right"))
         rows, columns = (
             "span" if s else w[int(c >= 1 / 3) + int(c > 2 / 3)]
@@ -101,12 +105,17 @@ class Look:
         return float(ratio), float(np.degrees(np.arctan2(-2 * rc, cc - rr)) / 2 % 180)
 
     @cached_property
-    def roundness(self) -> float:
-        """4 pi A / p^2, the perimeter by Crofton's formula over four directions."""
+    def perimeter(self) -> float:
+        """By Crofton's formula over four directions."""
         m = np.pad(self.mask, 1)
         straight = (m[1:] != m[:-1]).sum() + (m[:, 1:] != m[:, :-1]).sum()
         slanted = (m[1:, 1:] != m[:-1, :-1]).sum() + (m[1:, :-1] != m[:-1, 1:]).sum()
-        return float(4 * np.pi * self.area / (np.pi / 8 * (straight + slanted / np.sqrt(2))) ** 2)
+        return float(np.pi / 8 * (straight + slanted / np.sqrt(2)))
+
+    @cached_property
+    def roundness(self) -> float:
+        """4 pi A / p^2."""
+        return float(4 * np.pi * self.area / self.perimeter**2)
 
     @cached_property
     def parts(self) -> int:
@@ -137,12 +146,17 @@ class Look:
     @cached_property
     def contrast(self) -> float | None:
         """Mean inside minus mean of the ring; None where the region leaves none."""
-        reach = max(2, round(0.3 * np.sqrt(self.area)))
+        reach = max(2, round(min(self.mask.shape) / 128), round(1.06 * self.area / self.perimeter))
         grown = self.mask
         for _ in range(2):
             total = np.cumsum(np.pad(grown.astype(np.int32), ((0, 0), (reach + 1, reach))), axis=1)
             grown = (total[:, 2 * reach + 1 :] > total[:, : -2 * reach - 1]).T
         ring = grown & ~self.mask
+        dark = np.pad(self.grey <= 10 / 255 + EXACT, 1, constant_values=True)
+        outer = np.zeros_like(dark)
+        outer[[0, -1]] = outer[:, [0, -1]] = True
+        seen = ring & ~binary_propagation(outer, mask=dark)[1:-1, 1:-1]
+        ring = seen if seen.sum() >= 0.1 * ring.sum() else ring
         return self.brightness - float(self.grey[ring].mean()) if ring.any() else None
 
 
@@ -261,6 +275,7 @@ _RULES = {
     "from_top": lambda value, a: _number(value, a.center[0]),
     "reach": _reach,
     "share": lambda value, a: _number(value, a.area / a.mask.size),
+    "grey": lambda value, a: _number(value, a.brightness),
     "size": lambda value, a: _between(a.area / a.mask.size, SIZES[value]),
     "parts": lambda value, a: a.parts >= 10 if value == "many" else a.parts == int(value) > 1,
     "shape": _shape,
@@ -328,13 +343,16 @@ def check_records(
     Returns:
       A line per contradiction, and (record, sentence, slot, whether it was read) for every sentence of a chain or open answer.
     """
-    scene = Scene(
-        np.asarray(sample.picture.convert("L")), {sample.target: sample.region, **sample.others}, sample.present
-    )
+    targets = targets or load_targets()
+    regions = {sample.target: sample.region, **sample.others}
+    # Where a name would give a diagnosis away, the text says a wider one.
+    wider = {targets.neutral(name): region for name, region in regions.items()}
+    present = {targets.neutral(name) for name in sample.present}
+    scene = Scene(np.asarray(sample.picture.convert("L")), wider | regions, {*sample.present, *present})
     found, seen = [], []
     for record in records:
         ask, asked = record.metadata.get("ask", ""), record.metadata["target_name"]
-        known = dict.fromkeys([asked, *scene.present, *(targets or load_targets()).rows])
+        known = dict.fromkeys([asked, *scene.present, *targets.rows])
         slots = record.metadata.get("slots", ["chain"] * len(record.chain))
         sentences = [(text, "", slot) for text, slot in zip(record.chain, slots, strict=True)]
         if record.options:

@@ -21,8 +21,8 @@ class Claim:
     """One statement read from a sentence.
 
     Attributes:
-      kind: place, side, third, half, quarter, share, size, reach, from_top, apart, shape, parts, axis, tone, boundary, texture, direction,
-        within, larger, brighter, presence or name.
+      kind: place, side, third, half, quarter, share, grey, size, reach, from_top, apart, shape, parts, axis, tone, boundary, texture,
+        direction, within, larger, brighter, presence or name.
       value: what is said; its form depends on the kind.
       about: whose it is; "" is the region in question ("it", "the area").
       other: the neighbour compared with; "" where there is none.
@@ -41,7 +41,7 @@ _OTHER = r"(?:(?:the |an? )?<(\d+)>|(it|them)\b|(?:the |an? )((?!surroundings)[a
 _PCT = r"(?:(?:about )?(\d+)|(less than 1)) percent"
 # A sentence that names something else than targets and these says, first of all, that it is there.
 _NOUNS = (
-    "centers?|boundary|texture|brightness|area|image|distance|places?|size|shape|form|width|height|whole|four quarters|"
+    "centers?|boundary|texture|brightness|mean|area|image|distance|places?|size|shape|form|width|height|whole|four quarters|"
     "surroundings"
 )
 _AFTER = r"(?=[,.;:#<]| (?:is|are|in|on|at|of|and|or|to|with|from|[a-z]+s)\b|$)"
@@ -62,6 +62,7 @@ _PATTERNS = [
         ("from_top", rf"{_PCT} of the image height from the top"),
         ("reach", r"from (?:about )?(\d+) to (?:about )?(\d+) percent of the image (width|height)"),
         ("share", rf"{_PCT} of the image(?! width| height)"),
+        ("grey", rf"{_PCT} of white"),
         ("size", rf"\ba ({'|'.join(SIZES)}) part of (?:it|the image)\b"),
         ("place", r"\bacross the (?P<row>upper|central|lower) part(?: of the image)? from left to right"),
         ("place", r"\balong the (?P<column>left|central|right) part(?: of the image)? from top to bottom"),
@@ -170,7 +171,7 @@ def _claim(kind: str, match: re.Match, known: Sequence[str], ask: str) -> Claim:
         return Claim("presence", True, match[1])
     if kind == "apart":
         return Claim(kind, (match[1] or match[2], match[3] or match[4]))
-    if kind in ("from_top", "share"):
+    if kind in ("from_top", "share", "grey"):
         return Claim(kind, match[1] or match[2])
     if kind in ("reach", "quarter"):
         return Claim(kind, match.groups())

@@ -2,7 +2,7 @@
 
 It is the only stage that opens the sources, and the only slow one, so it is the one that is spread over processes and machines. What later
 stages need of the pixels is measured here: the measurements that questions and answers are made of, the mask as records hold it, and each
-picture's hash. Units are handed out in chunks, a chunk is a part, so a kill costs at most the chunks in work.
+picture's thumbnail. Units are handed out in chunks, a chunk is a part, so a kill costs at most the chunks in work.
 
 A unit is read again where its files changed (size and time, and then their content), where its line or its reader's settings changed, and
 where it was rejected for something outside its files. Everything else of it stays as it is; at which place in its manifest a line stands
@@ -23,18 +23,19 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from vital_jax.construct.build import encode_mask
 from vital_jax.construct.measure import look
+from vital_jax.construct.near import describe
 from vital_jax.construct.parts import VERSION as PARTS_VERSION
 from vital_jax.construct.parts import Entry, Writer, digest, new_part, record_row, sample_row, source_folder
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import Rejected, Source, Unit
-from vital_jax.construct.splits import describe
+from vital_jax.construct.splits import official
 from vital_jax.construct.targets import DATA
 from vital_jax.pipeline.images import decode
 from vital_jax.pipeline.records import Record
@@ -205,11 +206,13 @@ def _relative(job: Job, file: str) -> str:
 
 
 def _put(found: Sample | Record, unit: Unit, writer: Writer, shown: set[str]) -> None:
+    split = official(str(unit.facts.get("split", "")))
     if isinstance(found, Record):
         for data in found.images:
             _show(data, found.id, writer, shown)
-        writer.item(record_row(found, writer))
+        writer.item(record_row(found, writer, split))
         return
+    found = replace(found, split=found.split or split)
     name = unit.files[0] if unit.files else found.id
     _show(found.image, name, writer, shown)
     try:
@@ -230,11 +233,11 @@ def _show(data: bytes, name: str, writer: Writer, shown: set[str]) -> None:
     if key in shown:
         return
     try:
-        hashed, thumb = describe(decode(data, "the image")[0])
+        thumb = describe(decode(data, "the image")[0])
     except ValueError as error:
         raise Rejected("unreadable-image", name, str(error)) from error
     shown.add(key)
-    writer.item({"kind": "picture", "image": key, "hash": hashed, "thumb": b64encode(thumb).decode()})
+    writer.item({"kind": "picture", "image": key, "thumb": b64encode(thumb).decode()})
 
 
 @lru_cache(maxsize=256)

@@ -7,8 +7,8 @@
     {"format_version": 1, "id": "7/location", "images": ["images/0f3a.png"], "question": "Where ...?", "answer": "...",
      "chain": ["...", "..."], "options": [], "gold": "", "boxes": [[0.1, 0.2, 0.4, 0.5]], "masks": ["masks/77c1.png"], "metadata": {...}}
 
-What is written comes back equal in every field. Lines made by hand need only images, question and answer; an id or a group that they
-lack is made from the line's place and the image, and a mistake costs its own line only.
+What is written comes back equal in every field, and on the side that its file's name says. Lines made by hand need only images, question
+and answer; an id or a group that they lack is made from the line's place and the image, and a mistake costs its own line only.
 """
 
 import json
@@ -136,7 +136,8 @@ class Exchange:
         except Rejected as reason:
             return refused(where, reason)
         files = tuple(as_on_disk(self.root, name) for part in ("images", "masks") for name in row.get(part, ()))
-        return Unit(where, files, {"file": file, "number": number, "sha256": sha256(line).hexdigest()})
+        facts = {"file": file, "number": number, "sha256": sha256(line).hexdigest()}
+        return Unit(where, files, facts | {"split": Path(file).stem.removeprefix("records-")})
 
     def read(self, unit: Unit) -> Iterator[Record | Rejected]:
         """The one record of a line.

@@ -12,7 +12,7 @@ finished, nor of how often a run was killed. Only `cut` is slow. The stages afte
 `write` is left out where it would write what OUT/records holds.
 
 A sample that cannot be used is set aside with a code, and the rest goes on. Memory does not grow with images: per unit about 2 KB (what the
-source lists and where the store has it), per picture 24 bytes, per sample 150 bytes and per record 250 (ids, so that none comes twice).
+source lists and where the store has it), per picture 330 bytes, per sample 150 bytes and per record 250 (ids, so that none comes twice).
 
 Research only, not a medical device.
 """
@@ -39,7 +39,7 @@ from vital_jax.construct.progress import Progress, Stage
 from vital_jax.construct.report import EXPECTED, Report
 from vital_jax.construct.settings import Settings, agree, keep_plan, open_jobs
 from vital_jax.construct.source import Source, Unit
-from vital_jax.construct.splits import Pictures, assign, first_names
+from vital_jax.construct.splits import Pictures, divide
 from vital_jax.pipeline.records import Record, RecordSource, write_splits
 
 FULL = cut.FULL
@@ -57,13 +57,17 @@ class Result:
 
     Attributes:
       records: the record folder; None where there is none yet, because this was a shard or lessons are awaited.
+      failed: source -> why nothing of it could be listed; the others were read.
       counts: records per split. set_aside: what could not be used, without `EXPECTED` codes; waiting: lessons that are awaited.
+      benchmarks: a line for each official test set among the sources: whether it is held out.
     """
 
     records: Path | None
     counts: Mapping[str, int] = field(default_factory=dict)
     set_aside: int = 0
     waiting: int = 0
+    failed: Mapping[str, str] = field(default_factory=dict)
+    benchmarks: Sequence[str] = ()
 
 
 def build(
@@ -88,7 +92,7 @@ def build(
 
     Raises:
       FileNotFoundError, ValueError: a mistake in the sources or settings, other settings than those of OUT/plan.json, OUT within a source
-        or a source within OUT, no record at all.
+        or a source within OUT, no source that can be listed, no record at all.
       FileExistsError: OUT/records was made by something else.
       BlockingIOError: another run is at work in OUT.
       OSError: the disk is full, for one; what is done is kept.
@@ -115,7 +119,7 @@ def build(
             keep_plan(out, plan)
             run.cut(jobs)
             if of > 1:
-                return Result(None, set_aside=run.report.set_aside)
+                return Result(None, set_aside=run.report.set_aside, failed=run.report.failed)
             return run.records()
 
 
@@ -153,21 +157,32 @@ class _Run:
     # --- cut ---------------------------------------------------------------------------------------------
 
     def find(self, jobs: Sequence[Job], shard: tuple[int, int], moved: Mapping[str, str]) -> None:
-        """Lists every source's units, and what the store has of them.
+        """Lists every source's units, and what the store has of them. One that cannot be listed is reported, and the others go on.
 
-        Raises: ValueError for a source of `moved` (name -> where it lay) of which nothing is what was read there.
+        Raises: ValueError for a source of `moved` (name -> where it lay) of which nothing is what was read there, or where no source can be
+        listed.
         """
         refused: set[tuple[Path, str]] = set()
         for job in jobs:
-            listed = self._listed(job, refused)[shard[0] :: shard[1]]
+            try:
+                listed = self._listed(job, refused)[shard[0] :: shard[1]]
+            except Exception as error:  # a reader that stumbles over one folder costs nothing but that folder
+                if len(jobs) == 1 and isinstance(error, ValueError | OSError):
+                    raise
+                told = str(error) if isinstance(error, ValueError | OSError | ImportError) else repr(error)
+                self.report.failed[job.source.name] = " ".join(told.split())
+                self.progress.say(f"{job.source.name}: cannot be read, the others go on ({told})")
+                continue
             held = self._held(job, {unit.id for unit in listed})
             if job.source.name in moved:
                 self._recognise(job, listed, held, moved[job.source.name])
             self._found.append(
                 (job, listed, {unit.id: cut.current(held.get(unit.id, ()), job, unit) for unit in listed})
             )
+        if not self._found:
+            raise ValueError("; ".join(self.report.failed.values()))
         for part in self.parts.broken:
-            self.progress.say(f"{part}: not whole, left aside; what it held is read again")
+            self.progress.say(f"{part}: not whole, or of another version; left aside, and what it held is read again")
         self.parts.broken.clear()
 
     def cut(self, processes: int) -> None:
@@ -226,46 +241,43 @@ class _Run:
 
     # --- split -------------------------------------------------------------------------------------------
 
-    def split(self) -> dict[str, str]:
-        """Group -> side."""
+    def split(self) -> None:
+        """Gives every part of a group its side."""
         settings, weights = self.settings, defaultdict(Counter)
         with closing(Pictures(self.out)) as pictures, self.progress.stage("split", len(self.units), "units") as stage:
             for source, unit, entry in self.units:
                 described, added, number = {}, set(), 0
                 for row in self.parts.items(entry) if entry else ():
                     if row["kind"] == "picture":
-                        described[row["image"]] = row["hash"], b64decode(row["thumb"])
+                        described[row["image"]] = b64decode(row["thumb"])
                         continue
-                    group, strata = self.asker.strata(source, unit, row)
-                    weights[group].update(strata)
+                    key, strata = self.asker.strata(source, unit, row)
+                    weights[key].update(strata)
                     number += 1
                     for image in row["images"] if row["kind"] == "record" else [row["image"]]:
-                        if (group, image) not in added:
-                            added.add((group, image))
-                            pictures.add(group, image, *described[image])
+                        if (key.group, image) not in added:
+                            added.add((key.group, image))
+                            pictures.add(key.group, image, described[image])
                 stage.add(1, number)
             self.report.united = pictures.unite()
             components = pictures.components()
-        together = defaultdict(Counter)
-        for group, counts in weights.items():
-            together[components[group]].update(counts)
-        sides = assign(together, first_names(weights, components), settings.val, settings.test)
-        self.report.groups = Counter(sides.values())
-        return {group: sides[components[group]] for group in weights}
+        self.asker.sides, self.asker.overlaps = divide(weights, components, settings.val, settings.test)
+        sides = {(components[key.group], side) for key, side in self.asker.sides.items()}
+        self.report.groups = Counter(side for _, side in sides)
 
     # --- ask, teach and gate -----------------------------------------------------------------------------
 
     def records(self) -> Result:
         """The stages after cut."""
-        sides = self.split()
+        self.split()
         known = self.report.empty(self.settings, written=False)  # before a teacher is paid
         for line in known:
             self.progress.say(line)
         if self.settings.teacher != "measured":
-            self._give_tasks(sides)
+            self._give_tasks()
         lines = self.out / ".lines.tmp"
         try:
-            waiting, content = self._ask(sides, lines)
+            waiting, content = self._ask(lines)
             if not waiting:
                 self._write(lines, content)
         finally:
@@ -273,11 +285,14 @@ class _Run:
         for line in self.report.empty(self.settings, not waiting):
             if line not in known:
                 self.progress.say(line)
+        told = self.report.benchmarks()
+        for line in told:
+            self.progress.say(line)
         self.report.write(self.out, self.settings, self.progress.stages, waiting)
         records = None if waiting else self.out / "records"
-        return Result(records, self.report.splits, self.report.set_aside, waiting)
+        return Result(records, self.report.splits, self.report.set_aside, waiting, self.report.failed, told)
 
-    def _give_tasks(self, sides: dict[str, str]) -> None:
+    def _give_tasks(self) -> None:
         """Puts every open question into the store of tasks, and replays recorded answers."""
         from vital_jax.construct.distill.replay import replay
         from vital_jax.construct.distill.store import Store
@@ -285,7 +300,7 @@ class _Run:
 
         with Store(self.out / "distill.sqlite") as store:
             with self.progress.stage("tasks", len(self.units), "units") as stage:
-                asked = filter(_needs_lesson, self.asker.questions(sides, stage))
+                asked = filter(_needs_lesson, self.asker.questions(stage))
                 store.add(
                     task_of(sample_of(one.row, (self.parts, one.entry.part))[0], one.question, self.asker.targets)
                     for one in asked
@@ -305,7 +320,7 @@ class _Run:
             models = {row["id"]: row["model"] for row in store.attempts() if row["status"] == "accepted"}
             yield lambda ids: (store.accepted(ids), models, store.dropped(ids)) if ids else ({}, {}, {})
 
-    def _ask(self, sides: dict[str, str], path: Path) -> tuple[int, str]:
+    def _ask(self, path: Path) -> tuple[int, str]:
         """Writes a line per record into `path`, and OUT/rejects.jsonl. Returns how many lessons are awaited, and a hash of the records."""
         waiting, content, self.report.rejects = 0, hashlib.sha256(), Counter()
         with (
@@ -314,7 +329,7 @@ class _Run:
             self._lessons() as lessons,
             self.progress.stage("ask", len(self.units), "units") as stage,
         ):
-            found = self.asker.questions(sides, stage)
+            found = self.asker.questions(stage)
             while batch := list(islice(found, _BATCH)):
                 ids = [record_id(one.sample, one.question) for one in batch if _needs_lesson(one)]
                 known = lessons(ids)

@@ -9,8 +9,8 @@ A target may be called by any name that the table of targets knows for it; sampl
 more than two values says which are meant ("value": 2, [1, 2], ">=128" or "#ff0000"), and one that draws a ring may say whether what it
 encloses is ("outline": true); see `pipeline.masks` and `construct.shapes`.
 `group` is what must not be torn apart when data are split (a patient, a case); without it every image is its own group.
-`source` and `licence` are optional. Lines without `masks` (volumes) and lines whose image is a DICOM file or a folder are for other
-readers.
+`split` (train, val or test) is the side of the data set's own split, which is kept. `source` and `licence` are optional. Lines without
+`masks` (volumes) and lines whose image is a DICOM file or a folder are for other readers.
 
 The folder can be read in two ways. As a `Source`, unit by unit, what cannot be used is set aside with its reason and the rest goes on.
 Iterated, it gives all samples of a folder that is in order: the first bad line is an error, and only masks without a foreground, too
@@ -27,6 +27,7 @@ from typing import ClassVar
 from vital_jax.construct import marked
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.source import NOTES, Rejected, Unit
+from vital_jax.construct.splits import official
 from vital_jax.construct.targets import Targets, load_targets
 
 _LOG = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class MaskFolder:
             "source": row.get("source", self.name),
             "licence": row.get("licence", self.licence),
             "absent": tuple(unit.facts.get("absent", ())),
+            "split": official(row.get("split", "")),
         }
         yield from marked.cut(fields, image, row["image"], masks, self.min_area, self.targets)
 

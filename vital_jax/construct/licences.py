@@ -82,3 +82,9 @@ def dataset_of(source: str, table: Sequence[Dataset] | None = None) -> Dataset |
         if any(fnmatchcase(name, pattern) for pattern in row.match for name in names):
             return row
     return None
+
+
+def benchmark_of(source: str) -> str:
+    """What a source is called as a benchmark: its data set's name, or its own."""
+    dataset = dataset_of(source)
+    return dataset.name if dataset else source

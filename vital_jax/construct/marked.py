@@ -23,7 +23,7 @@ from vital_jax.pipeline.masks import UnclearMask, check_value, decode_mask
 from vital_jax.pipeline.tables import as_on_disk, read_json
 
 MANIFEST = "manifest.jsonl"
-_KEYS = ("id", "modality", "site", "image", "masks", "group", "source", "licence", "select")
+_KEYS = ("id", "modality", "site", "image", "masks", "group", "source", "licence", "select", "split")
 _MASK_KEYS = ("target", "file", "value", "outline")
 _NOTES = (
     "area",
@@ -189,7 +189,12 @@ def cut(
     if size:
         shape = Image.open(BytesIO(image)).resize(size[::-1], Image.Resampling.BICUBIC)
         image = png(np.asarray(shape))
-    data = {target: png(region.astype(np.uint8) * 255, size) for target, region in regions.items()}
+    # What is too small to be asked about is too small to be compared with.
+    data = {
+        target: png(region.astype(np.uint8) * 255, size)
+        for target, region in regions.items()
+        if region.sum() >= max(1, min_area)
+    }
     present = tuple(dict.fromkeys(target_name(targets, mask.target, fields["site"]) for mask in masks))
     if info["orientation"] != 1 and masks:
         reason = (
@@ -315,7 +320,8 @@ def manifest_units(root: Path, kind: str, facts: Callable[[dict], dict] = lambda
             if str(row["id"]) in seen:
                 raise Rejected("duplicate-id", where, f"id {row['id']!r} comes twice")
             files = (row["image"], *(mask["file"] for mask in row["masks"]))
-            units.append(Unit(str(row["id"]), files, {"where": where, "row": row, **facts(row)}))
+            split = {"split": row["split"]} if "split" in row else {}
+            units.append(Unit(str(row["id"]), files, {"where": where, "row": row, **split, **facts(row)}))
             seen.add(str(row["id"]))
         except Rejected as reason:
             units.append(refused(where, reason))
@@ -346,7 +352,7 @@ def _check_line(row: dict, where: str) -> None:
         type(row["id"]) in (str, int) and str(row["id"]).isprintable() and row["id"] != "",
         f"id {row['id']!r} is no name",
     )
-    for key in ("modality", "site", "image", "source", "licence"):
+    for key in ("modality", "site", "image", "source", "licence", "split"):
         check(isinstance(row.get(key, ""), str), f"{key} must be text, not {row.get(key)!r}")
     check(type(row.get("group", "")) in (str, int), f"group must be text or a number, not {row.get('group')!r}")
     masks = row["masks"]

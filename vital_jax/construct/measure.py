@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+from scipy import ndimage
 
 from vital_jax.construct.sample import Sample
 from vital_jax.pipeline.images import decode
 from vital_jax.pipeline.masks import decode_mask
 
 WITHIN = 0.9  # share of a target's area that lies in another, from which on it is within the other
+SHARED = 0.1  # share of the smaller of two filled targets that both have in common, from which on neither is beside the other
+DARK = 10  # greatest grey, of 255, of the dead ground around a field of view
+INSIDE = 0.1  # least share of the band around a target that lies in the field of view, or else all of the band counts
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Measurement:
       elongation: longest over shortest axis of the ellipse with the same second moments; angle: of its long axis
         against the horizontal, 0..180 degrees.
       compactness: 4 pi area / perimeter², 1 for a disc.
-      grey: mean inside, 0..1. contrast: mean grey inside minus mean grey around, -1..1.
+      grey: mean inside, 0..1. contrast: mean grey inside minus mean grey around, -1..1. Around is a band as wide as about half the
+        target's own thickness, so that it is what a reader sees beside it, and without the dead ground outside the field of view.
       texture: standard deviation of grey inside.
       sharpness: how much of the contrast is reached across the boundary itself, 0..1.
     """
@@ -56,12 +61,14 @@ class Facts:
     Attributes:
       own: of the target. others: of every other marked target in the image, by name.
       within: the others in which the target lies; holds: the others that lie in the target.
+      shared: the others with which it has more than a rim in common, or which lie in a hole of it or it in theirs.
     """
 
     own: Measurement
     others: dict[str, Measurement] = field(default_factory=dict)
     within: frozenset[str] = frozenset()
     holds: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
 
 
 def look(sample: Sample) -> Facts:
@@ -83,28 +90,44 @@ def look(sample: Sample) -> Facts:
         {name: m for name, (_, m) in found.items()},
         frozenset(name for name, area in common.items() if area >= WITHIN * region.sum()),
         frozenset(name for name, area in common.items() if area >= WITHIN * found[name][0].sum()),
+        frozenset(name for name, (other, _) in found.items() if _share(region, other)),
     )
 
 
+def _share(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two regions [H, W], their holes filled, have a good part of the smaller in common."""
+    one, other = ndimage.binary_fill_holes(one), ndimage.binary_fill_holes(other)
+    return bool((one & other).sum() >= SHARED * min(one.sum(), other.sum()))
+
+
 @lru_cache(maxsize=1)
-def _grey(image: bytes) -> tuple[np.ndarray, dict]:
+def _grey(image: bytes) -> tuple[np.ndarray, np.ndarray, dict]:
     picture, info = decode(image, "the image")
-    return np.asarray(picture.convert("L")), info
+    grey = np.asarray(picture.convert("L"))
+    return grey, field_of_view(grey), info
+
+
+def field_of_view(grey: np.ndarray) -> np.ndarray:
+    """[H, W] bool: everything but the dark ground that reaches the edge of the picture (of a fundus camera, an endoscope, an X-ray)."""
+    labels, _ = ndimage.label(grey <= DARK)
+    edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    return ~np.isin(labels, edge[edge > 0])
 
 
 @lru_cache(maxsize=128)
 def _measured(image: bytes, mask: bytes) -> tuple[np.ndarray, Measurement | None]:
-    grey, info = _grey(image)
+    grey, field, info = _grey(image)
     region = decode_mask(mask, "the mask", info)
-    return region, measure(grey, region) if region.any() else None
+    return region, measure(grey, region, field) if region.any() else None
 
 
-def measure(grey: np.ndarray, region: np.ndarray) -> Measurement:
+def measure(grey: np.ndarray, region: np.ndarray, field: np.ndarray | None = None) -> Measurement:
     """Measures a region.
 
     Args:
       grey: [H, W] uint8.
       region: [H, W] bool.
+      field: [H, W] bool, `field_of_view(grey)` where it is known.
 
     Raises:
       ValueError: the region is empty or of another shape.
@@ -114,15 +137,21 @@ def measure(grey: np.ndarray, region: np.ndarray) -> Measurement:
     height, width = region.shape
     y, x = np.nonzero(region)
     elongation, angle = _axes(y, x)
+    field = field_of_view(grey) if field is None else field
     band = max(2, round(min(height, width) / 128))
-    reach = max(band, round(0.3 * np.sqrt(len(y))))
+    perimeter = _perimeter(region)
+    # Twice area over perimeter is a disc's radius and a line's width; of a disc this reaches half its radius.
+    reach = max(band, round(0.53 * 2 * len(y) / perimeter))
     near = tuple(slice(max(0, v.min() - reach), v.max() + reach + 1) for v in (y, x))
-    grey, region = grey[near] / 255, region[near]
+    grey, region, field = grey[near] / 255, region[near], field[near]
     around = _grow(region, reach) & ~region
+    if (around & field).sum() >= INSIDE * around.sum():
+        around &= field
     contrast = step = 0.0
     if around.any():
         contrast = _mean(grey, region) - _mean(grey, around)
-        step = _mean(grey, region & _grow(~region, band)) - _mean(grey, around & _grow(region, band))
+        beside = around & _grow(region, band)
+        step = _mean(grey, region & _grow(~region, band)) - _mean(grey, beside if beside.any() else around)
     return Measurement(
         share=len(y) / (height * width),
         row=(y.mean() + 0.5) / height,
@@ -133,7 +162,7 @@ def measure(grey: np.ndarray, region: np.ndarray) -> Measurement:
         parts=_parts(region),
         elongation=elongation,
         angle=angle,
-        compactness=min(1.0, 4 * np.pi * len(y) / _perimeter(region) ** 2),
+        compactness=min(1.0, 4 * np.pi * len(y) / perimeter**2),
         grey=_mean(grey, region),
         contrast=contrast,
         texture=float(grey[region].std()),

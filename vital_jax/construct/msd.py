@@ -29,12 +29,25 @@ from vital_jax.construct.volumes import Case, Channel, Cutter, Labels, load_tabl
 from vital_jax.pipeline.tables import as_on_disk, read_json
 
 _LOG = logging.getLogger(__name__)
-_KEYS = ("id", "modality", "site", "image", "label", "labels", "label_set", "kind", "channel", "group", "licence")
+_KEYS = (
+    "id",
+    "modality",
+    "site",
+    "image",
+    "label",
+    "labels",
+    "label_set",
+    "kind",
+    "channel",
+    "group",
+    "licence",
+    "split",
+)
 
 
 @dataclass(frozen=True)
-class _VolumeFolder(Cutter):
-    """What both readers share.
+class VolumeFolder(Cutter):
+    """What all readers of labelled volumes share.
 
     Args:
       root: the folder. orientation: what the axes of its arrays run towards ("LPS"), in place of what the files say.
@@ -78,7 +91,7 @@ class _VolumeFolder(Cutter):
 
 
 @dataclass(frozen=True)
-class Msd(_VolumeFolder):
+class Msd(VolumeFolder):
     """The labelled volumes (`training`) of a Decathlon task, or of a folder of that form.
 
     Raises (by `units` and `read`):
@@ -167,7 +180,7 @@ class Msd(_VolumeFolder):
 
 
 @dataclass(frozen=True)
-class Volumes(_VolumeFolder):
+class Volumes(VolumeFolder):
     """The volumes of a folder with a `manifest.jsonl` (see this file's head). Lines with masks are another reader's.
 
     Raises (by `units`):
@@ -191,7 +204,8 @@ class Volumes(_VolumeFolder):
                 if row["id"] in seen:
                     raise Rejected("duplicate-id", where, f"id {row['id']!r} comes twice; the first is read")
                 seen.add(row["id"])
-                units.append(Unit(row["id"], (row["image"], *_files(row).values()), {"where": where, "row": row}))
+                facts = {"where": where, "row": row} | ({"split": row["split"]} if "split" in row else {})
+                units.append(Unit(row["id"], (row["image"], *_files(row).values()), facts))
             except Rejected as reason:
                 units.append(refused(where, reason))
         return units
@@ -240,13 +254,16 @@ def _files(row: Mapping[str, Any]) -> dict[str, str]:
     return row["label"] if isinstance(row["label"], dict) else {"": row["label"]}
 
 
+_TEXTS = ("id", "modality", "site", "image", "group", "licence", "kind", "split")
+
+
 def _check_line(row: Mapping[str, Any], where: str) -> None:
     """Raises: Rejected (bad-line), where a manifest line is not what this file's head says."""
     missing = {"id", "modality", "site", "image", "label"} - row.keys()
     if missing:
         raise Rejected("bad-line", where, f"{', '.join(sorted(missing))} missing")
     check_keys(row, _KEYS, where)
-    texts = {key: row[key] for key in ("id", "modality", "site", "image", "group", "licence", "kind") if key in row}
+    texts = {key: row[key] for key in _TEXTS if key in row}
     for key, value in {**texts, **{f"label {name}".strip(): file for name, file in _files(row).items()}}.items():
         if not isinstance(value, str) or (key == "id" and not (value and value.isprintable())):
             raise Rejected("bad-line", where, f"{key} must be text, not {value!r}")

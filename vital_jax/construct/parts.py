@@ -29,7 +29,7 @@ from vital_jax.construct.measure import Facts, Measurement
 from vital_jax.construct.sample import Sample
 from vital_jax.pipeline.records import Record
 
-VERSION = 2
+VERSION = 2  # 1: without the sides of official splits and the unit of CT values, and with other thumbnails
 _FILES = ("files.zip", "items.jsonl", "units.jsonl")
 _OPEN = 32  # zip files held open: the parts that consecutive units are spread over, as after a merge of shards
 
@@ -219,23 +219,24 @@ def is_whole(part: Path) -> bool:
 # --- what the lines say --------------------------------------------------------------------------------
 
 
+_TEXTS = (
+    "id",
+    "target",
+    "target_type",
+    "modality",
+    "site",
+    "group",
+    "source",
+    "licence",
+    "orientation",
+    "intensity",
+    "split",
+)
+
+
 def sample_row(sample: Sample, facts: Facts, writer: Writer, mask: bytes, neighbours: dict[str, bytes]) -> dict:
     """A sample's line; its image, mask and neighbours' masks go into the writer's zip file."""
-    plain = {
-        name: getattr(sample, name)
-        for name in (
-            "id",
-            "target",
-            "target_type",
-            "modality",
-            "site",
-            "group",
-            "source",
-            "licence",
-            "orientation",
-            "intensity",
-        )
-    }
+    plain = {name: getattr(sample, name) for name in _TEXTS}
     lists = {name: list(getattr(sample, name)) for name in ("present", "absent", "window", "spacing")}
     return {
         "kind": "sample",
@@ -248,6 +249,7 @@ def sample_row(sample: Sample, facts: Facts, writer: Writer, mask: bytes, neighb
         "others": {name: _measured(m) for name, m in facts.others.items()},
         "within": sorted(facts.within),
         "holds": sorted(facts.holds),
+        "shared": sorted(facts.shared),
     }
 
 
@@ -260,25 +262,12 @@ def _measured(m: Measurement) -> dict:
 def sample_of(row: dict, files: tuple[Parts, Path] | None = None) -> tuple[Sample, Facts]:
     """The sample of a line and its measurements; its image and masks are empty where `files` (store and part) is not given."""
     read = (lambda name: files[0].read(files[1], name)) if files else (lambda name: b"")
-    plain = {
-        name: row[name]
-        for name in (
-            "id",
-            "target",
-            "target_type",
-            "modality",
-            "site",
-            "group",
-            "source",
-            "licence",
-            "orientation",
-            "intensity",
-        )
-    }
+    plain = {name: row[name] for name in _TEXTS}
     lists = {name: tuple(row[name]) for name in ("present", "absent", "window", "spacing")}
     neighbours = tuple((name, read(data)) for name, data in row["neighbours"])
     others = {name: _measurement(m) for name, m in row["others"].items()}
-    facts = Facts(_measurement(row["own"]), others, frozenset(row["within"]), frozenset(row["holds"]))
+    sets = (frozenset(row[name]) for name in ("within", "holds", "shared"))
+    facts = Facts(_measurement(row["own"]), others, *sets)
     return Sample(image=read(row["image"]), mask=read(row["mask"]), neighbours=neighbours, **plain, **lists), facts
 
 
@@ -289,8 +278,8 @@ def _measurement(row: dict) -> Measurement:
 _RECORD = ("id", "question", "answer", "chain", "options", "gold", "boxes", "metadata")
 
 
-def record_row(record: Record, writer: Writer) -> dict:
-    """A finished record's line; its images and masks go into the writer's zip file."""
+def record_row(record: Record, writer: Writer, split: str = "") -> dict:
+    """A finished record's line, with the side that its source puts it on; its images and masks go into the writer's zip file."""
     fields = {name: getattr(record, name) for name in _RECORD}
     files = {name: [writer.put(data) for data in getattr(record, name)] for name in ("images", "masks")}
-    return {"kind": "record", **files, "fields": fields}
+    return {"kind": "record", **files, "fields": fields, "split": record.metadata.get("source_split", split)}

@@ -25,6 +25,7 @@ from vital_jax.construct.words import (
     BRIGHTER,
     MIDLINE,
     capital,
+    clear,
     compare_brightness,
     compare_size,
     direction,
@@ -37,7 +38,6 @@ from vital_jax.construct.words import (
 FORMS = ("open", "closed")
 NEGATIVE_SHARE = 0.5  # of open yes/no questions, where a true negative exists
 RELATION_SHARE = 0.5  # of open reasoning questions, where a neighbour can be compared with
-THIRD_MARGIN = 0.03  # distance of a center from a third's border before its side is asked for
 SHAPES = {"round": (1.0, 1.15), "oval": (1.35, 1.8), "elongated": (2.2, np.inf)}  # elongations certain enough to ask
 COMPACT = 0.4  # least compactness before a shape is asked for
 SIDES = ("left", "center", "right")
@@ -169,10 +169,16 @@ def fields(target: str, modality: str, targets: Targets) -> dict[str, str]:
 
 
 def absent_targets(sample: Sample, targets: Targets | None = None) -> list[str]:
-    """Targets that are certainly not in the sample's image; empty where none is certain."""
+    """Targets that are certainly not in the sample's image; empty where none is certain.
+
+    That a source marks a target wherever it can be seen does not exclude what is a part, a kind or the whole of something marked: where the
+    left kidney is marked, a kidney is there.
+    """
     targets = targets or load_targets()
-    certain = dict.fromkeys([*sample.absent, *targets.never_at(sample.modality, sample.site)])
-    return [name for name in certain if name != sample.target and name not in sample.present]
+    here = {sample.target, *sample.present}
+    certain = [name for name in sample.absent if not any(targets.related(name, other) for other in here)]
+    certain = dict.fromkeys([*certain, *targets.never_at(sample.modality, sample.site)])
+    return [name for name in certain if name not in here]
 
 
 def questions(
@@ -209,10 +215,14 @@ def questions(
         facts = look(sample)
     balance = balance or Balance()
     rng = generator(seed, "questions" if form == "open" else "closed questions", sample.id)
-    made = []
+    made, called = [], targets.neutral(sample.target)
+    # "Where is the tumor?" has no answer where a benign and a malignant one are marked.
+    several = sum(targets.neutral(name) == called for name in {sample.target, *sample.present}) > 1
     for kind in rng.permutation(list(templates)).tolist():
         if len(made) == count:
             break
+        if several and kind != "identify":
+            continue
         closed = form == "closed"
         question = (
             _closed(kind, sample, facts, targets, balance, rng) if closed else _open(kind, sample, facts, targets, rng)
@@ -226,6 +236,8 @@ def _ask(
     kind: str, ask: str, sample: Sample, target: str, targets: Targets, rng, form: str = "open", **known
 ) -> Question:
     """A question with its text and number of steps drawn."""
+    if ask != "name":
+        target = targets.neutral(target)
     steps, weights = zip(*load_templates()[kind]["steps"].items(), strict=True)
     k = int(rng.choice(steps, p=np.array(weights) / sum(weights)))
     texts = load_templates()[kind][form][ask]
@@ -233,7 +245,7 @@ def _ask(
     texts = wordings(texts, target, sample.modality, targets, sample.site, axial)
     words = fields(target, sample.modality, targets)
     if known.get("other"):
-        words["the_other"] = targets.definite(known["other"])
+        words["the_other"] = targets.definite(targets.neutral(known["other"]))
     if known.get("options"):
         *most, last = known["options"]
         words["options"] = f"{', '.join(most)} or {last}"
@@ -244,6 +256,9 @@ def _ask(
 def _open(kind: str, sample: Sample, facts: Facts | None, targets: Targets, rng) -> Question | None:
     if kind == "identify" and (len(sample.present) > 1 or targets.row(sample.target).get("generic")):
         return None
+    axes = {"location_choice": ["columns"], "location": ["rows", "columns"]}.get(kind, [])
+    if facts and not clear(facts.own, *axes):
+        return None
     if kind == "yesno":
         absent = absent_targets(sample, targets)
         if absent and rng.random() < NEGATIVE_SHARE:
@@ -252,7 +267,8 @@ def _open(kind: str, sample: Sample, facts: Facts | None, targets: Targets, rng)
     if kind == "reasoning" and facts:
         near = comparable(sample, facts, targets)
         if near and rng.random() < RELATION_SHARE:
-            return _ask(kind, "relation", sample, sample.target, targets, rng, other=near[rng.integers(len(near))])
+            other = near[rng.integers(len(near))]
+            return _ask(kind, "relation", sample, sample.target, targets, rng, other=other)
     asks = load_templates()[kind]["open"]
     return _ask(kind, next(iter(asks)), sample, sample.target, targets, rng)
 
@@ -263,7 +279,14 @@ def _open(kind: str, sample: Sample, facts: Facts | None, targets: Targets, rng)
 def comparable(sample: Sample, facts: Facts, targets: Targets) -> list[str]:
     """Neighbours that a sample's target can be compared with: words of disease stay with findings."""
     finding = targets.row(sample.target)["type"] == "lesion"
-    return [name for name in facts.others if finding or targets.row(name)["type"] != "lesion"]
+    own = targets.neutral(sample.target)
+    others = [name for name in facts.others if targets.neutral(name) != own]
+    return [name for name in others if finding or targets.row(name)["type"] != "lesion"]
+
+
+def beside(facts: Facts, other: str) -> str | None:
+    """Where the target lies as seen from a neighbour; None where that is not clear, or one is a part of the other."""
+    return None if other in facts.shared else direction(facts.own, facts.others[other])
 
 
 def _closed(kind: str, sample: Sample, facts: Facts, targets: Targets, balance: Balance, rng) -> Question | None:
@@ -292,6 +315,7 @@ def _candidates(kind: str, sample: Sample, facts: Facts, targets: Targets, balan
     """What can be asked: lists of (ask, target, other, options, gold); a later list is for when the earlier gives none."""
     m, name = facts.own, sample.target
     found: dict[str, tuple[tuple[str, ...], str | None]] = {}
+    name = name if kind == "identify" else targets.neutral(name)
     if kind == "yesno":
         absent = absent_targets(sample, targets)
         # Without a true negative, yes would be the only answer.
@@ -307,18 +331,18 @@ def _candidates(kind: str, sample: Sample, facts: Facts, targets: Targets, balan
         absent = sorted(rng.permutation(absent).tolist(), key=lambda other: -balance.names[targets.phrase(other)])
         return [[("name", name, None, [targets.phrase(other) for other in (name, *absent[:2])], 0)]]
     if kind == "location_choice":
-        clear = not spans(m.columns) and min(abs(m.column - 1 / 3), abs(m.column - 2 / 3)) >= THIRD_MARGIN
-        found["side"] = SIDES, next(word for word in SIDES if word in side(m)) if clear else None
+        sure = not spans(m, "columns") and clear(m, "columns")
+        found["side"] = SIDES, next(word for word in SIDES if word in side(m)) if sure else None
     elif kind == "location":
-        found["quarter"] = QUARTERS, None if spans(m.rows) or spans(m.columns) else quarter(m)
+        found["quarter"] = QUARTERS, None if spans(m, "rows") or spans(m, "columns") else quarter(m)
     elif kind == "describe":
         found["shape"] = tuple(SHAPES), _certain_shape(m)
         found["brightness"] = LIGHTS, _certain_light(m)
     else:
         near = [other for other in comparable(sample, facts, targets) if other not in facts.within | facts.holds]
-        both = [row for other in near for row in _pair(name, other, m, facts.others[other], targets)]
-        clear = not spans(m.rows) and abs(m.row - 0.5) >= MIDLINE and _certain_light(m)
-        found["place_and_brightness"] = PLACES, f"{half(m)} half and {_certain_light(m)}" if clear else None
+        both = [row for other in near for row in _pair(name, other, facts, targets)]
+        sure = not spans(m, "rows") and abs(m.row - 0.5) >= MIDLINE and _certain_light(m)
+        found["place_and_brightness"] = PLACES, f"{half(m)} half and {_certain_light(m)}" if sure else None
         return [both, _listed(found, name)]
     return [_listed(found, name)]
 
@@ -327,10 +351,11 @@ def _listed(found: dict, name: str) -> list[tuple]:
     return [(ask, name, None, options, options.index(gold)) for ask, (options, gold) in found.items() if gold]
 
 
-def _pair(name: str, other: str, a: Measurement, b: Measurement, targets: Targets) -> list[tuple]:
+def _pair(name: str, other: str, facts: Facts, targets: Targets) -> list[tuple]:
     """The questions that compare two targets."""
-    names = targets.definite(name), targets.definite(other)
-    place, size, light = direction(a, b), compare_size(a, b), compare_brightness(a, b)
+    a, b = facts.own, facts.others[other]
+    names = targets.definite(name), targets.definite(targets.neutral(other))
+    place, size, light = beside(facts, other), compare_size(a, b), compare_brightness(a, b)
     rows = []
     if place:
         rows.append(("direction", name, other, DIRECTIONS, DIRECTIONS.index(place.removesuffix(" of"))))

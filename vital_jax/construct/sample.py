@@ -30,6 +30,7 @@ class Sample:
         It has been applied (`pipeline.records.METADATA_TYPES`).
       intensity: of a CT's values, as `hounsfield.intensity`: empty (Hounsfield units, and every other modality), shifted (mended), or
         relative (not Hounsfield units: nothing may be said of their density).
+      split: the side of the source's own split that it is on: train, val, test, or empty where it has none.
       spacing: millimeters from row to row and from column to column; empty where not known.
     """
 
@@ -50,6 +51,7 @@ class Sample:
     window: tuple[float, ...] = ()
     intensity: str = ""
     spacing: tuple[float, ...] = ()
+    split: str = ""
 
     @property
     def picture(self) -> Image.Image:

@@ -14,33 +14,43 @@ from vital_jax.construct.biomedparse import BiomedParse
 from vital_jax.construct.dicom import Dicom
 from vital_jax.construct.exchange import Exchange
 from vital_jax.construct.folders import MaskFolder
+from vital_jax.construct.instruct import Llava, Parquet
+from vital_jax.construct.layouts import Coco, Pairs
 from vital_jax.construct.msd import Msd, Volumes
+from vital_jax.construct.nnunet import NnUnet
 from vital_jax.construct.source import Source
 from vital_jax.construct.vqa import Vqa
 
-# In the order they are asked. BiomedParse comes before manifests, for some copies of it have one beside its own names.
+# In the order they are asked. BiomedParse comes before manifests, for some copies of it have one beside its own names; nnU-Net before the
+# Decathlon, whose form its first version has but for the names of files; folders that say least come last.
 KINDS = {
+    "nnunet": NnUnet,
     "msd": Msd,
     "records": Exchange,
     "biomedparse": BiomedParse,
     "vqa": Vqa,
+    "llava": Llava,
+    "parquet": Parquet,
     "manifest": MaskFolder,
     "volumes": Volumes,
     "dicom": Dicom,
+    "coco": Coco,
+    "pairs": Pairs,
 }
 SHARED = ("manifest", "volumes", "dicom")
 _TYPES = {bool: "true or false", int: "a whole number", str: "text"}  # of a reader's options
 DEPTH = 3  # folders below the given one: BiomedParse keeps some sets in folders of sets
 _LAYOUTS = (
-    "dataset.json with imagesTr (msd), records-*.jsonl (records), X beside X_mask (biomedparse), questions.jsonl or VQA-RAD's JSON (vqa), "
-    "manifest.jsonl (manifest, volumes, dicom)"
+    "dataset.json with imagesTr (msd, nnunet), records-*.jsonl (records), X beside X_mask (biomedparse), questions.jsonl or VQA-RAD's JSON "
+    "(vqa), JSON with conversations (llava), *.parquet (parquet), manifest.jsonl (manifest, volumes, dicom), COCO's JSON (coco), images "
+    "beside masks (pairs)"
 )
 
 
 def kinds_of(root: Path) -> list[str]:
     """The kinds of the readers that take a folder: none, one, or several of those that share a manifest."""
     claimed = [kind for kind, reader in KINDS.items() if reader.claims(root)]
-    return claimed[:1] if claimed and claimed[0] not in SHARED else claimed
+    return claimed[:1] if claimed and claimed[0] not in SHARED else [kind for kind in claimed if kind in SHARED]
 
 
 def open_source(path: str | Path, kind: str = "", options: Mapping[str, Any] | None = None) -> Source:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vital_jax.construct.licences import UNKNOWN, Dataset, dataset_of
 from vital_jax.construct.pages import NOTHING, open_splits, render, traits
+from vital_jax.construct.report import HeldOut
 from vital_jax.pipeline.records import Record
 
 DEPTHS = ("1", "2", "3", "4")  # the paper's columns; deeper ones follow where there are any
@@ -29,6 +30,7 @@ BY_STEPS = {
     "teacher": "Records by teacher and K",
 }
 PICTURES = ("source", "modality", "split")
+ONE_SOURCE = 0.9  # share of the records from which on a set of several sources is said to be one
 TEXTS = ("question", "step", "chain", "answer")
 _COLOURS = ("#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#999999", "#555555")  # Okabe and Ito's: told apart by any eye
 
@@ -42,6 +44,7 @@ class Stats:
       lengths: per name of `TEXTS`: {words: how many}.
       distinct: per name of `TEXTS`: hashes of the texts.
       groups, images: per split: hashes of the groups (patients) and of the images.
+      held_out: official test sets, and what training has seen of them.
       licences: {(data set, licence that its records state): records}.
       datasets: {name: its row in the table of licences, None where it has none}.
     """
@@ -52,6 +55,7 @@ class Stats:
     groups: dict[str, set] = field(default_factory=lambda: defaultdict(set))
     images: dict[str, set] = field(default_factory=lambda: defaultdict(set))
     licences: Counter = field(default_factory=Counter)
+    held_out: HeldOut = field(default_factory=HeldOut)
     datasets: dict[str, Dataset | None] = field(default_factory=dict)
 
     def add(self, record: Record, split: str) -> None:
@@ -72,7 +76,24 @@ class Stats:
             self.distinct[kind].update(_short(text.encode()) for text in found)
         if "group" in metadata:
             self.groups[split].add(_short(metadata["group"].encode()))
-        self.images[split].update(map(_short, record.images))
+        images = [_short(data) for data in record.images]
+        self.images[split].update(images)
+        self.held_out.add(metadata, split, images)
+
+    def warnings(self) -> list[str]:
+        """What a reader of the tables must not miss: one source that is nearly all of the set, and test sets that training has seen."""
+        sources = Counter()
+        for (name, _), number in self.steps["source"].items():
+            sources[name] += number
+        found = []
+        for name, number in sources.most_common(1):
+            share = number / sources.total()
+            if len(sources) > 1 and share >= ONE_SOURCE:
+                found.append(
+                    f"{name} is {100 * share:.1f} % of the records: a model trained or scored on this set is mostly about {name}; give it "
+                    "fewer (max_slices in a plan file), or score by source"
+                )
+        return found + [line for seen, line in self.held_out.lines(self.images["train"]) if seen]
 
 
 def _short(data: bytes) -> bytes:
@@ -115,7 +136,7 @@ def _cell(value: str | int | float) -> str:
 def tables(stats: Stats) -> list[Table]:
     """Every table of a set; the paper's two come first."""
     found = [_by_steps(stats, name) for name in BY_STEPS]
-    return [*found, _splits(stats), _lengths(stats), _distinct(stats), _licences(stats)]
+    return [*found, _splits(stats), *_held_out(stats), _lengths(stats), _distinct(stats), _licences(stats)]
 
 
 def _by_steps(stats: Stats, name: str) -> Table:
@@ -148,6 +169,24 @@ def _splits(stats: Stats) -> Table:
     ]
     title = "Splits: a group is what stays on one side, such as a patient"
     return Table("splits", title, ("split", "records", "% of records", "images", "groups"), tuple(rows))
+
+
+def _held_out(stats: Stats) -> list[Table]:
+    held = stats.held_out
+    rows = []
+    for name in held.names():
+        asked = [held.asked[name, split] for split in SPLITS]
+        images = held.test_images(name)
+        rows.append((name, *asked, len(images), len(images & stats.images["train"]), len(held.pictures[name])))
+    header = (
+        "benchmark",
+        *(f"questions in {split}" for split in SPLITS),
+        "test images",
+        "of them in training",
+        "near-duplicates too",
+    )
+    title = "Official test sets: where their questions are, and which of their images training has seen"
+    return [Table("official_test_sets", title, header, tuple(rows))] if rows else []
 
 
 def _lengths(stats: Stats) -> Table:

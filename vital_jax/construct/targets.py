@@ -16,6 +16,7 @@ from pathlib import Path
 DATA = Path(__file__).parent / "data"
 TYPES = ("organ", "lesion", "vessel", "tissue", "cell", "retinal", "sub-structure")
 SIDES = ("left", "right")
+_KINDS = {"glioma": "tumor", "cancer": "tumor", "melanoma": "tumor"}  # words of findings, by the wider one
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,19 @@ class Targets:
         """Whether verbs take the plural: a fact about the row's own name, not about its aliases."""
         return (self._own(target) or {}).get("plural", False)
 
+    def neutral(self, target: str) -> str:
+        """What a target is called where its name would give away a diagnosis that nobody asked for: malignant tumor -> tumor."""
+        return (self._own(target) or {}).get("neutral", target)
+
+    def related(self, one: str, other: str) -> bool:
+        """Whether the one may be a part, a kind or the whole of the other: by words that their names share, or as a name for many."""
+        rows = [self._own(name) or {} for name in (one, other)]
+        words, others = ({_KINDS.get(w.rstrip("s"), w.rstrip("s")) for w in name.split()} for name in (one, other))
+        same = rows[0].get("type") == rows[1].get("type")
+        if words <= others or others <= words or (same and any(row.get("generic") for row in rows)):
+            return True
+        return same and rows[0].get("type") == "lesion" and not words.isdisjoint(others)
+
     def never_at(self, modality: str, site: str) -> list[str]:
         """Targets offered in this modality that an image of this site cannot show; none where the site is not in the table."""
         family = self.family(modality)
@@ -174,6 +188,8 @@ def load_targets(path: Path = DATA / "targets.json") -> Targets:
         missing = {"type", "modalities", "regions"} - row.keys()
         if missing or row["type"] not in targets.types or set(row["modalities"]) - targets.modalities.keys():
             raise ValueError(f"{path}: row {name!r} lacks {sorted(missing)} or names an unknown type or modality")
+        if row.get("neutral", name) not in targets.rows:
+            raise ValueError(f"{path}: row {name!r} is asked about as {row['neutral']!r}, which is no row")
         if set(row.get("offered", ())) - set(row["modalities"]):
             raise ValueError(f"{path}: row {name!r} is offered in a modality in which it does not occur")
         if row["modalities"] and not row["regions"]:

@@ -77,7 +77,7 @@ def task_of(sample: Sample, question: Question, targets: Targets | None = None) 
         source=sample.source,
         licence=sample.licence,
         public=public_licence(sample.licence),
-        names=(question.other,) if question.other else (),
+        names=(targets.neutral(question.other),) if question.other else (),
     )
 
 

@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from functools import cache
 
 from vital_jax.construct.measure import Facts, Measurement
-from vital_jax.construct.questions import Question, fields, generator, wordings
+from vital_jax.construct.questions import Question, beside, fields, generator, wordings
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.targets import DATA, Targets, load_targets
 from vital_jax.construct.words import (
     boundary,
     brightness,
     capital,
+    clear,
     compare_brightness,
     compare_size,
-    direction,
     extent,
     form,
+    grey,
     half,
     quarter,
     reach,
@@ -38,7 +39,7 @@ from vital_jax.construct.words import (
     where,
 )
 
-TEACHER = "measured-2"
+TEACHER = "measured-3"
 LONG = 24  # words; a list of what is seen instead of an absent target stops before a sentence gets longer
 AROUND = 9  # words that stand around that list in the longest wording
 
@@ -95,6 +96,7 @@ def _described(name: str, m: Measurement, sample: Sample, targets: Targets) -> d
         "brightness": brightness(m),
         "tone": "brighter" if m.contrast > 0 else "darker",
         "boundary": boundary(m),
+        "grey": grey(m),
         "texture": texture(m),
         "a_texture": _article(texture(m)),
         "extent": extent(m),
@@ -114,12 +116,13 @@ def _article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-def _compared(words: dict, a: Measurement, b: Measurement, other: str, targets: Targets) -> dict[str, str]:
+def _compared(words: dict, facts: Facts, other: str, targets: Targets) -> dict[str, str]:
     """The same, against a neighbour."""
-    place, light = direction(a, b) or "", compare_brightness(a, b)
+    a, b = facts.own, facts.others[other]
+    place, light = beside(facts, other) or "", compare_brightness(a, b)
     down, right = round(100 * abs(a.row - b.row)), round(100 * abs(a.column - b.column))
     return words | {
-        "the_other": targets.definite(other),
+        "the_other": targets.definite(targets.neutral(other)),
         "direction": place,
         "Direction": place.capitalize(),
         "apart": f"about {down} percent of the height and {right} percent of the width",
@@ -134,7 +137,7 @@ def _than(word: str) -> str:
 
 def _steps(question: Question, sample: Sample, facts: Facts, targets: Targets) -> dict[int, list[tuple[str, dict]]]:
     """The slots of a chain with the words that fill them, by number of steps."""
-    own = _described(sample.target, facts.own, sample, targets)
+    own = _described(question.target if question.visible else sample.target, facts.own, sample, targets)
     if not question.visible:
         return {1: [_absence(question, sample, facts, targets)]}
     position, light = ("position", own), ("brightness_boundary", own)
@@ -142,7 +145,7 @@ def _steps(question: Question, sample: Sample, facts: Facts, targets: Targets) -
     if question.type in ("yesno", "identify"):
         return {1: [("seen_area", own)]}
     if question.type == "location_choice":
-        return {1: [("span" if spans(facts.own.columns) else "reach", own)]}
+        return {1: [("span" if spans(facts.own, "columns") else "reach", own)]}
     if question.type == "location":
         return {2: [position, ("quarter", own)] if question.form == "closed" else [("seen_area", own), position]}
     if question.type == "describe":
@@ -157,12 +160,12 @@ def _steps(question: Question, sample: Sample, facts: Facts, targets: Targets) -
 
 def _absence(question: Question, sample: Sample, facts: Facts, targets: Targets) -> tuple[str, dict]:
     """What is there instead of an absent target: by name, or by its look where only a finding could be named."""
-    seen = {sample.target: facts.own} | facts.others
+    seen = {targets.neutral(name): m for name, m in ({sample.target: facts.own} | facts.others).items()}
     finding = targets.row(question.target)["type"] == "lesion"
     names = [name for name in seen if finding or targets.row(name)["type"] != "lesion"]
     words = fields(question.target, sample.modality, targets)
     if not names:
-        about = _described(sample.target, facts.own, sample, targets)
+        about = _described(targets.neutral(sample.target), facts.own, sample, targets)
         return "absent_area", about | {key: words[key] for key in ("phrase", "the", "The")}
     texts = [f"{targets.phrase(name)} {where(seen[name]).replace(' of the image', '')}" for name in names[:2]]
     present = " and ".join(texts)
@@ -174,9 +177,8 @@ def _absence(question: Question, sample: Sample, facts: Facts, targets: Targets)
 def _comparison(question: Question, sample: Sample, facts: Facts, targets: Targets, own: dict) -> dict[int, list]:
     """Steps that place and compare two targets; the last ones decide."""
     other = question.other
-    a, b = facts.own, facts.others[other]
-    near = _described(other, b, sample, targets)
-    both = _compared(own, a, b, other, targets)
+    near = _described(targets.neutral(other), facts.others[other], sample, targets)
+    both = _compared(own, facts, other, targets)
     first, second = ("position", own), ("position", near)
     if question.ask == "direction":
         end = ("neighbour_direction", both)
@@ -185,7 +187,8 @@ def _comparison(question: Question, sample: Sample, facts: Facts, targets: Targe
         steps = [("extent", own), ("extent", near), ("neighbour_size", both)]
         return {3: steps, 4: [first, *steps]}
     if question.ask == "brighter_of_two":
-        steps = [("brightness_boundary", own), ("brightness_boundary", near), ("neighbour_brightness", both)]
+        # Contrast to two different surroundings would be no evidence of which is brighter itself.
+        steps = [("grey", own), ("grey", near), ("neighbour_brightness", both)]
         return {3: steps, 4: [first, *steps]}
     size = ("neighbour_size", both)
     if other in facts.within:
@@ -202,9 +205,10 @@ def _comparison(question: Question, sample: Sample, facts: Facts, targets: Targe
 def _open_answer(question: Question, sample: Sample, facts: Facts, targets: Targets) -> str:
     m = facts.own
     say = fields(question.target, sample.modality, targets)
-    described = (
-        f"{{The}} {{lies}} {where(m)}, {{is}} {shape(m)} and {brightness(m)}, and {{has}} a {boundary(m)} boundary"
-    )
+    look = f"{shape(m)} and {brightness(m)}, and {{has}} a {boundary(m)} boundary"
+    # An answer names no place that a little measuring would change.
+    sure = clear(m, "rows", "columns")
+    described = f"{{The}} {{lies}} {where(m)}, {{is}} {look}" if sure else f"{{The}} {{is}} {look}"
     texts = {
         "presence": "Yes, {phrase} {is} visible in this {modality} image."
         if question.visible
@@ -217,8 +221,9 @@ def _open_answer(question: Question, sample: Sample, facts: Facts, targets: Targ
     }
     if question.ask != "relation":
         return texts[question.ask].format(**say)
-    words = _compared(say, m, facts.others[question.other], question.other, targets)
-    place = f"{words['direction']} {words['the_other']}" if words["direction"] else where(m)
+    words = _compared(say, facts, question.other, targets)
+    place = f"{words['direction']} {words['the_other']}" if words["direction"] else where(m) if sure else ""
     if question.other in facts.within:
         place = f"within {words['the_other']}"
-    return f"{say['The']} {say['lies']} {place} and {say['is']} {words['larger']} {words['the_other']}."
+    lies = f"{say['lies']} {place} and " if place else ""
+    return f"{say['The']} {lies}{say['is']} {words['larger']} {words['the_other']}."

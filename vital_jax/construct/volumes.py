@@ -376,7 +376,11 @@ class Cutter:
                 licence=case.licence,
                 present=present,
                 absent=absent,
-                neighbours=tuple((other, masks[other]) for other in present if other != target),
+                neighbours=tuple(
+                    (other, masks[other])
+                    for other in present
+                    if other != target and homes[other].area(other)[z] >= self.min_area
+                ),
                 orientation="radiological",
                 window=(low, high),
                 intensity=shown.intensity,

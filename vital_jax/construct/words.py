@@ -7,6 +7,7 @@ nothing where the numbers do not decide.
 
 from vital_jax.construct.measure import Measurement
 
+THIRD_MARGIN = 0.03  # distance of a center from a border between thirds before an answer names the third
 MIDLINE = 0.06  # how far a center lies off a midline before its half is named
 APART = 0.1  # least difference of two centers before a direction is named
 LARGER, SMALLER = 1.25, 0.8  # ratios of two areas
@@ -17,20 +18,31 @@ def _pick(value: float, steps: tuple, last: str) -> str:
     return next((word for limit, word in steps if value < limit), last)
 
 
-def spans(thirds: tuple[float, float, float]) -> bool:
-    """Whether a good part of the target lies in either outer third, so that no single third names its place."""
-    return min(thirds[0], thirds[2]) >= 0.2
+def spans(m: Measurement, axis: str) -> bool:
+    """Whether no single third of the "rows" or "columns" names the target's place: a good part of it lies in either outer third, or some
+    of it does and it reaches over three quarters of the image."""
+    first, _, last = getattr(m, axis)
+    start, end = m.box[1::2] if axis == "rows" else m.box[::2]
+    return min(first, last) >= (0.05 if end - start >= 0.75 else 0.2)
+
+
+def clear(m: Measurement, *axes: str) -> bool:
+    """Whether the place on each of the axes ("rows", "columns") is sure: it spans, or the center is off every border between thirds."""
+    centers = {"rows": m.row, "columns": m.column}
+    return all(
+        spans(m, axis) or min(abs(centers[axis] - 1 / 3), abs(centers[axis] - 2 / 3)) >= THIRD_MARGIN for axis in axes
+    )
 
 
 def where(m: Measurement) -> str:
     """The place as it stands after "lies": in the upper left part of the image."""
     row = _pick(m.row, ((1 / 3, "upper"), (2 / 3, "central")), "lower")
     column = _pick(m.column, ((1 / 3, "left"), (2 / 3, "central")), "right")
-    if spans(m.rows) and spans(m.columns):
+    if spans(m, "rows") and spans(m, "columns"):
         return "across most of the image"
-    if spans(m.columns):
+    if spans(m, "columns"):
         return f"across the {row} part of the image from left to right"
-    if spans(m.rows):
+    if spans(m, "rows"):
         return f"along the {column} part of the image from top to bottom"
     if row == column:
         return "in the center of the image"
@@ -40,7 +52,7 @@ def where(m: Measurement) -> str:
 
 def side(m: Measurement) -> str:
     """The place as an answer to "left, center or right?"."""
-    if spans(m.columns):
+    if spans(m, "columns"):
         return "across the left, the center and the right of the image"
     column = _pick(m.column, ((1 / 3, "left"), (2 / 3, "center")), "right")
     return "in the center of the image" if column == "center" else f"on the {column} of the image"
@@ -89,6 +101,11 @@ def brightness(m: Measurement) -> str:
         return "about as bright as the surroundings"
     strength = "slightly" if abs(m.contrast) < 0.15 else "clearly"
     return f"{strength} {'brighter' if m.contrast > 0 else 'darker'} than the surroundings"
+
+
+def grey(m: Measurement) -> str:
+    """The mean grey itself, whatever is around: about 40 percent of white."""
+    return f"{'less than 1' if m.grey < 0.01 else f'about {round(100 * m.grey)}'} percent of white"
 
 
 def boundary(m: Measurement) -> str:

@@ -58,6 +58,7 @@ METADATA_TYPES = {
     "asked_for": str,  # PRES, SIZE, ...
     "phrasing": str,  # freeform, para, ...
     "source_split": str,  # the side it was on there
+    "overlaps": list,  # benchmarks whose test images it shows, or near-duplicates of them, though it is for training
 }
 _STORE = "vital_records"
 _DESCRIPTION = "Questions about medical images with answers and, optionally, chains, options, boxes and masks."
