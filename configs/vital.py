@@ -40,9 +40,8 @@ def phase(
             stage=0,  # of methods that are taught in stages
             epochs=float(epochs),
             steps=0,  # optimizer steps; 0 takes them from epochs
-            weights=dict.fromkeys(
-                losses, config_dict.placeholder(float)
-            ),  # of the method's losses; empty takes the method's own
+            # Of the method's losses; empty takes the method's own weight.
+            weights={loss: config_dict.placeholder(float) for loss in losses},
             reset_optimizer=True,  # Coconut's habit; the paper is silent
             table=(),  # what trains in this phase; empty takes the run's
         )

@@ -17,6 +17,8 @@ from configs import vital as recipe
 from vital_jax.hub import parity
 from vital_jax.hub.export import export
 from vital_jax.hub.load import fingerprint, load_backbone
+from vital_jax.latent.choose import Decoding
+from vital_jax.latent.decode import respond
 from vital_jax.latent.engine import Engine
 from vital_jax.methods.base import settings_of
 from vital_jax.methods.vital import Vital

@@ -281,7 +281,7 @@ def by_interpreter(decoder, suffix, batch, G, fused, coefficients):
     prefix, start = prompts()
     z0, prompt = prefill(model(), variables, prefix, jnp.asarray(start))
     z0 = jnp.broadcast_to(z0[:, None], (ROWS, G, D))
-    columns = run(model(), variables, prompt, z0, suffix, batch, Given(), fused)
+    columns = run(model(), variables, prompt, z0, suffix, batch, Given(), fused=fused)
     total = 0.0
     for name, (states, reads, inputs) in coefficients.items():
         for part, coefficient in ((columns.states, states), (columns.reads, reads), (columns.inputs, inputs)):

@@ -44,7 +44,7 @@ def test_equals_transformers(tmp_path, kind):
     def logits(params, tokens, lengths):
         x = model.apply({"params": params}, tokens, jnp.float32, method="embed")[:, None]
         positions = jnp.broadcast_to(jnp.arange(20), (3, 2, 1, 20))
-        h, _ = model.apply({"params": params}, x, positions, Causal(lengths))
+        h, *_ = model.apply({"params": params}, x, positions, Causal(lengths))
         h = model.apply({"params": params}, h, method="final_norm")
         return model.apply({"params": params}, h, method="logits")[:, 0]
 
@@ -277,7 +277,7 @@ def test_remat_changes_nothing():
 
     def gradient(remat):
         def loss(params, x):
-            h, _ = Decoder(toy.TEXT, remat=remat).apply({"params": params}, x, positions, Causal(np.array([5, 3])))
+            h, *_ = Decoder(toy.TEXT, remat=remat).apply({"params": params}, x, positions, Causal(np.array([5, 3])))
             return jnp.sum(jnp.sin(h[:, :, :3]))
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)

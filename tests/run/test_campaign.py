@@ -116,11 +116,11 @@ def test_an_unknown_key_is_named_with_the_nearest_and_nothing_is_trained(tmp_pat
 
 @pytest.fixture
 def probed(monkeypatch):
-    """(workdir, K, splits opened) of every probe that looked; what it finds is `GOOD`."""
+    """(how it is asked, K, splits opened) of every probe that looked; what it finds is `GOOD`."""
     calls, splits = [], []
 
-    def look(config, method, params, train, test, max_steps):
-        calls.append((config.workdir, max_steps, train, test))
+    def look(asked, method, params, train, test, max_steps):
+        calls.append((asked, max_steps, train, test))
         return GOOD if max_steps else NO_LATENTS
 
     monkeypatch.setattr(campaign.plan, "open_feed", lambda config, split, regions=False: splits.append(split) or split)
@@ -212,11 +212,15 @@ def test_a_campaign_that_broke_off_goes_on_where_it_was(tmp_path, probed, monkey
     runs = (PLAIN, LATENTS, ("linear", {"method.projector": "linear"}))
     with pytest.raises(RuntimeError, match="killed"):
         campaign.run(recipe(tmp_path, runs), lambda config: train(config, "vital"))
-    assert trained == ["lora_k_0", "vital"] and [K for _, K, *_ in probed] == [0]
+    assert trained == ["lora_direct", "vital"] and [K for _, K, *_ in probed] == [0]
     assert not (tmp_path / "report.md").exists()
     campaign.run(recipe(tmp_path, runs), train)
-    assert trained[2:] == ["lora_k_0", "vital", "linear"]
-    assert [(Path(folder).parent.name, K) for folder, K, *_ in probed] == [("lora_k_0", 0), ("vital", 4), ("linear", 4)]
+    assert trained[2:] == ["lora_direct", "vital", "linear"]
+    assert [(Path(folder).parent.name, K) for folder, K, *_ in probed] == [
+        ("lora_direct", 0),
+        ("vital", 4),
+        ("linear", 4),
+    ]
     report = (tmp_path / "report.md").read_text()
     assert report in capsys.readouterr().out
     assert [table_rows(report, name)[0][1] for name in (PLAIN[0], "VITAL", "linear")] == ["50.0", "75.0", "75.0"]

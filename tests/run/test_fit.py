@@ -27,7 +27,8 @@ def test_the_loop_moves_activations_and_not_weights(folder):
     mesh = make_mesh(1, 8, 1)
     method, chip = fit.prepared(config, mesh, E)
     assert config.model.attention == "xla" and chip == "cpu"
-    lowered, batch = fit.lower_training(config, method, mesh, 2, S, P, E)
+    layout = dataclasses.replace(setup.layouts_of(config, method, E, None)[2], prefix=S, patches=P)
+    lowered, batch = fit.lower_training(config, method, mesh, 2, layout)
     assert batch["latent_steps"].tolist() == [4] * 8
     found = hlo.collectives(lowered.compile().as_text())
     loop = [c for c in found if c.within(LOOP)]

@@ -167,12 +167,13 @@ def test_a_step_that_is_not_finite_stops_with_the_ids_of_its_records():
 
 def test_rows_divide_by_micro_batches_and_processes():
     config = recipe(batch=24, micro_batches=2)
-    nothing = SimpleNamespace(select=lambda steps: [], check=lambda numbers: None)
-    plan.check_data(config, nothing, nothing, 4)
+    nothing = SimpleNamespace(select=lambda steps: [], check=lambda numbers, layout: None)
+    layouts = [None] * len(config.phases)
+    plan.check_data(config, layouts, nothing, nothing, 4)
     with pytest.raises(
         ValueError, match=r"config\.batch=24 is not a multiple of config\.micro_batches=2 over 5 processes"
     ):
-        plan.check_data(config, nothing, nothing, 5)
+        plan.check_data(config, layouts, nothing, nothing, 5)
 
 
 def test_the_pace_says_only_what_is_known():
