@@ -91,7 +91,7 @@ def test_options_reach_the_model_and_steps_are_printed(monkeypatch, capsys):
         (dict(image="absent.png"), 1, "image absent.png: no such file"),
         (dict(image=__file__), 1, "test_cli.py is no image"),
         (dict(model="absent"), 1, "absent: no such folder"),
-        (dict(base="absent"), 1, "base: no folder absent"),
+        (dict(base="absent"), 1, "base (--base): no folder absent"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_status(work, capsys, change, status, words):

@@ -45,7 +45,10 @@ def test_a_recipe_on_this_machine(folder, capsys):
         ("train", 4, 14, 16, 0),
         ("sample", 8, 14, 16, 0),
     ]
-    assert all(m["peak"] > 0 and m["limit"] is None and m["loop"] == 0 < m["total"] for m in made)
+    assert all(m["peak"] > 0 and m["limit"] is None for m in made)
+    assert made[0]["loop"] == 0 < made[0]["total"]
+    # An answer ends when its data says so: what its loop sends cannot be counted, and that is said.
+    assert made[1]["total"] is None and "trip count" in made[1]["unread"]
     assert made[0]["flops"] > 0 and made[0]["fits"] is None
     assert "2 x cpu: data=1 fsdp=2 tensor=1 base=fsdp remat=full micro_batches=1" in told
 

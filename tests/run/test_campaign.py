@@ -216,11 +216,7 @@ def test_a_campaign_that_broke_off_goes_on_where_it_was(tmp_path, probed, monkey
     assert not (tmp_path / "report.md").exists()
     campaign.run(recipe(tmp_path, runs), train)
     assert trained[2:] == ["lora_direct", "vital", "linear"]
-    assert [(Path(folder).parent.name, K) for folder, K, *_ in probed] == [
-        ("lora_direct", 0),
-        ("vital", 4),
-        ("linear", 4),
-    ]
+    assert [(asked.eval_k, K) for asked, K, *_ in probed] == [("fixed", 0), ("per_sample", 4), ("per_sample", 4)]
     report = (tmp_path / "report.md").read_text()
     assert report in capsys.readouterr().out
     assert [table_rows(report, name)[0][1] for name in (PLAIN[0], "VITAL", "linear")] == ["50.0", "75.0", "75.0"]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from configs import ablations, coconut, direct, fixtures, one_gpu, pretrain, quickstart, text_cot, vital
+from vital_jax.methods import base
 from vital_jax.run import plan
 from vital_jax.training.config import resolved, total_steps
 from vital_jax.training.metrics import Clock
@@ -142,7 +143,9 @@ def test_every_recipe_resolves_once_and_for_all(module, argument, latent_steps):
     config = module.get_config(argument)
     plan.resolve(config)
     assert [phase.latent_steps for phase in config.phases] == latent_steps
-    assert all(isinstance(phase[loss], float) for phase in config.phases for loss in ("text", "visual"))
+    losses = set(base.get(config.method.name).losses) - {"task"}
+    assert all(set(phase.weights) == losses for phase in config.phases)
+    assert all(isinstance(weight, float) for phase in config.phases for weight in phase.weights.values())
     assert all(phase.steps or phase.epochs for phase in config.phases)
     once = resolved(config)
     plan.resolve(config)
