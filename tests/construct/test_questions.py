@@ -397,7 +397,7 @@ def test_no_question_gives_a_diagnosis_away(name):
                 assert told not in q.text.lower() or q.ask == "name"
                 assert q.target == (name if q.ask == "name" else targets.neutral(name)) or not q.visible
     # As a neighbour neither.
-    other = sample("liver", row["modalities"][0], "liver", present=("liver", name))
+    other = replace(sample("liver", row["modalities"][0]), present=("liver", name))
     facts = Facts(numbers(), {name: numbers(column=0.9, grey=0.9)})
     for number in range(40):
         for form in ("open", "closed"):
@@ -407,7 +407,7 @@ def test_no_question_gives_a_diagnosis_away(name):
 
 
 def test_two_of_one_name_are_not_asked_about_by_it():
-    one = sample("benign tumor", "ultrasound", "breast", present=("benign tumor", "malignant tumor"))
+    one = replace(sample("benign tumor", "ultrasound", "breast"), present=("benign tumor", "malignant tumor"))
     assert questions(one, 6, 0, facts=Facts(numbers())) == []
 
 

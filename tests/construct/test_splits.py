@@ -68,7 +68,6 @@ CHANGES = {
     "turned by 3 degrees": lambda image: image.rotate(3, Image.Resampling.BICUBIC),
     "turned by -3 degrees": lambda image: image.rotate(-3, Image.Resampling.BICUBIC),
     "a burnt-in box": boxed,
-    "several at once": lambda image: jpeg(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).crop((5, 2, 157, 157))),
 }
 
 

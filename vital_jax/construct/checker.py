@@ -30,7 +30,7 @@ from functools import cached_property
 from itertools import groupby
 
 import numpy as np
-from scipy.ndimage import binary_propagation
+from scipy.ndimage import label
 
 from vital_jax.construct.claims import AXES, RELATIONS, Claim, claims, unread
 from vital_jax.construct.sample import Sample
@@ -152,10 +152,9 @@ class Look:
             total = np.cumsum(np.pad(grown.astype(np.int32), ((0, 0), (reach + 1, reach))), axis=1)
             grown = (total[:, 2 * reach + 1 :] > total[:, : -2 * reach - 1]).T
         ring = grown & ~self.mask
-        dark = np.pad(self.grey <= 10 / 255 + EXACT, 1, constant_values=True)
-        outer = np.zeros_like(dark)
-        outer[[0, -1]] = outer[:, [0, -1]] = True
-        seen = ring & ~binary_propagation(outer, mask=dark)[1:-1, 1:-1]
+        # With a dark frame around it, all ground that reaches the edge is one.
+        ground, _ = label(np.pad(self.grey <= 10 / 255 + EXACT, 1, constant_values=True))
+        seen = ring & (ground != ground[0, 0])[1:-1, 1:-1]
         ring = seen if seen.sum() >= 0.1 * ring.sum() else ring
         return self.brightness - float(self.grey[ring].mean()) if ring.any() else None
 

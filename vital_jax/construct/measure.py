@@ -79,24 +79,23 @@ def look(sample: Sample) -> Facts:
     Raises:
       ValueError: an image or mask cannot be decoded, or the target's mask is empty.
     """
-    region, own = _measured(sample.image, sample.mask)
+    region, filled, own = _measured(sample.image, sample.mask)
     if own is None:
         raise ValueError(f"sample {sample.id!r}: its mask is empty")
     found = {name: _measured(sample.image, mask) for name, mask in sample.neighbours}
-    found = {name: pair for name, pair in found.items() if pair[1]}
-    common = {name: int((region & other).sum()) for name, (other, _) in found.items()}
+    found = {name: measured for name, measured in found.items() if measured[2]}
+    common = {name: int((region & other).sum()) for name, (other, *_) in found.items()}
     return Facts(
         own,
-        {name: m for name, (_, m) in found.items()},
+        {name: m for name, (*_, m) in found.items()},
         frozenset(name for name, area in common.items() if area >= WITHIN * region.sum()),
         frozenset(name for name, area in common.items() if area >= WITHIN * found[name][0].sum()),
-        frozenset(name for name, (other, _) in found.items() if _share(region, other)),
+        frozenset(name for name, (_, other, _) in found.items() if _share(filled, other)),
     )
 
 
 def _share(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two regions [H, W], their holes filled, have a good part of the smaller in common."""
-    one, other = ndimage.binary_fill_holes(one), ndimage.binary_fill_holes(other)
+    """Whether two regions [H, W] have a good part of the smaller in common."""
     return bool((one & other).sum() >= SHARED * min(one.sum(), other.sum()))
 
 
@@ -109,16 +108,25 @@ def _grey(image: bytes) -> tuple[np.ndarray, np.ndarray, dict]:
 
 def field_of_view(grey: np.ndarray) -> np.ndarray:
     """[H, W] bool: everything but the dark ground that reaches the edge of the picture (of a fundus camera, an endoscope, an X-ray)."""
-    labels, _ = ndimage.label(grey <= DARK)
-    edge = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-    return ~np.isin(labels, edge[edge > 0])
+    return ~_outer(grey <= DARK)
+
+
+def _outer(ground: np.ndarray) -> np.ndarray:
+    """The parts of a region [H, W] that reach the edge of the picture."""
+    labels, count = ndimage.label(ground)
+    reach = np.zeros(count + 1, bool)
+    for edge in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        reach[edge] = True
+    reach[0] = False
+    return reach[labels]
 
 
 @lru_cache(maxsize=128)
-def _measured(image: bytes, mask: bytes) -> tuple[np.ndarray, Measurement | None]:
+def _measured(image: bytes, mask: bytes) -> tuple[np.ndarray, np.ndarray, Measurement | None]:
+    """A region [H, W], the same with its holes filled, and its measurements."""
     grey, field, info = _grey(image)
     region = decode_mask(mask, "the mask", info)
-    return region, measure(grey, region, field) if region.any() else None
+    return region, ~_outer(~region), measure(grey, region, field) if region.any() else None
 
 
 def measure(grey: np.ndarray, region: np.ndarray, field: np.ndarray | None = None) -> Measurement:
