@@ -185,7 +185,7 @@ def test_without_latents_it_is_the_plain_model(run, model):
     answer = model.answer(png(SIZES[0]), QUESTIONS[0], latent_steps=0)
     assert answer.latent_steps == 0 and answer.complete == (answer.tokens[-1] == model.encoder.prompter.end_token_id)
     encoder, record = model.encoder, Record("r", (png(SIZES[0]),), QUESTIONS[0], "-")
-    row = encoder.encode(record, Layout(128, 64, 0), 0)
+    row = encoder.encode(record, Layout(128, 64), 0)
     n, T = int(row["lengths"]), len(answer.tokens)
     ids = np.concatenate([row["tokens"][:n], answer.tokens[:-1]]).astype(np.int32)
     positions, _ = rope_index(ids, [(1, 4, 6)], encoder.prompter.image_token_id, encoder.prompter.merge_size)

@@ -12,7 +12,7 @@ from vital_jax.construct.instruct import Llava
 from vital_jax.construct.layouts import Coco, draw, run_lengths
 from vital_jax.construct.source import Rejected
 from vital_jax.construct.sources import kinds_of, open_source
-from vital_jax.pipeline.images import decode_mask
+from vital_jax.pipeline.masks import decode_mask
 from vital_jax.pipeline.records import Record
 
 CT = {"modality": "CT", "site": "abdomen"}
