@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
         max_pixels=128 * 128,
         buckets=((76, 64),),
         answer=8,
-        chain=34,  # the longest sentence has 31 tokens
+        chain=40,  # the longest sentence has 36 tokens
         workers=0,
     )
     config.data.build = ConfigDict(
