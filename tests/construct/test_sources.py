@@ -126,7 +126,7 @@ def test_options_and_what_is_said(tmp_path):
     assert isinstance(source, MaskFolder) and (source.licence, source.min_area) == ("CC0-1.0", 5)
     with pytest.raises(ValueError, match=r"manifest has no option 'window', only min_area, complete, licence, name"):
         open_source(tmp_path / "set", options={"window": 1})
-    with pytest.raises(ValueError, match=r"unknown kind 'zip' of source: use msd, records"):
+    with pytest.raises(ValueError, match=r"unknown kind 'zip' of source: use nnunet, msd, records"):
         open_source(tmp_path / "set", "zip")
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         find_sources(tmp_path / "nowhere")
