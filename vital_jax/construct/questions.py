@@ -217,7 +217,8 @@ def questions(
     rng = generator(seed, "questions" if form == "open" else "closed questions", sample.id)
     made, called = [], targets.neutral(sample.target)
     # "Where is the tumor?" has no answer where a benign and a malignant one are marked.
-    several = sum(targets.neutral(name) == called for name in {sample.target, *sample.present}) > 1
+    named = sum(targets.neutral(name) == called for name in {sample.target, *sample.present})
+    several = named > 1 and called != sample.target
     for kind in rng.permutation(list(templates)).tolist():
         if len(made) == count:
             break
