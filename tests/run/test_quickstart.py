@@ -48,7 +48,7 @@ def test_it_ends_with_the_table_of_five_systems(finished):
     assert done.returncode == 0, done.stderr[-3000:]
     report = (folder / "report.md").read_text()
     assert report.strip() in done.stdout
-    systems = ("frozen backbone", "majority answer", "VITAL, images exchanged", "LoRA, K = 0", "VITAL")
+    systems = ("frozen backbone", "majority answer", "VITAL, images exchanged", "LoRA, direct", "VITAL")
     rows = [line.split(" | ")[0].strip("| ") for line in report.splitlines() if line.startswith("| ")]
     assert all(name in rows for name in systems)
     for words in (
@@ -68,18 +68,18 @@ def test_it_ends_with_the_table_of_five_systems(finished):
     assert [row["id"] for row in found["answers"]] == [row["id"] for row in found["blind"]]
     replayed = next(line for line in found["audit"]["lines"] if line["what"] == "own latents replayed")
     assert replayed["changed"] == 0 and replayed["n"] == min(32, len(held_out))
-    assert (folder / "vital/seed0/audit.html").exists() and not (folder / "lora_k_0/seed0/audit.html").exists()
+    assert (folder / "vital/seed0/audit.html").exists() and not (folder / "lora_direct/seed0/audit.html").exists()
 
 
 def test_both_systems_train_on_the_same_rows_in_the_same_order(finished):
     folder, _, _ = finished
     steps = [
-        [json.loads(line) for line in (folder / run / "seed0/metrics.jsonl").open()] for run in ("lora_k_0", "vital")
+        [json.loads(line) for line in (folder / run / "seed0/metrics.jsonl").open()] for run in ("lora_direct", "vital")
     ]
     assert [len(rows) for rows in steps] == [3, 3]
     assert "text" in steps[1][0] and "text" not in steps[0][0]
     configs = [
-        json.loads((folder / run / "seed0/evidence.json").read_text())["config"] for run in ("lora_k_0", "vital")
+        json.loads((folder / run / "seed0/evidence.json").read_text())["config"] for run in ("lora_direct", "vital")
     ]
     for key in ("seed", "batch", "data", "optim", "lora"):
         assert configs[0][key] == configs[1][key]
