@@ -61,7 +61,7 @@ def logits(model, variables, case):
 def theirs(model, case, image_token_id):
     """The same from torch."""
     other = pytest.importorskip("exported")
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         found = model(**other.inputs(case, image_token_id)).logits.numpy()
@@ -145,7 +145,7 @@ def test_the_run_itself_is_read_back(work):
 
 def test_rows_that_peft_trained_elsewhere_are_read(work, tmp_path):
     other = pytest.importorskip("exported")
-    import torch
+    torch = pytest.importorskip("torch")
     from peft import LoraConfig, get_peft_model
 
     base, method, *_ = work

@@ -99,7 +99,7 @@ def test_frequencies_follow_the_distribution(temperature, top_p):
 )
 def test_draws_equal_those_from_what_transformers_processors_leave(options):
     """In its order: repetition penalty, temperature, top-k, top-p, min-p. The logits hold both signs and no equals."""
-    import torch
+    torch = pytest.importorskip("torch")
     from transformers import GenerationConfig
     from transformers.generation import LogitsProcessorList
     from transformers.generation import logits_process as theirs
