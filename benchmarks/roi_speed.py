@@ -23,7 +23,7 @@ from vital_jax.construct import grid
 from vital_jax.construct.build import build_records
 from vital_jax.construct.folders import MaskFolder
 from vital_jax.construct.roi import extract_many
-from vital_jax.construct.sidecar import Progress, duration
+from vital_jax.construct.sidecar import RateLine, duration
 from vital_jax.demo.phantoms import phantoms
 from vital_jax.hub.encoders import load_encoder, siglip_encoder
 from vital_jax.models.config import SiglipVisionConfig
@@ -58,7 +58,7 @@ def so400m(folders: list[str], count: int, batch: int) -> None:
     model = SiglipVision(SO400M, attention="xla")
     encoder = siglip_encoder(model, jax.jit(lambda key: init_siglip(model, key))(jax.random.key(0)), "block")
     np.asarray(encoder.apply(np.zeros((batch, encoder.size, encoder.size, 3), np.float32)))  # compiles
-    progress = Progress("so400m", len(samples), 0, lambda line: print(line, flush=True))
+    progress = RateLine("so400m", len(samples), 0, lambda line: print(line, flush=True))
     start, paths = clocks(), []
     for feature in extract_many(
         ((s.picture, s.region) for s in samples), progress.watch(encoder.apply), batch, encoder.grid, encoder.size
@@ -79,7 +79,7 @@ def search(count: int, batch: int) -> None:
     encoder = load_encoder(SMALL, "block")
     records = [record for record in build_records(phantoms(2 * count, 5), 1, 0) if record.masks]
     np.asarray(encoder.apply(np.zeros((batch, encoder.size, encoder.size, 3), np.float32)))
-    progress = Progress("grid", count, 0, print)
+    progress = RateLine("grid", count, 0, print)
     with tempfile.TemporaryDirectory() as folder:
         start = clocks()
         targets = list(grid.pick(records, count))

@@ -70,7 +70,8 @@ def cut(found, *at):
 
 
 def nucleus(logits, top_p):
-    """As in test_choose.py."""
+    """Logits [V] with -inf off the smallest set of likeliest tokens that holds top_p, and the equals of its last one: float64."""
+    logits = np.asarray(logits, np.float64)
     share = np.exp(logits - logits.max())
     share /= share.sum()
     total, least = 0.0, np.inf

@@ -4,25 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoding import nucleus
 
 from vital_jax.latent.choose import Decoding, choose, row_keys
 
 SPREAD = np.log([0.4, 0.25, 0.15, 0.1, 0.06, 0.04]).astype(np.float32)[[3, 0, 5, 1, 4, 2]]
 TIED = np.log([0.1, 0.3, 0.2, 0.2, 0.1, 0.1]).astype(np.float32)
 _choose = jax.jit(choose)
-
-
-def nucleus(logits, top_p):
-    """Logits [V] with -inf off the smallest set of likeliest tokens that holds top_p, and the equals of its last one: float64."""
-    logits = np.asarray(logits, np.float64)
-    share = np.exp(logits - logits.max())
-    share /= share.sum()
-    total, least = 0.0, np.inf
-    for value in np.sort(share)[::-1]:
-        if total >= top_p:
-            break
-        total, least = total + value, value
-    return np.where(share >= least, logits, -np.inf)
 
 
 def draws(logits, number=256, seen=None, banned=None, **options):

@@ -149,6 +149,13 @@ class Method:
         """
         return latents_then_answer(latent_steps, eval_k, budgets.answer)
 
+    def without_latents(self, latent_steps: int) -> None:
+        """What a method that has no latents says of K. Raises: ValueError for any but 0."""
+        if latent_steps:
+            raise ValueError(
+                f"latent_steps={latent_steps}: this model is {self.name!r}, it takes no latent steps; ask with 0"
+            )
+
     def asker(self, budgets: Budgets, tokens: Tokens) -> Callable[[int, str, int], Suffix]:
         """(K, eval_k, T) -> the columns in use, bound to tokens; what asks the model takes this function and knows no method."""
         return lambda K, eval_k, T: self.asking(K, dataclasses.replace(budgets, answer=T), eval_k).bound(tokens)

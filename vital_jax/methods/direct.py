@@ -17,8 +17,5 @@ class Direct(Method):
         return Layout(suffix=self.asking(0, budgets))
 
     def asking(self, latent_steps: int, budgets: Budgets, eval_k: str = "fixed") -> Suffix:
-        if latent_steps:
-            raise ValueError(
-                f"latent_steps={latent_steps}: this model is {self.name!r}, it takes no latent steps; ask with 0"
-            )
+        self.without_latents(latent_steps)
         return Suffix((Segment("tokens", "answer", budgets.answer, source="answer", supervised=True),))
