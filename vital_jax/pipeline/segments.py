@@ -92,7 +92,7 @@ class Segment:
 
     def steps(self, chain: Sequence[str]) -> Sequence[str]:
         """The steps of a record's chain that this segment spells out."""
-        first, last = _CHAIN.fullmatch(self.source).groups()  # type: ignore[union-attr]
+        first, last = _CHAIN.fullmatch(self.source).groups()  # type: ignore[union-attr]  # checked when the segment was made
         return chain[int(first or 0) : int(last) if last else None]
 
 
