@@ -14,11 +14,9 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-FLAGS = (
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-)
+from compiling import FAST
+
+FLAGS = ("--xla_force_host_platform_device_count=8", *FAST)
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from compiling import FAST
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -62,7 +63,7 @@ def start(shared, workdir, count=1, overrides=(), differing=()):
         port = probe.getsockname()[1]
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": " ".join(FAST),
         "JAX_COMPILATION_CACHE_DIR": str(shared / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",

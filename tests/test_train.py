@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiling import FAST
 
 from vital_jax.hub import encoders
 from vital_jax.pipeline.prompts import Prompter
@@ -58,7 +59,7 @@ def environment(shared):
     return {
         **os.environ,
         # One device, as on a laptop; eight are for the tests of sharding.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "XLA_FLAGS": " ".join(FAST),
         "JAX_COMPILATION_CACHE_DIR": str(shared / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
