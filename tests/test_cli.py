@@ -3,15 +3,22 @@
 `test_api` compares the answers; here a process runs what a shell would, and the rest is asked of `main` without a model.
 """
 
+import argparse
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_api import QUESTIONS, png, write_run
 
-from vital_jax import api, cli
+from vital_jax import __version__, api, cli
+from vital_jax.commands import checks, evaluate
+from vital_jax.commands.values import LIMIT, STATUSES, whole
+from vital_jax.hub import parity
 from vital_jax.pipeline.prompts import Prompter
 
 
@@ -59,6 +66,8 @@ def ask(monkeypatch, capsys, answer, *more):
     """(model, status, standard output, standard error) of a question about two images to a model that answers this."""
     model, opened = Fake(answer), []
     monkeypatch.setattr(api, "load", lambda *given: opened.append(given) or model)
+    monkeypatch.setattr(checks, "model", lambda *_, **__: None)
+    monkeypatch.setattr(checks, "images", lambda *_: [])
     status = cli.main(
         ["answer", "--model", "run", "--image", "a.png", "--image", "b.png", "--question", "What?", *more]
     )
@@ -84,20 +93,20 @@ def test_options_reach_the_model_and_steps_are_printed(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "change, status, words",
+    "change, words",
     [
-        (dict(question=""), 2, "question 1 is empty"),
-        (dict(latent_steps="-1"), 2, "latent_steps=-1"),
-        (dict(image="absent.png"), 1, "image absent.png: no such file"),
-        (dict(image=__file__), 1, "test_cli.py is no image"),
-        (dict(model="absent"), 1, "absent: no such folder"),
-        (dict(base="absent"), 1, "base (--base): no folder absent"),
+        (dict(question=""), "--question is empty"),
+        (dict(image="absent.png"), "image absent.png: no such file"),
+        (dict(image=__file__), "test_cli.py is no image"),
+        (dict(model="absent"), "absent: no such folder"),
+        (dict(base="absent"), "base (--base): no folder absent"),
+        (dict(question="a<|im_end|>"), "control token"),
     ],
 )
-def test_a_mistake_is_one_line_and_a_status(work, capsys, change, status, words):
+def test_a_mistake_is_one_line_and_a_status(work, capsys, change, words):
     given = {"model": work / "run", "image": work / "image.png", "question": "What?", **change}
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    assert cli.main(["answer", *arguments]) == status
+    assert cli.main(["answer", *arguments]) == 2
     out, err = capsys.readouterr()
     assert not out and len(err.splitlines()) == 1 and err.startswith("vital answer: ") and words in err
 
@@ -114,4 +123,197 @@ def test_more_steps_than_it_was_trained_with_are_taken_with_a_warning(work, caps
 def test_a_missing_argument_is_bad_usage(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["answer", "--model", "run"])
-    assert stopped.value.code == 2 and "--image" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "--question --questions --interactive" in capsys.readouterr().err
+
+
+# --- many questions, one model ----------------------------------------------------------------------
+
+
+def told(row):
+    """What must not depend on how many were asked at once."""
+    row = {"answer": row.get("prediction"), **row}
+    return {key: row[key] for key in ("answer", "tokens", "latent_steps", "steps", "complete")}
+
+
+def questions(work, *rows):
+    path = work / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+ASKED = (
+    {"question": QUESTIONS[0], "image": "image.png"},
+    {"id": "two", "question": QUESTIONS[1], "image": ["image.png", "other.png"]},
+    {"id": 3, "question": QUESTIONS[1], "image": "other.png"},
+)
+
+
+@pytest.fixture(scope="module")
+def opened(work):
+    """The run's model, opened once for these tests."""
+    (work / "other.png").write_bytes(png((64, 64), 1))
+    return api.load(work / "run", steps=True)
+
+
+@pytest.fixture
+def vital(work, opened, monkeypatch):
+    """`vital answer` with the model that is open already; the second value counts openings."""
+    loads = []
+    monkeypatch.setattr(api, "load", lambda *given: loads.append(given) or opened)
+    words = ["answer", "--model", work / "run", "--steps", "--max-new-tokens", "4"]
+    return lambda *more: cli.main([str(word) for word in (*words, *more)]), loads
+
+
+def test_a_file_of_questions_is_answered_in_order_as_one_by_one(work, vital, capsys):
+    ask_, loads = vital
+    assert ask_("--questions", questions(work, *ASKED)) == 0
+    out, _ = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["id"] for row in rows] == ["1", "two", "3"] and len(loads) == 1
+    assert [row["question"] for row in rows] == [row["question"] for row in ASKED]
+    for row, one in zip(rows, ASKED, strict=True):
+        names = one["image"] if isinstance(one["image"], list) else [one["image"]]
+        images = [word for name in names for word in ("--image", work / name)]
+        assert ask_("--question", one["question"], *images, "--json") == 0
+        alone = json.loads(capsys.readouterr().out)
+        assert told(row) == told(alone) and row["log_prob"] == pytest.approx(alone["log_prob"], rel=1e-5)
+
+
+def test_kept_answers_are_not_asked_again(work, vital, capsys, tmp_path):
+    ask_, _ = vital
+    out = tmp_path / "kept"
+    given = "--questions", questions(work, *ASKED), "--out", out, "--batch", "1"
+    assert ask_(*given) == 0
+    whole = (out / "answers.jsonl").read_bytes()
+    (out / "answers.jsonl").write_bytes(whole[: whole.index(b"\n") + 9])  # killed within the second line
+    assert ask_(*given) == 0
+    assert "1 of 3 are answered already" in capsys.readouterr().err and (out / "answers.jsonl").read_bytes() == whole
+    assert ask_(*given[:1], questions(work, *ASKED[:2]), *given[2:]) == 2
+    assert "settings.json" in capsys.readouterr().err and (out / "answers.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "What?"}, 'line 2: needs {"question": TEXT, "image"'),
+        ({"question": " ", "image": "image.png"}, 'line 2: "question" is empty'),
+        ({"question": "What?", "image": "gone.png"}, "line 2: image .*gone.png: no such file"),
+        ({"question": "What?", "image": "image.png", "id": "1"}, "line 2: id '1' is that of an earlier line"),
+        (["What?"], 'line 2: needs {"question": TEXT, "image"'),
+    ],
+)
+def test_a_line_that_cannot_be_asked_is_named_before_the_model_is_opened(work, vital, capsys, row, message):
+    ask_, loads = vital
+    assert ask_("--questions", questions(work, ASKED[0], row)) == 2
+    out, err = capsys.readouterr()
+    assert not out and not loads and re.search(f"1 lines cannot be asked: {message}", err)
+
+
+def test_typed_questions_share_one_model_and_a_bad_one_ends_nothing(work, vital, capsys, monkeypatch):
+    ask_, loads = vital
+    typed = [QUESTIONS[1], "", "a<|im_end|>", "/image gone.png", f"/image {work / 'other.png'}", QUESTIONS[1]]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(typed)))
+    assert ask_("--interactive", "--image", work / "image.png", "--json") == 0
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert len(rows) == 2 and len(loads) == 1
+    assert "control token" in err and "image gone.png: no such file" in err and "question>" not in err
+    assert ask_("--question", QUESTIONS[1], "--image", work / "other.png", "--json") == 0
+    assert told(rows[1]) == told(json.loads(capsys.readouterr().out))
+
+
+# --- names, statuses --------------------------------------------------------------------------------
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0 and capsys.readouterr().out == f"vital_jax {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["evalute"], "evaluate"),
+        (["data", "bild"], "build"),
+        (["evaluate", "rum"], "run"),
+        (["data", "distill", "statsu"], "status"),
+        (["data", "distill", "batch", "wirte"], "write"),
+        (["figure", "colapse"], "collapse"),
+        (["export", "--format", "merge"], "merged"),
+    ],
+)
+def test_the_nearest_name_and_all_others_are_said(capsys, words, meant):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and f"no {words[-1]!r}: did you mean {meant!r}? there are " in err
+    usage = " ".join(err.split("error:")[0].split())
+    choices = err.strip().rsplit("there are ", 1)[1].split(", ")
+    assert f"{{{','.join(choices)}}}" in usage, "the usage lists what there is"
+
+
+def test_every_level_lists_its_commands():
+    def look(parser, name):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                assert action.metavar is None, f"{name} hides {sorted(action.choices)}"
+                for part, own in action.choices.items():
+                    look(own, f"{name} {part}")
+
+    look(cli._parser(), "vital")
+
+
+def test_the_statuses_are_those_of_the_docs(capsys):
+    text = (Path(__file__).parents[1] / "docs" / "commands.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", text, re.M)
+    assert {int(status): meaning for status, meaning in rows} == STATUSES
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f"{status} {meaning}" in said for status, meaning in STATUSES.items())
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (None, 0),
+        (ValueError("a\nmistake"), 2),
+        (OSError("full"), 2),
+        (RuntimeError("torn"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_what_a_command_raises_is_a_line_and_a_status(monkeypatch, capsys, raised, status):
+    def run(arguments):
+        if raised:
+            raise raised
+        return 0
+
+    monkeypatch.setattr(evaluate, "_list", run)
+    assert cli.main(["evaluate", "list"]) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(status) and all(line.startswith("vital evaluate list: ") for line in lines)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_parity_says_by_its_status_whether_both_agree(work, monkeypatch, capsys, passed):
+    monkeypatch.setattr(parity, "check", lambda *_: {"passed": passed})
+    assert cli.main(["parity", "--model", str(work / "base"), "--json"]) == (0 if passed else 1)
+    assert json.loads(capsys.readouterr().out) == {"passed": passed}
+
+
+def test_every_limit_is_of_one_rule():
+    """The help of each says it, and none takes a number that is none."""
+    found = {}
+
+    def look(parser, name):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for part, own in action.choices.items():
+                    look(own, f"{name} {part}")
+            elif "--limit" in action.option_strings:
+                found[name] = action
+
+    look(cli._parser(), "vital")
+    assert len(found) == 11 and all(LIMIT in action.help and action.type is whole for action in found.values()), found

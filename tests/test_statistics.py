@@ -1,8 +1,8 @@
-"""Wilson's interval against published values."""
+"""Wilson's interval against published values, and the part of a whole that every --limit takes."""
 
 import pytest
 
-from vital_jax.statistics import wilson
+from vital_jax.statistics import spread, wilson
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,10 @@ def test_wilsons_interval_at_its_edges():
     for wrong in ((0, 0), (4, 3), (-1, 3), (1, 3, 1.0)):
         with pytest.raises(ValueError, match="no interval"):
             wilson(*wrong)
+
+
+def test_a_part_is_spread_over_the_whole_in_its_order():
+    assert spread(range(10), 4) == [0, 2, 5, 7] and spread("abc", 1) == ["a"]
+    assert spread([3, 1, 2], None) == spread([3, 1, 2], 7) == [3, 1, 2] and spread([], 2) == spread([], None) == []
+    sources = ["a"] * 97 + ["b"] * 3
+    assert len(spread(sources, 50)) == 50 and set(spread(sources, 50)) == {"a", "b"}

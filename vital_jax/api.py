@@ -20,7 +20,9 @@ from PIL import Image
 
 from vital_jax.explain import windows
 from vital_jax.explain.case import Case
-from vital_jax.hub.exported import is_exported, open_exported
+from vital_jax.hub import folders
+from vital_jax.hub.exported import open_exported
+from vital_jax.hub.folders import NoScaffoldError
 from vital_jax.hub.load import load_backbone
 from vital_jax.latent.engine import Engine, Question, Request, in_order
 from vital_jax.latent.loop import KEPT, variables_of
@@ -30,8 +32,7 @@ from vital_jax.models.backbone import Backbone
 from vital_jax.models.decoder import Decoder
 from vital_jax.models.families import read_config, read_text_config
 from vital_jax.pipeline.batch import Encoder
-from vital_jax.pipeline.families import TITLES
-from vital_jax.pipeline.images import MAX_PIXELS, decode
+from vital_jax.pipeline.images import MAX_PIXELS, decode, read_file
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.run.open import TEXT, VISUAL, Run, open_run
 
@@ -43,10 +44,6 @@ _PLAIN_ANSWER = 256  # tokens; a base model that was not taught short answers
 
 class RequestError(ValueError):
     """What was asked cannot be answered by any model, or not by this one: no question, or a number of steps out of range."""
-
-
-class NoScaffoldError(ValueError):
-    """A model has no text decoder and no visual projector, so its latent steps can be neither read nor shown."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +94,8 @@ def _encoded(image: Image.Image, name: str) -> bytes:
 def _file(image: ImageLike, name: str) -> bytes:
     """The encoded file of an image, known to decode. Raises: FileNotFoundError, ValueError, TypeError naming it."""
     if isinstance(image, (str, Path)):
-        path = Path(image)
-        if not path.is_file():
-            raise FileNotFoundError(f"image {path}: {'is a folder' if path.is_dir() else 'no such file'}")
-        name, data = f"image {path}", path.read_bytes()
-    elif isinstance(image, Image.Image):
+        return read_file(image)
+    if isinstance(image, Image.Image):
         data = _encoded(image, name)
     elif isinstance(image, (bytes, bytearray, memoryview)):
         data = bytes(image)
@@ -310,39 +304,18 @@ def load(
     Raises: FileNotFoundError for an absent folder or checkpoint; ValueError for a folder of neither kind, a base other than the one trained
       on, `steps` where there is no text decoder, or `explain` where there is no scaffold. Each names the folder and the way out.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"{folder}: no such folder; give a training run's folder or a Hugging Face one ({TITLES})"
-        )
-    if (folder / "checkpoints").is_dir():
+    folder, kind = Path(folder), folders.check(folder, base, text_decoder, encoder, steps, explain)
+    if kind == folders.RUN:
         return _load_run(
             open_run(folder, base=base, text_decoder=text_decoder, encoder=encoder), steps=steps, explain=explain
         )
-    if explain or encoder:
-        raise NoScaffoldError(
-            f"{folder} is no training run's folder: the scaffold that explains is in the run's checkpoints"
-        )
-    if is_exported(folder):
-        return _load_exported(folder, base, text_decoder, steps)
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} holds neither checkpoints (a training run's folder), nor config.json (a Hugging Face folder: {TITLES}), nor "
-            "adapter_config.json (an adapter)"
-        )
-    if steps or base or text_decoder:
-        raise ValueError(
-            f"{folder} is a base model without latent steps: base, text_decoder and steps are for a run's folder"
-        )
+    if kind == folders.EXPORT:
+        return _load_exported(folder, base, steps)
     method = Method(Backbone(read_config(folder)))
     return Model(method, Encoder.from_folder(folder), lambda: {"base": load_backbone(folder)[1]})
 
 
-def _load_exported(folder: Path, base: str | Path | None, text_decoder: str | Path | None, steps: bool) -> Model:
-    if text_decoder:
-        raise ValueError(
-            f"{folder} is an export: it brings its text decoder along, or has none; leave text_decoder out"
-        )
+def _load_exported(folder: Path, base: str | Path | None, steps: bool) -> Model:
     found = open_exported(folder, base)
     if steps and not found.text_decoder:
         raise ValueError(

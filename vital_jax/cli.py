@@ -1,24 +1,32 @@
 """The console script `vital`: each sub-command is a thin door into a room."""
 
 import argparse
-import dataclasses
+import functools
 import json
 import sys
 import warnings
+from typing import Any
 
-from vital_jax.commands import bench, data, evaluate, explain, export, figure, fit, models
-from vital_jax.commands.values import INTERRUPTED
+from vital_jax import __version__
+from vital_jax.commands import answer, bench, checks, data, evaluate, explain, export, figure, fit, models
+from vital_jax.commands.parser import Parser
+from vital_jax.commands.values import DONE, EXITS, INCOMPLETE, INTERRUPTED, MISTAKE, count, whole
 from vital_jax.pipeline.families import TITLES
 
 
 def _parity(arguments: argparse.Namespace) -> int:
+    from vital_jax.hub import folders
+    from vital_jax.models.config import read_json
+
+    folders.kind(arguments.model)
+    read_json(arguments.model)
     from vital_jax.hub import parity
 
     print(parity.memory_plan(arguments.model, arguments.dtype), file=sys.stderr)
     report = parity.check(arguments.model, arguments.dtype, arguments.seed)
     if arguments.json:
         print(json.dumps(report))
-        return 0 if report["passed"] else 1
+        return DONE if report["passed"] else INCOMPLETE
     rows = {"logits": report["logits"], "vision": report["vision"]}
     rows |= {f"deepstack {i}": entry for i, entry in enumerate(report["deepstack"])}
     for name, entry in rows.items():
@@ -27,39 +35,46 @@ def _parity(arguments: argparse.Namespace) -> int:
             f"{name:<12} largest difference {entry['max_abs_diff']:.2e}, tolerance {entry['tolerance']:.2e}: {verdict}"
         )
     print(f"{'rope':<12} indices {'equal' if report['rope']['equal'] else 'DIFFER'}")
-    return 0 if report["passed"] else 1
+    return DONE if report["passed"] else INCOMPLETE
 
 
 def _answer(arguments: argparse.Namespace) -> int:
-    from vital_jax import api
+    if bool(arguments.image) == bool(arguments.questions):
+        raise ValueError(
+            "--image FILE goes with --question and --interactive, and with them alone: --questions names its own"
+        )
+    if arguments.question is not None:
+        checks.question(arguments.question)
+    checks.images(arguments.image)
+    checks.model(arguments, steps=arguments.steps)
+    load = functools.partial(models.load, arguments, arguments.steps)
+    show = functools.partial(_show, as_json=arguments.json)
+    if arguments.questions:
+        return answer.many(arguments, load)
+    if arguments.interactive:
+        return answer.talk(arguments, load(), show)
+    show(load().answer(arguments.image, arguments.question, arguments.latent_steps, arguments.max_new_tokens))
+    return DONE
 
-    try:
-        model = models.load(arguments, arguments.steps)
-        answer = model.answer(arguments.image, arguments.question, arguments.latent_steps, arguments.max_new_tokens)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"vital answer: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, api.RequestError) else 1
-    if arguments.json:
-        found = dataclasses.asdict(answer)
-        print(json.dumps({"answer": found.pop("text"), **found}))
+
+def _show(found: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(answer.as_json(found)), flush=True)
     else:
-        for k, text in enumerate(answer.steps or [], start=1):
+        for k, text in enumerate(found.steps or [], start=1):
             print(f"step {k}: {text}")
-        if answer.chain:
-            print(f"reasoning: {' '.join(answer.chain.split())}")
-        print(answer.text)
-    how = f"with K = {answer.latent_steps} latent steps" if answer.latent_steps else "without latents (K = 0)"
-    cut = "" if answer.complete else f"; cut at {len(answer.tokens)} tokens (--max-new-tokens)"
+        if found.chain:
+            print(f"reasoning: {' '.join(found.chain.split())}")
+        print(found.text, flush=True)
+    how = f"with K = {found.latent_steps} latent steps" if found.latent_steps else "without latents (K = 0)"
+    cut = "" if found.complete else f"; cut at {len(found.tokens)} tokens (--max-new-tokens)"
     print(f"Research output, not a medical device. Answered {how}{cut}.", file=sys.stderr)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vital",
-        description="Latent-reasoning medical vision-language models. Research software, not a medical device.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = Parser(prog="vital", description="Latent-reasoning medical vision-language models.", epilog=EXITS)
+    parser.add_argument("--version", action="version", version=f"vital_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
     parity = commands.add_parser("parity", help=f"compare a local folder ({TITLES}) with transformers")
     parity.add_argument(
         "--model", required=True, metavar="FOLDER", help="a Hugging Face folder with config and safetensors"
@@ -70,22 +85,22 @@ def _parser() -> argparse.ArgumentParser:
     parity.add_argument("--seed", type=int, default=0, help="of the random prompts")
     parity.add_argument("--json", action="store_true", help="print one JSON object")
     parity.set_defaults(run=_parity)
-    answer = commands.add_parser("answer", help="answer a question about images")
-    models.add_flags(answer)
-    answer.add_argument(
-        "--image", required=True, action="append", metavar="FILE", help="an image; give it again for several"
+    asking = commands.add_parser("answer", help="answer questions about images", description=answer.__doc__)
+    models.add_flags(asking)
+    answer.add_flags(asking)
+    asking.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="an image; give it again for several"
     )
-    answer.add_argument("--question", required=True, metavar="TEXT")
-    answer.add_argument(
+    asking.add_argument(
         "--latent-steps",
-        type=int,
+        type=count,
         metavar="K",
         help="0 answers without latents; by default as many as it was trained with",
     )
-    answer.add_argument("--steps", action="store_true", help="also print what each latent step says")
-    answer.add_argument("--max-new-tokens", type=int, metavar="T", help="where to cut an answer that does not end")
-    answer.add_argument("--json", action="store_true", help="print one JSON object")
-    answer.set_defaults(run=_answer)
+    asking.add_argument("--steps", action="store_true", help="also print what each latent step says")
+    asking.add_argument("--max-new-tokens", type=whole, metavar="T", help="where to cut an answer that does not end")
+    asking.add_argument("--json", action="store_true", help="print one JSON object an answer")
+    asking.set_defaults(run=_answer)
     data.register(commands)
     evaluate.register(commands)
     explain.register(commands)
@@ -109,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
             return arguments.run(arguments)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"{_name(arguments)}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return MISTAKE
     except KeyboardInterrupt:
         print(f"{_name(arguments)}: stopped", file=sys.stderr)
         return INTERRUPTED

@@ -1,7 +1,17 @@
-"""Statistics that several floors need: the interval that stands beside every share this package prints."""
+"""Statistics that several floors need: the interval beside every share that this package prints, and the part that stands for a whole."""
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def spread(whole: Sequence[T], count: int | None) -> list[T]:
+    """`count` of the whole in its order, evenly spaced, so that neighbours with one image do not stand for all; None takes all."""
+    count = len(whole) if count is None else min(count, len(whole))
+    return [whole[i * len(whole) // count] for i in range(count)]
 
 
 def wilson(correct: float, n: int, level: float = 0.95) -> tuple[float, float]:

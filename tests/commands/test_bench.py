@@ -69,11 +69,11 @@ def test_a_run_alone_is_timed_as_it_answers(work, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (dict(question=None), "--image needs a --question"),
+        (dict(question=None), "--question is empty or missing"),
         (dict(split="test"), "--split and --limit are of --records"),
         (dict(image="none.png"), "image none.png: no such file"),
         (dict(image=None, records="."), "--question is of --image"),
-        (dict(image=None, question=None, records="."), "not a finished record folder"),
+        (dict(image=None, question=None, records="."), "no finished record folder"),
         (dict(question="<|im_end|>"), "control token"),
         (dict(model="nothing"), "no such folder"),
         (dict(image=__file__), "image"),

@@ -14,6 +14,7 @@ from sheets import Page
 from test_api import QUESTIONS, png, write_run
 
 from vital_jax import cli
+from vital_jax.evaluate.benchmarks import load
 from vital_jax.latent.engine import Engine
 
 RESEARCH = "Research software, not a medical device."
@@ -90,6 +91,7 @@ def test_answers_scores_and_page(done, work, capsys):
     with (done / "table.csv").open(encoding="utf-8", newline="") as file:
         (line,) = (row for row in csv.DictReader(file) if (row["measure"], row["group"]) == ("accuracy", "all"))
     assert line["n"] == "7" and float(line["value"]) == sum(row["correct"] for row in scored) / 7
+    assert str(work) not in (done / "page.html").read_text(encoding="utf-8") + table
     data = json.loads(Page((done / "page.html").read_text(encoding="utf-8")).texts["script"][0])
     assert [card["id"] for card in data["cards"]] == [row["id"] for row in ROWS] and len(data["pictures"]) == 3
     assert all(len(card["steps"]) == 2 for card in data["cards"])
@@ -158,8 +160,8 @@ def test_a_base_answers_without_latents_and_a_limit_is_said(work, capsys):
     assert cli.main(command(work, out, "--limit", "3", "--temperature", "0.7", "--seed", "5", model="base")) == 0
     said = capsys.readouterr()
     rules = [line for line in said.out.splitlines() if "Wilson" in line or "one image" in line]
-    assert rules and all("only the first 3 of 7 items |" in line for line in rules)
-    assert "Partial: only the first 3 of 7 items." in said.out and "Asked base with K = 0" in said.out
+    assert rules and all("only 3 of 7 items, evenly spaced |" in line for line in rules)
+    assert "Partial: only 3 of 7 items, evenly spaced." in said.out and "Asked base with K = 0" in said.out
     assert "drawn at temperature 0.7 with seed 5" in said.out
     assert [row["K"] for row in read(out / "answers.jsonl")] == [0, 0, 0]
     settings = json.loads((out / "settings.json").read_text())
@@ -191,9 +193,15 @@ def test_what_cannot_be_asked_is_named_or_left_out_and_said(work, capsys):
     assert said.out == "" and not out.exists()
     assert "7 items of file test, dropped: 1 duplicate-id" in said.err
     assert re.search(
-        r"file test: 3 of 7 questions cannot be asked \(1 missing-file, 1 no-image, 1 not-a-prompt\): gone: .*gone.png: not "
-        r"found; none: has no image; steer: .*control token <\|im_end\|>.*; mend them, or leave them out with --skip-missing",
+        r"file test: 2 of 7 questions cannot be asked \(1 missing-file, 1 no-image\): gone: .*gone.png: not found; none: has no image; "
+        r"mend them, or leave them out with --skip-missing",
         said.err,
+    )
+    lines(work / "steered.jsonl", [FAULTY[0], FAULTY[4]])
+    assert cli.main(command(work, out, data="steered.jsonl")) == 2
+    assert re.search(
+        r"1 of 2 questions cannot be asked \(1 not-a-prompt\): steer: .*control token <\|im_end\|>",
+        capsys.readouterr().err,
     )
     assert cli.main(command(work, out, "--skip-missing", data="faulty.jsonl")) == 0
     said = capsys.readouterr().out
@@ -207,14 +215,13 @@ def test_what_cannot_be_asked_is_named_or_left_out_and_said(work, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--latent-steps", "-1"], r"latent_steps=-1: give 0 \(no latents\) or more"),
         (["--eval-k", "per_sample"], r"no item states its own latent steps"),
         (["--model", "nowhere"], r"nowhere: no such folder; give a training run's folder"),
         (["--model", "BASE", "--eval-k", "per_sample"], r"--eval-k per_sample: .* has no latent steps"),
         (["--model", "BASE", "--steps"], r"is a base model without latent steps"),
         (["--protocol", "pmc_vqa"], r"pmc_vqa scores only items with options: 7 of 7 are not so, the first 'q0'"),
         (["--protocol", "official"], r"no benchmark 'file' with a protocol of its own"),
-        (["--top-p", "0.5"], r"top_p=0.5 has no meaning at temperature 0"),
+        (["--top-p", "0.5"], r"--top-p 0.5 has no meaning at temperature 0"),
         (["--out", "."], r"\.: holds .* and no settings.json; name another folder"),
         (["--benchmark", "slake", "--data", "nowhere"], r"slake comes from https://"),
     ],
@@ -248,5 +255,8 @@ def test_real_questions_about_real_images(real, work, capsys):
         == 0
     )
     said = capsys.readouterr()
-    assert "1500 items of vqa_rad all, nothing dropped." in said.out and "only the first 6 of 1500 items" in said.out
-    assert [row["id"] for row in read(out / "predictions.jsonl")] == [f"public-{n}" for n in range(6)]
+    assert (
+        "1500 items of vqa_rad all, nothing dropped." in said.out and "only 6 of 1500 items, evenly spaced" in said.out
+    )
+    items = load("vqa_rad", data, "all").items
+    assert [row["id"] for row in read(out / "predictions.jsonl")] == [items[250 * n].id for n in range(6)]

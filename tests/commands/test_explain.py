@@ -40,7 +40,7 @@ def done(work, tmp_path_factory):
     return out
 
 
-def test_it_leaves_a_page_cases_and_numbers(done):
+def test_it_leaves_a_page_cases_and_numbers(done, work):
     assert {path.name for path in done.iterdir()} == set(FILES)
     held = json.loads((done / "cases.json").read_text(encoding="utf-8"))
     assert [len(case["steps"]) for case in held["cases"]] == [1, 2, 4, 1, 2]
@@ -49,6 +49,7 @@ def test_it_leaves_a_page_cases_and_numbers(done):
     assert "split test: 5 of 5 records" in notes and "of the 4 questions with a mask, about 4 images" in notes
     row = held["summary"]["table"][0]
     assert (row["modality"], row["measure"], row["n"]) == ("all", "pointing", 4) and row["target"] is not None
+    assert not any(str(work) in path.read_text(encoding="utf-8") for path in done.iterdir()), "no path of this machine"
     assert "shows 2 of the 5 cases" in (done / "page.html").read_text(encoding="utf-8")
     text = (done / "numbers.md").read_text(encoding="utf-8")
     assert "## What this says" in text and "K = 4, z_4" in text and "Research software, not a medical device" in text
@@ -85,8 +86,8 @@ def test_records_without_masks_are_explained_without_numbers(work, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (["--image", "IMAGE"], {}, "--image needs a --question TEXT"),
-        (["--image", "nowhere.png", "--question", "What?"], {}, "--image nowhere.png: there is no such file"),
+        (["--image", "IMAGE"], {}, "--question is empty or missing"),
+        (["--image", "nowhere.png", "--question", "What?"], {}, "image nowhere.png: no such file"),
         (["--image", "WORK/run", "--question", "What?"], {}, "run: is a folder"),
         (["--image", "WORK/base/config.json", "--question", "What?"], {}, "config.json is no image, is cut short"),
         (["--image", "IMAGE", "--question", "What?", "--eval-k", "fixed"], {}, "--eval-k is for --data"),

@@ -94,7 +94,7 @@ def test_what_was_written_answers_as_the_run_does(work, out, capsys):
     for other in said[1:]:
         assert other["tokens"] == said[0]["tokens"]
         assert other["log_prob"] == pytest.approx(said[0]["log_prob"], abs=1e-3)
-    assert cli.main([str(word) for word in (*ask, out / "adapter", "--base", out)]) == 1
+    assert cli.main([str(word) for word in (*ask, out / "adapter", "--base", out)]) == 2
     assert "was trained on another base" in capsys.readouterr().err
 
 
@@ -175,18 +175,17 @@ def test_a_push_goes_to_a_private_repository_when_told(out, hub, capsys):
     "words, message",
     [
         (["--push", "me/model"], "is no exported folder"),
-        (["--push", "me"], "is no exported folder"),
+        (["--push", "me"], "repository 'me': give it as OWNER/NAME"),
         ([], "--checkpoint RUN is missing"),
         (["--yes"], "--yes is for --push"),
-        (["--dtype", "int8"], "--dtype int8: bfloat16 or float32"),
         (["--checkpoint", "nowhere"], "nowhere: no such folder"),
         (["--checkpoint", "RUN", "--scores", "nowhere"], r"--scores nowhere: no table\.csv"),
-        (["--checkpoint", "RUN", "--format", "gguf"], "no form 'gguf'"),
+        (["--checkpoint", "RUN/checkpoints"], "checkpoints holds neither checkpoints"),
         (["--checkpoint", "RUN", "--base", "nowhere"], r"base \(--base\): no folder nowhere"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(work, tmp_path, words, message):
-    words = [work / "run" if word == "RUN" else word for word in words]
+    words = [word.replace("RUN", str(work / "run")) for word in words]
     with pytest.raises((OSError, ValueError), match=message) as error:
         vital("--out", tmp_path / "out", *words)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())

@@ -180,9 +180,12 @@ def test_what_is_written(records, tmp_path):
     for cell in cells:
         assert {f"{100 * cell.coverage:.1f}", f"{cell.snr:.3f}"} <= set(shown)
     assert {title, "Coverage (%)", "Intensity", "SNR"} <= set(shown)
-    # Three panels of twelve, three frames, one ground; all inside the picture.
+    # Three panels of twelve over their bars of sixteen colours, three frames, one ground; all inside the picture.
     boxes = list(figure.iter(f"{kind}rect"))
-    assert len(boxes) == 3 * 12 + 3 + 1
+    assert len(boxes) == 3 * (12 + 16) + 3 + 1
+    for name in ("coverage", "snr"):
+        ends = [getattr(cell, name) * (100 if name == "coverage" else 1) for cell in cells]
+        assert shown.count(("{:.1f}" if name == "coverage" else "{:.3f}").format(max(ends))) >= 2
     width, height = (float(figure.get(side)) for side in ("width", "height"))
     for box in boxes:
         assert float(box.get("x", 0)) + float(box.get("width")) <= width

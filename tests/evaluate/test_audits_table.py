@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from vital_jax.construct import drawing
 from vital_jax.evaluate import audit_table as table
 from vital_jax.evaluate import figure
 from vital_jax.evaluate.audit_table import Line
@@ -94,7 +95,7 @@ def test_the_report_of_a_campaign_is_short():
 def test_the_page_holds_drawings_that_are_whole_and_nothing_from_elsewhere():
     page = figure.page("<b>run</b>", "N 40", whole("<script>alert(1)</script>"))
     drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawn) == 8
+    assert len(drawn) == 7
     for svg in drawn:
         root = ElementTree.fromstring(svg)
         width, height = (float(root.get(name)) for name in ("width", "height"))
@@ -116,6 +117,29 @@ def test_the_page_holds_drawings_that_are_whole_and_nothing_from_elsewhere():
     assert "not a medical device" in page
 
 
+def test_an_accuracy_of_other_questions_is_not_drawn_beside_the_runs():
+    found = whole()
+    n = found["lines"][0]["n"]
+    changed = [line for line in found["lines"] if line["measure"] == table.ACCURACY and line["difference"] is not None]
+    assert changed and all(line["n"] != n for line in changed)
+    assert not any("Accuracy on all" in drawn for drawn in figure.drawings(found))
+    changed[0]["n"] = n
+    (drawn,) = (each for each in figure.drawings(found) if f"Accuracy on all {n} questions" in each)
+    assert drawn.count("<circle") == 1 and changed[0]["what"] in drawn
+
+
+def test_a_matrix_has_a_bar_of_its_colours_and_curves_have_axes():
+    names = [
+        node.text for node in ElementTree.fromstring(figure.heat("m", ["a", "b"], {(0, 1): 0.5})).iter() if node.text
+    ]
+    assert names[-3:] == ["0", "cosine", "1"]
+    drawn = ElementTree.fromstring(
+        figure.lines("t", {"s": [(0, 1, None, None), (1, 3, None, None)]}, "steps", "points")
+    )
+    words = {node.text: node for node in drawn.iter() if node.text}
+    assert {"t", "steps", "points"} <= words.keys() and words["points"].get("transform").startswith("rotate(-90")
+
+
 def test_a_run_without_latents_still_has_a_page():
     found = whole()
     lines = [line for line in found["lines"] if line["audit"] in (table.RUN, table.IMAGES, table.CALIBRATION)]
@@ -125,7 +149,7 @@ def test_a_run_without_latents_still_has_a_page():
 
 @pytest.mark.parametrize("low, high", [(0, 1), (-63.6, 42.6), (12.9, 13.4), (0.001, 0.0017), (-5, 5000)])
 def test_ticks_are_few_round_and_inside(low, high):
-    ticks = figure._ticks(low, high)
+    ticks = drawing.ticks(low, high)
     assert 2 <= len(ticks) <= 7 and all(low <= x <= high for x in ticks)
     step = f"{ticks[1] - ticks[0]:.0e}"
     assert step[0] in "125"

@@ -12,7 +12,7 @@ import pytest
 import toy
 import toyfeed
 
-from vital_jax.evaluate import run
+from vital_jax.evaluate import looking, run
 from vital_jax.evaluate.answers import Answers
 from vital_jax.evaluate.items import Item
 from vital_jax.evaluate.protocols import get
@@ -221,10 +221,11 @@ def test_what_cannot_be_asked_is_counted_and_named(engine, tmp_path):
         ("no-image", "none"),
         ("not-a-prompt", "steer"),
     ]
-    assert str(plan).startswith(
+    said = looking.named(plan.faults, 7)
+    assert said.startswith(
         "5 of 7 questions cannot be asked (1 missing-file, 1 no-image, 1 not-a-prompt, 2 unreadable-image): gone: "
     )
-    assert f"steer: record 'steer': the text contains the control token {CONTROL}" in str(plan)
+    assert f"steer: record 'steer': the text contains the control token {CONTROL}" in said
     assert run.left_out(plan.faults, 7) == (
         "only the 2 of 7 questions that can be asked (1 missing-file, 1 no-image, 1 not-a-prompt, 2 unreadable-image)"
     )

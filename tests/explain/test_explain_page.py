@@ -86,7 +86,11 @@ def test_the_table_says_whether_the_model_is_ahead_of_every_baseline():
         "pointing game", "50", "0.600", "0.500 to 0.700", *["0.400ahead by +0.100 to +0.300"] * 2,
         "0.100ahead by +0.100 to +0.300", "0.900", "yes",
     ]  # fmt: skip
-    assert cells[1][5] == "0.400ahead by -0.100 to +0.100, N 40" and cells[1][8] == "no"
+    # A baseline of other questions than the row's is neither compared nor counted; one that is not beaten is.
+    assert cells[1][5] == "0.400N 40: not compared" and cells[1][8] == "yes"
+    beaten = row("CT", "share", over=row()["over"] | {"other": {"n": 50, "value": 0.0, "low": -0.1, "high": 0.1}})
+    again = np.reshape(made([case(0)], SUMMARY | {"table": [row(), beaten]})[1].texts["td"], (-1, 9))[1]
+    assert again[5] == "0.400ahead by -0.100 to +0.100" and again[8] == "no"
     # Without differences the interval itself must lie above the baselines; a measure without a name keeps its own.
     assert cells[2][0] == "new_measure" and cells[2][8] == "no" and cells[3][4] == "–" and cells[3][8] == "yes"
     assert data["summary"]["table"][1]["over"]["other"]["low"] == -0.1

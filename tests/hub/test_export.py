@@ -16,7 +16,7 @@ import trained
 from huggingface_hub import ModelCard
 from trained import export_run as write
 
-from vital_jax.hub import card, export, exported, peft, writing
+from vital_jax.hub import card, export, exported, folders, peft, writing
 from vital_jax.hub.load import load_backbone, load_text_decoder
 from vital_jax.hub.safetensors import INDEX, read_folder, read_header, write_file
 from vital_jax.models.config import LoraConfig
@@ -328,7 +328,7 @@ def test_a_checkpoint_without_scaffold_is_exported_and_that_is_said(moved, tmp_p
 
 def test_an_exported_folder_loads_with_what_it_was_trained_for(work, run, whole):
     found = exported.open_exported(whole)
-    assert exported.is_exported(whole) and not exported.is_exported(work / "untied")
+    assert (folders.kind(whole), folders.kind(work / "untied")) == (folders.EXPORT, folders.BASE)
     assert (found.base, found.lora, found.latent_steps, found.latent_state) == (whole, None, 4, "post_norm")
     assert (found.max_pixels, found.buckets, found.answer, found.chain) == (128 * 128, ((96, 64),), 10, 8)
     params = found.read_params(steps=True)

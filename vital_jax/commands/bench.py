@@ -11,12 +11,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vital_jax.commands import models
-from vital_jax.commands.values import count, whole
+from vital_jax.commands import checks, models
+from vital_jax.commands.values import LIMIT, count, whole
 from vital_jax.pipeline.families import TITLES
+from vital_jax.statistics import spread
 
 _RESEARCH = "Research software, not a medical device."
 _FILES = ("latency.md", "latency.csv", "latency.json", "latency.svg")
@@ -35,7 +37,7 @@ Research only, not a medical device.
 def register(commands: argparse._SubParsersAction) -> None:
     """Adds `bench` and its sub-commands to the parser of `vital`."""
     bench = commands.add_parser("bench", help="how long answering takes")
-    parts = bench.add_subparsers(dest="part", required=True, metavar="PART")
+    parts = bench.add_subparsers(dest="part", required=True)
     about = "time by stage and by number of latent steps, also against transformers"
     latency = parts.add_parser(
         "latency",
@@ -54,7 +56,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     asked.add_argument("--records", type=Path, metavar="FOLDER", help="records whose questions are asked")
     latency.add_argument("--question", metavar="TEXT", help="about the image")
     latency.add_argument("--split", metavar="S", help="of the records, default test")
-    latency.add_argument("--limit", type=whole, metavar="N", help="records asked, default 8")
+    latency.add_argument("--limit", type=whole, metavar="N", help=f"of the records {LIMIT}; default 8")
     latency.add_argument("--latent-steps", type=_list(count), default=[0, 1, 2, 3, 4], metavar="K,K", help="0,1,2,3,4")
     latency.add_argument("--batch", type=_list(whole), default=[1, 8], metavar="B,B", help="rows at once, default 1,8")
     latency.add_argument(
@@ -95,12 +97,15 @@ def _length(text: str) -> int | None:
 
 def _latency(arguments: argparse.Namespace) -> int:
     if arguments.against:
+        if not find_spec("torch"):
+            raise ValueError("--against transformers needs torch, which is not installed")
         # Two processes share the accelerator: jax must not take most of its memory at its start.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    checks.free(arguments.out, *_FILES)
+    checks.model(arguments)
+    requests = _requests(arguments)
     from vital_jax.evaluate import latency, latency_page
 
-    _refuse(arguments.out)
-    requests = _requests(arguments)
     model = models.load(arguments)
     with ExitStack() as stack:
         engine, variables, dtype, folder, weights = stack.enter_context(_opened(arguments, model))
@@ -138,34 +143,22 @@ def _latency(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _refuse(folder: Path) -> None:
-    """Raises: FileExistsError, the folder is a file or holds what would be written."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder}: is a file; name a folder")
-    if there := [name for name in _FILES if (folder / name).exists()]:
-        raise FileExistsError(f"{folder}: {', '.join(there)} would be overwritten; name another folder")
-
-
 def _requests(arguments: argparse.Namespace) -> Sequence[Any]:
     """What is asked. Raises: ValueError, FileNotFoundError for flags that do not go together or what is not there."""
     if arguments.image:
         if arguments.split or arguments.limit:
             raise ValueError("--split and --limit are of --records; one image is one question")
-        if not (arguments.question or "").strip():
-            raise ValueError("--image needs a --question about it")
-        if not arguments.image.is_file():
-            raise FileNotFoundError(f"image {arguments.image}: no such file")
+        checks.question(arguments.question)
+        files = checks.images([arguments.image])
         from vital_jax.latent.engine import Question
 
-        return [Question(arguments.image.name, (arguments.image.read_bytes(),), arguments.question)]
+        return [Question(arguments.image.name, tuple(files), arguments.question)]
     if arguments.question:
         raise ValueError("--question is of --image; records hold their own")
-    from vital_jax.pipeline.records import RecordSource
-
-    source = RecordSource(arguments.records, arguments.split or "test")
+    source = checks.records(arguments.records, arguments.split or "test")
     if not len(source):
         raise ValueError(f"{arguments.records}: split {source.split!r} is empty")
-    return [source[number] for number in range(min(len(source), arguments.limit or 8))]
+    return [source[number] for number in spread(range(len(source)), arguments.limit or 8)]
 
 
 @contextmanager

@@ -12,6 +12,6 @@ def register(commands: argparse._SubParsersAction) -> None:
     """Adds `data` and its sub-commands to the parser of `vital`."""
     text = "build, check and look at training data"
     data = commands.add_parser("data", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=EXITS)
-    parts = data.add_subparsers(dest="part", required=True, metavar="PART")
+    parts = data.add_subparsers(dest="part", required=True)
     for part in PARTS:
         part.register(parts)

@@ -33,11 +33,15 @@ def register(parts: argparse._SubParsersAction) -> None:
     )
     add("--plan", metavar="FILE", help="a TOML file with the same settings and options of single sources")
     add("--questions", type=int, metavar="N", help="per sample, each of another type (default 4)")
-    add("--form", help="open, closed, both, or evaluation (default): closed questions too in val and test")
+    add(
+        "--form",
+        metavar="{open,closed,both,evaluation}",
+        help="open, closed, both, or evaluation (default): closed ones in val and test too",
+    )
     add("--seed", type=int, help="of the questions (default 0)")
     add("--val", type=float, metavar="SHARE", help="of patients, for choosing a model (default 0.075)")
     add("--test", type=float, metavar="SHARE", help="of patients, for the last word (default 0.075)")
-    add("--teacher", help="measured (default), endpoint or replay")
+    add("--teacher", metavar="{measured,endpoint,replay}", help="measured (default), endpoint or replay")
     add("--answers", metavar="FILE", help="recorded answers, for --teacher replay")
     add(
         "--shard",

@@ -13,6 +13,7 @@ from vital_jax.commands.values import (
     EXITS,
     INCOMPLETE,
     INTERRUPTED,
+    LIMIT,
     MISTAKE,
     OUT,
     count,
@@ -33,10 +34,10 @@ def register(parts: argparse._SubParsersAction) -> None:
         "OPENAI_API_KEY) about the tasks of `vital data build --teacher endpoint`. Every reply is kept; stop and go on at any moment.",
         epilog=EXITS,
     )
-    doors = distill.add_subparsers(dest="action", required=True, metavar="ACTION")
+    doors = distill.add_subparsers(dest="action", required=True)
     run = _door(doors, "run", "ask what is pending", _run)
     add_settings(run)
-    run.add_argument("--limit", type=whole, default=0, metavar="N", help="ask N tasks at most")
+    run.add_argument("--limit", type=whole, default=0, metavar="N", help=f"of the tasks {LIMIT}; default all")
     instead = run.add_mutually_exclusive_group()
     instead.add_argument(
         "--dry-run",
@@ -52,11 +53,11 @@ def register(parts: argparse._SubParsersAction) -> None:
     retry = _door(doors, "retry", "put dropped tasks back", _retry)
     retry.add_argument("--code", default="", help="only those with this code (leak, steps, ...)")
     batch = doors.add_parser("batch", help="ask by files, at the price of batches").add_subparsers(
-        dest="step", required=True, metavar="STEP"
+        dest="step", required=True
     )
     write = _door(batch, "write", "write request files to OUT/batches", _write)
     add_settings(write)
-    write.add_argument("--limit", type=whole, default=0, metavar="N", help="write N tasks at most")
+    write.add_argument("--limit", type=whole, default=0, metavar="N", help=f"of the tasks {LIMIT}; default all")
     write.add_argument("--max-bytes", type=whole, default=200_000_000, metavar="N", help="of one file (200 MB)")
     write.add_argument("--max-requests", type=whole, default=50_000, metavar="N", help="of one file (50,000)")
     write.add_argument(

@@ -4,8 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from vital_jax.commands.values import DONE, EXITS, INCOMPLETE, RECORDS, shard, share
+from vital_jax.commands import checks
+from vital_jax.commands.values import DONE, EXITS, INCOMPLETE, RECORDS, shard, share, whole
 from vital_jax.pipeline.families import TITLES
+
+HOOKS = ("block", "post_layernorm")
 
 
 def register(parts: argparse._SubParsersAction) -> None:
@@ -24,7 +27,7 @@ def register(parts: argparse._SubParsersAction) -> None:
     text = "search over T and P with three metrics"
     grid = parts.add_parser("grid", help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=EXITS)
     _common(grid)
-    grid.add_argument("--samples", type=int, default=1000, metavar="N", help="targets drawn at random; default 1000")
+    grid.add_argument("--samples", type=whole, default=1000, metavar="N", help="targets drawn at random; default 1000")
     grid.add_argument("--seed", type=int, default=0, help="of the draw")
     grid.add_argument("--split", default="train", help="default train")
     grid.add_argument(
@@ -42,31 +45,27 @@ def _common(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help=f"a SigLIP, a CLIP, or a {TITLES} for its own tower",
     )
-    parser.add_argument("--hook", default="block", help="block (default), or post_layernorm")
-    parser.add_argument("--batch", type=int, metavar="N", help="images per call over all devices; default 8 a device")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="cap on the image area of a backbone's own tower")
+    parser.add_argument("--hook", default="block", choices=HOOKS, help="of the tower; default block, its last")
+    parser.add_argument("--batch", type=whole, metavar="N", help="images per call over all devices; default 8 a device")
+    parser.add_argument("--max-pixels", type=whole, metavar="N", help="cap on the image area of a backbone's own tower")
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _positive(batch: int | None) -> None:
-    if batch is not None and batch < 1:
-        raise ValueError(f"--batch {batch}: at least one image per call")
-
-
 def _features(arguments: argparse.Namespace) -> int:
-    from vital_jax.construct.pages import records_folder
-    from vital_jax.run.prepare import extract_features, record_splits
+    from vital_jax.construct.pages import record_splits, records_folder
 
-    _positive(arguments.batch)
+    checks.encoder(arguments.encoder)
     folder = records_folder(arguments.records)
     splits = record_splits(folder)
     if not splits:
         raise FileNotFoundError(f"{arguments.records}: not a record folder; make one with `vital data build`")
     if unknown := sorted({*(arguments.splits or ())} - {*splits}):
         raise ValueError(f"{folder}: no split {', '.join(unknown)}, only {', '.join(splits)}")
+    from vital_jax.run.prepare import extract_features
+
     found = extract_features(
         folder,
         arguments.splits or splits,
@@ -93,20 +92,17 @@ def _features(arguments: argparse.Namespace) -> int:
 
 
 def _grid(arguments: argparse.Namespace) -> int:
+    checks.encoder(arguments.encoder)
+    source, name = checks.records(arguments.records, arguments.split), arguments.encoder.absolute().name
+    if arguments.out:
+        checks.free(arguments.out)  # what stands there is of a search that goes on
     import jax
 
     from vital_jax.construct import grid
-    from vital_jax.construct.pages import records_folder
     from vital_jax.construct.sidecar import RateLine, batch_for
     from vital_jax.hub.encoders import identity, load_encoder
-    from vital_jax.pipeline.records import RecordSource
 
-    _positive(arguments.batch)
-    if arguments.samples < 1:
-        raise ValueError(f"--samples {arguments.samples}: at least one")
-    folder, name = records_folder(arguments.records), arguments.encoder.absolute().name
-    source = RecordSource(folder, arguments.split)
-    out = arguments.out or folder / f"grid-{name}-{arguments.hook}"
+    out = arguments.out or source.folder / f"grid-{name}-{arguments.hook}"
     settings = {
         "encoder": name,
         "hook": arguments.hook,

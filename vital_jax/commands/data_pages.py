@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from vital_jax.commands.values import DONE, EXITS, RECORDS
+from vital_jax.commands.values import DONE, EXITS, LIMIT, RECORDS, whole
 
 
 def register(parts: argparse._SubParsersAction) -> None:
@@ -15,8 +15,7 @@ def register(parts: argparse._SubParsersAction) -> None:
     stats.add_argument("-o", "--out", metavar="FOLDER", help="also write stats.md, a CSV per table and SVG pictures")
 
     inspect = _door(parts, "inspect", _inspect, "records as a page to browse")
-    inspect.add_argument("--limit", type=int, default=200, help="most records, drawn at random; default 200")
-    inspect.add_argument("--seed", type=int, default=0, help="of the draw; default 0")
+    inspect.add_argument("--limit", type=whole, default=200, metavar="N", help=f"of the records {LIMIT}; default 200")
     inspect.add_argument("-o", "--out", metavar="FILE", default="records.html", help="the page; default records.html")
 
     export = _door(parts, "export", _export, "finished records as JSON lines and image files")
@@ -28,7 +27,13 @@ def add_audit(parts: argparse._SubParsersAction) -> None:
     audit = _door(parts, "audit", _audit, "judge a random share of the records in a browser, and what it says of all")
     audit.add_argument("--share", type=float, default=0.05, help="of each modality and question type; default 0.05")
     audit.add_argument("--seed", type=int, default=0, help="of the draw; default 0")
-    audit.add_argument("--limit", type=int, default=4000, help="most records in the page; default 4000")
+    audit.add_argument(
+        "--limit",
+        type=whole,
+        default=4000,
+        metavar="N",
+        help=f"of those drawn {LIMIT}, in the random order; default 4000",
+    )
     audit.add_argument("-o", "--out", metavar="FILE", help="the page; default audit.html in RECORDS")
     audit.add_argument(
         "--verdicts", metavar="FILE", help="read the file downloaded from the page; writes audit.json in RECORDS"
@@ -118,7 +123,7 @@ def _stats(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from vital_jax.construct.pages import inspect_page, write_text
 
-    text, shown, count = inspect_page(arguments.folder, arguments.limit, arguments.seed)
+    text, shown, count = inspect_page(arguments.folder, arguments.limit)
     out = write_text(arguments.out, text)
     _say(f"{out}: {shown} of {count} records, {_megabytes(out)}. For research use only.")
     return DONE

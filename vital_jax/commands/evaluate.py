@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vital_jax.commands import evaluate_audit, evaluate_run
+from vital_jax.commands import checks, evaluate_audit, evaluate_run
 from vital_jax.commands.scoring import (
     FILES,
     RESEARCH,
@@ -29,7 +29,7 @@ from vital_jax.commands.scoring import (
 def register(commands: argparse._SubParsersAction) -> None:
     """Adds `evaluate` and its sub-commands to the parser of `vital`."""
     evaluate = commands.add_parser("evaluate", help="ask a model and score answers under named protocols")
-    parts = evaluate.add_subparsers(dest="part", required=True, metavar="PART")
+    parts = evaluate.add_subparsers(dest="part", required=True)
     evaluate_run.register(parts)
     evaluate_audit.register(parts)
 
@@ -56,7 +56,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     )
 
     export = add_part(parts, "export", _export, "write answers as the files that another program's scorer reads")
-    export.add_argument("harness", metavar="HARNESS", help="lmms_eval, vlmevalkit or medevalkit")
+    export.add_argument("harness", metavar="{lmms_eval,vlmevalkit,medevalkit}", help="the program")
     _inputs(export)
     export.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="overwrites nothing in it")
     export.add_argument("--model", default="vital", metavar="NAME", help="what the file calls the model; default vital")
@@ -85,7 +85,7 @@ def _score(arguments: argparse.Namespace) -> int:
     if unknown := [key for key in keys if key not in KEYS]:
         raise ValueError(f"--by {', '.join(unknown)}: there are {', '.join(KEYS)}")
     if arguments.out:
-        _refuse(arguments.out, *FILES)
+        checks.free(arguments.out, *FILES)
     protocol = find_protocol(arguments, arguments.judge)
     loaded, rows = load_benchmark(arguments), _read(arguments.predictions)
     items, rows, notes = _matched(loaded, rows, arguments.predictions, arguments.partial)
@@ -135,7 +135,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
     if arguments.harness not in EXPORTS:
         raise ValueError(f"no format {arguments.harness!r}; there are {', '.join(EXPORTS)}")
-    _refuse(arguments.out)
+    checks.free(arguments.out)
     indices = _indices(arguments.indices) if arguments.indices else None
     if arguments.harness == "medevalkit":
         if arguments.task or indices:
@@ -148,7 +148,7 @@ def _export(arguments: argparse.Namespace) -> int:
     # The format names its file; only when that is known can it be seen whether one is there.
     with TemporaryDirectory() as folder:
         made = EXPORTS[arguments.harness](items, rows, folder, *more)
-        _refuse(arguments.out, made.name)
+        checks.free(arguments.out, made.name)
         arguments.out.mkdir(parents=True, exist_ok=True)
         part = shutil.copyfile(made, arguments.out / f".{made.name}.part")
         print(part.replace(arguments.out / made.name))
@@ -256,14 +256,6 @@ def _indices(path: Path) -> dict[str, int | str]:
 
 
 # --- what comes out ---------------------------------------------------------------------------------
-
-
-def _refuse(folder: Path, *names: str) -> None:
-    """Raises: FileExistsError, one of the files is in the folder, or the folder is a file."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder}: is a file; name a folder")
-    if there := [name for name in names if (folder / name).exists()]:
-        raise FileExistsError(f"{folder}: {', '.join(there)} would be overwritten; name another folder")
 
 
 def _some(ids: list[str]) -> str:

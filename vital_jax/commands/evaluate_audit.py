@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vital_jax.commands import models, scoring
-from vital_jax.commands.values import whole
+from vital_jax.commands import checks, models, scoring
+from vital_jax.commands.values import LIMIT, count, whole
+from vital_jax.statistics import spread
 
 _FILES = ("audit.json", "audit.md", "audit.csv", "audit.html")
 
@@ -19,11 +20,9 @@ def register(parts: argparse._SubParsersAction) -> None:
     models.add_flags(audit)
     audit.add_argument("--data", type=Path, metavar="RECORDS", help="a record folder; by default the run's own")
     audit.add_argument("--split", metavar="S", help="default: the one the run was probed on, else test")
-    audit.add_argument(
-        "--limit", type=whole, metavar="N", help="ask so many questions, evenly spaced; default all closed-ended ones"
-    )
+    audit.add_argument("--limit", type=whole, metavar="N", help=f"of the closed-ended questions {LIMIT}; default all")
     steps = audit.add_mutually_exclusive_group()
-    steps.add_argument("--latent-steps", type=int, metavar="K", help="of the unchanged run, the same for all")
+    steps.add_argument("--latent-steps", type=count, metavar="K", help="of the unchanged run, the same for all")
     steps.add_argument(
         "--eval-k", choices=("fixed", "per_sample"), help="or each record's own; default as the run evaluates"
     )
@@ -33,13 +32,18 @@ def register(parts: argparse._SubParsersAction) -> None:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from vital_jax.construct.pages import write_text
+    from vital_jax.construct.pages import named, records_folder, write_text
+    from vital_jax.hub import folders
+
+    out, errors = arguments.out, sys.stderr
+    checks.free(out)  # what stands there is of an audit that goes on
+    if checks.model(arguments) != folders.RUN:
+        raise ValueError(f"{arguments.model} is no training run's folder: the audit is of a run")
+    if arguments.data:
+        records_folder(arguments.data)
     from vital_jax.evaluate import audit_table as table
     from vital_jax.evaluate import audits, figure
 
-    out, errors = arguments.out, sys.stderr
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out}: is a file; name a folder")
     model = _model(arguments)
     subject = _subject(arguments, model)
     settings = {"model": models.identity(arguments.model, model.run), **subject.settings()}
@@ -48,7 +52,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     found = audits.audit(subject, store, lambda line: print(f"  {line}", file=errors, flush=True))
     lines = [table.Line(**line) for line in found["lines"]]
     said, left_out = ("\n".join(f"- {line}" for line in each) for each in (found["sentences"], _left_out(found)))
-    title = f"Audit of {arguments.model}"
+    title = f"Audit of {named(arguments.model)}"
     parts = [f"# {title}", _under(settings), table.to_markdown(lines), "## What this says", said]
     text = "\n\n".join([*parts, "## Left out", left_out, scoring.RESEARCH])
     write_text(out / _FILES[1], f"{text}\n")
@@ -65,15 +69,16 @@ def _left_out(found: dict[str, Any]) -> list[str]:
 
 def _under(settings: dict[str, Any]) -> str:
     """What was asked under, in a line."""
+    from vital_jax.construct.pages import named
+
     flat = settings["model"] | {name: value for name, value in settings.items() if name not in ("model", "ids")}
+    flat["records"] = named(flat["records"])
     return "; ".join(f"{name} {value}" for name, value in flat.items()) + "."
 
 
 def _model(arguments: argparse.Namespace):
-    """The run's model, with its text decoder where it has one. Raises: ValueError for a model that is no run."""
+    """The run's model, with its text decoder where it has one."""
     model = models.load(arguments)
-    if model.run is None:
-        raise ValueError(f"{arguments.model} is no training run's folder: the audit is of a run")
     model.run.need_latents("audit")
     return models.load(arguments, steps=True) if "scaffold/text_decoder" in model.run.parts else model
 
@@ -85,7 +90,6 @@ def _subject(arguments: argparse.Namespace, model):
     from vital_jax.pipeline.feed import Feed
     from vital_jax.pipeline.records import RecordSource
     from vital_jax.run.open import VISUAL
-    from vital_jax.run.plan import spread
 
     run, config = model.run, model.run.config
     eval_k = arguments.eval_k or run.eval_k
@@ -106,7 +110,7 @@ def _subject(arguments: argparse.Namespace, model):
     if run.roi_width:
         visual = (run.method(["visual_projector"]).visual, run.read_trained(VISUAL)["scaffold"]["visual_projector"])
     return audits.Subject(
-        model.engine, model.params, feed, spread(numbers, arguments.limit or len(numbers)), model.max_steps, K,
+        model.engine, model.params, feed, spread(numbers, arguments.limit), model.max_steps, K,
         "fixed" if arguments.latent_steps is not None else eval_k, model.answer_tokens, arguments.batch, arguments.seed,
         reader, visual,
     )  # fmt: skip

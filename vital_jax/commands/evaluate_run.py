@@ -9,8 +9,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from vital_jax.commands import models, scoring
-from vital_jax.commands.values import price, share, whole
+from vital_jax.commands import checks, models, scoring
+from vital_jax.commands.values import LIMIT, count, price, share, whole
+from vital_jax.statistics import spread
 
 PAGE, CURVES = "page.html", "tensorboard"
 
@@ -28,7 +29,7 @@ def register(parts: argparse._SubParsersAction) -> None:
     )
     steps = run.add_mutually_exclusive_group()
     steps.add_argument(
-        "--latent-steps", type=int, metavar="K", help="of every answer; by default the most it was trained with"
+        "--latent-steps", type=count, metavar="K", help="of every answer; by default the most it was trained with"
     )
     steps.add_argument(
         "--eval-k",
@@ -41,7 +42,9 @@ def register(parts: argparse._SubParsersAction) -> None:
     run.add_argument("--temperature", type=price, default=0.0, metavar="t", help="draws; by default 0, which is greedy")
     run.add_argument("--top-p", type=share, default=1.0, metavar="p", help="draws among the likeliest of this share")
     run.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws")
-    run.add_argument("--limit", type=whole, metavar="N", help="only the first N items, which every table says")
+    run.add_argument(
+        "--limit", type=whole, metavar="N", help=f"of the items {LIMIT}, which every table says; default all"
+    )
     run.add_argument(
         "--skip-missing",
         action="store_true",
@@ -51,14 +54,27 @@ def register(parts: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from vital_jax.evaluate import run
+    from vital_jax.evaluate import looking
     from vital_jax.evaluate.answers import Answers, refuse
-    from vital_jax.evaluate.benchmarks import BENCHMARKS
-    from vital_jax.latent.loop import variables_of
+    from vital_jax.hub import folders
 
     refuse(arguments.out)
+    checks.writable(arguments.out)
+    if arguments.top_p < 1 and not arguments.temperature:
+        raise ValueError(f"--top-p {arguments.top_p:g} has no meaning at temperature 0: give a --temperature")
+    kind = checks.model(arguments, steps=arguments.steps)
+    if arguments.eval_k == "per_sample" and kind == folders.BASE:
+        raise ValueError(f"--eval-k per_sample: {arguments.model} has no latent steps")
     protocol, loaded = scoring.find_protocol(arguments), scoring.load_benchmark(arguments)
     print(f"{loaded}", file=sys.stderr)
+    items = spread(loaded.items, arguments.limit)
+    looking.suits(items, protocol, arguments.eval_k)
+    print(f"looking at {len(items)} questions and their images", file=sys.stderr)
+    looked = looking.look(items)
+    _refuse(arguments, loaded, looking.faults(looked), len(items))
+    from vital_jax.evaluate import run
+    from vital_jax.latent.loop import variables_of
+
     model = models.load(arguments, arguments.steps)
     engine = model.engine
     length = arguments.max_new_tokens or model.answer_tokens
@@ -72,14 +88,8 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     if arguments.eval_k == "per_sample" and not asking.latent_steps:
         raise ValueError(f"--eval-k per_sample: {arguments.model} has no latent steps")
-    items = loaded.items[: arguments.limit]
-    print(f"looking at {len(items)} questions and their images", file=sys.stderr)
-    plan = run.check(engine, items, asking)
-    if plan.faults and not (arguments.skip_missing and plan.items):
-        way_out = "mend them" if arguments.skip_missing else "mend them, or leave them out with --skip-missing"
-        where = BENCHMARKS[loaded.benchmark].where
-        way_out += f"; {loaded.benchmark} with its images: {where}" if where else ""
-        raise ValueError(f"{loaded.benchmark} {loaded.split}: {plan}; {way_out}")
+    plan = run.check(engine, items, asking, looked)
+    _refuse(arguments, loaded, plan.faults, len(items))
     settings = {
         "model": models.identity(arguments.model, model.run),
         "benchmark": loaded.benchmark,
@@ -96,6 +106,19 @@ def _run(arguments: argparse.Namespace) -> int:
         return _finish(arguments, loaded, plan, asking, answers, len(items))
 
 
+def _refuse(arguments: argparse.Namespace, loaded, faults, asked: int) -> None:
+    """Raises: ValueError for questions that cannot be asked, unless they are to be left out and others stay."""
+    from vital_jax.evaluate import looking
+    from vital_jax.evaluate.benchmarks import BENCHMARKS
+
+    if not faults or (arguments.skip_missing and len(faults) < asked):
+        return
+    way_out = "mend them" if arguments.skip_missing else "mend them, or leave them out with --skip-missing"
+    where = BENCHMARKS[loaded.benchmark].where
+    way_out += f"; {loaded.benchmark} with its images: {where}" if where else ""
+    raise ValueError(f"{loaded.benchmark} {loaded.split}: {looking.named(faults, asked)}; {way_out}")
+
+
 def _finish(arguments: argparse.Namespace, loaded, plan, asking, answers, asked: int) -> int:
     """Scores what was answered and writes it."""
     from vital_jax.construct.pages import write_text
@@ -110,7 +133,7 @@ def _finish(arguments: argparse.Namespace, loaded, plan, asking, answers, asked:
         raise ValueError(
             f"{kept}: {error}; the answers are kept: `vital evaluate score` scores them otherwise"
         ) from error
-    limits = [f"only the first {asked} of {len(loaded.items)} items"] if asked < len(loaded.items) else []
+    limits = [f"only {asked} of {len(loaded.items)} items, evenly spaced"] if asked < len(loaded.items) else []
     limits += [said] if (said := run.left_out(plan.faults, asked)) else []
     scored = scoring.noted(scored, limits)
     means = run.summary(answers.rows)

@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vital_jax.commands import models
-from vital_jax.commands.values import RECORDS, whole
+from vital_jax.commands import checks, models
+from vital_jax.commands.values import LIMIT, RECORDS, whole
+from vital_jax.statistics import spread
 
 FILES = ("page.html", "cases.json", "numbers.md", "numbers.csv")
 SHOWN = 50  # cases on a page by default: 2 to 3 MB
@@ -24,7 +24,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     )
     add_flags(explain)
     models.add_flags(explain)
-    explain.add_argument("--limit", type=whole, metavar="N", help="so many of --data, evenly spaced; default all")
+    explain.add_argument("--limit", type=whole, metavar="N", help=f"of --data {LIMIT}; default all")
     steps = explain.add_mutually_exclusive_group()
     steps.add_argument(
         "--latent-steps", type=whole, metavar="K", help="the same for all; by default as the run evaluates"
@@ -71,46 +71,16 @@ def asked(arguments: argparse.Namespace, limit: int | None = None) -> Asked:
       record folder that cannot be used.
     """
     if arguments.image:
+        checks.question(arguments.question)
+        files = checks.images(arguments.image)
         from vital_jax.latent.engine import Question
-        from vital_jax.pipeline.images import decode
 
-        if not (arguments.question or "").strip():
-            raise ValueError("--image needs a --question TEXT")
-        files = []
-        for name in arguments.image:
-            if not Path(name).is_file():
-                raise FileNotFoundError(
-                    f"--image {name}: {'is a folder' if Path(name).is_dir() else 'there is no such file'}"
-                )
-            files.append(Path(name).read_bytes())
-            decode(files[-1], f"--image {name}")
         return Asked([Question(Path(arguments.image[0]).name, tuple(files), arguments.question)], None, [])
     if arguments.question:
         raise ValueError("--question is for --image; records bring their own")
-    from vital_jax.construct.pages import records_folder
-    from vital_jax.pipeline.records import RecordSource
-    from vital_jax.run.plan import spread
-
-    source = RecordSource(records_folder(arguments.data), arguments.split)
-    numbers = spread(range(len(source)), limit or len(source))
+    source = checks.records(arguments.data, arguments.split)
+    numbers = spread(range(len(source)), limit)
     return Asked([source[number] for number in numbers], source, numbers)
-
-
-def check_free(folder: Path, *names: str) -> None:
-    """Raises: FileExistsError where the folder is a file or holds one of these; PermissionError where nothing can be made there."""
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder}: is a file; name a folder")
-    if there := [name for name in names if (folder / name).exists()]:
-        raise FileExistsError(f"{folder}: {', '.join(there)} would be overwritten; name another folder")
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise FileExistsError(f"{folder}: {nearest} is a file; name another folder")
-    try:
-        with tempfile.TemporaryFile(dir=nearest):  # permissions alone do not tell what a file system allows
-            pass
-    except OSError as error:
-        why = error.strerror or error
-        raise PermissionError(f"{folder}: nothing can be written in {nearest} ({why}); name another folder") from error
 
 
 def eval_k_of(arguments: argparse.Namespace, model: Any, requests: list[Any]) -> str:
@@ -135,15 +105,18 @@ def targets_of(viewer: Any, found: Asked) -> list[Any] | None:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from vital_jax.construct.pages import write_text
-    from vital_jax.explain import numbers
-    from vital_jax.explain.page import page
-    from vital_jax.run.plan import spread
+    from vital_jax.construct.pages import named, records_folder, write_text
 
-    check_free(arguments.out, *FILES)
+    checks.free(arguments.out, *FILES)
     if arguments.image and arguments.eval_k:
         raise ValueError("--eval-k is for --data; say --latent-steps")
+    checks.model(arguments, explain=True)
+    if arguments.bank:
+        records_folder(arguments.bank)
     found = asked(arguments, arguments.limit)
+    from vital_jax.explain import numbers
+    from vital_jax.explain.page import page
+
     model = models.load(arguments, explain=True)
     eval_k = eval_k_of(arguments, model, found.requests)
     print(f"{len(found.requests)} questions", file=sys.stderr)
@@ -152,8 +125,7 @@ def _explain(arguments: argparse.Namespace) -> int:
         found.requests, arguments.latent_steps, eval_k, batch=arguments.batch, bank=arguments.bank, seed=seed,
         targets=targets_of(model.viewer, found),
     )  # fmt: skip
-    name = Path(arguments.model).resolve()
-    summary = numbers.summary(f"{name.parent.name}/{name.name}", cases, pointed, _notes(arguments, model, found))
+    summary = numbers.summary(named(arguments.model), cases, pointed, _notes(arguments, model, found))
     shown = [cases[i] for i in spread(range(len(cases)), arguments.show)]
     texts = {"page.html": page(shown, summary, len(shown)), "cases.json": numbers.to_json(cases, summary)}
     if summary["table"]:
@@ -173,7 +145,7 @@ def _notes(arguments: argparse.Namespace, model: Any, found: Asked) -> list[str]
         )
     if arguments.bank:
         notes.append(
-            f"Similar regions are the training split's of {arguments.bank}, by cosine in the space of {model.viewer.name}; "
+            f"Similar regions are the training split's of {arguments.bank.resolve().name}, by cosine in the space of {model.viewer.name}; "
             "a record's own patient or image does not count."
         )
     return notes

@@ -24,15 +24,15 @@ def register(commands: argparse._SubParsersAction) -> None:
     export.add_argument(
         "--format",
         default="merged",
-        metavar="FORM",
-        help="merged (default: the base with the adapters in it), peft (the adapter alone) or both",
+        choices=("merged", "peft", "both"),
+        help="merged (default): the base with the adapters in it; peft: the adapter alone; or both",
     )
     export.add_argument(
         "--base", type=Path, metavar="FOLDER", help="the run's base, where it is no longer where it was"
     )
     export.add_argument("--text-decoder", type=Path, metavar="FOLDER", help="likewise of config.model.text_decoder")
     export.add_argument("--base-name", default="", metavar="NAME", help="the base's name on a hub, as others know it")
-    export.add_argument("--dtype", metavar="TYPE", help="of merged weights: bfloat16 or float32; by default the base's")
+    export.add_argument("--dtype", choices=("bfloat16", "float32"), help="of merged weights; by default the base's")
     export.add_argument("--no-explain", action="store_true", help="leave out text decoder and projectors")
     export.add_argument(
         "--scores",
@@ -58,6 +58,24 @@ def _say(line: str) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from vital_jax.hub import folders
+    from vital_jax.hub.writing import check_place
+
+    if arguments.yes and not arguments.push:
+        raise ValueError("--yes is for --push")
+    if arguments.checkpoint is None and not arguments.push:
+        raise ValueError("--checkpoint RUN is missing; only --push goes without, for a folder that is there")
+    if arguments.push.count("/") != 1 and arguments.push:
+        raise ValueError(f"repository {arguments.push!r}: give it as OWNER/NAME")
+    if arguments.checkpoint is None and not (arguments.out / folders.FACTS).is_file():
+        raise FileNotFoundError(
+            f"{arguments.out} is no exported folder (it holds no {folders.FACTS}); export the run first"
+        )
+    if arguments.checkpoint is not None:
+        if folders.check(arguments.checkpoint, arguments.base, arguments.text_decoder) != folders.RUN:
+            raise ValueError(f"{arguments.checkpoint} is no training run's folder: name what train.py wrote")
+        check_place(arguments.out, 0, folders.FACTS, arguments.overwrite, {arguments.checkpoint.resolve()})
+    scores = [row for folder in arguments.scores for row in _scores(folder)]
     from absl import logging
 
     from vital_jax.hub import push
@@ -65,12 +83,6 @@ def _export(arguments: argparse.Namespace) -> int:
     from vital_jax.run.open import open_run
 
     logging.set_verbosity(logging.ERROR)  # the checkpoint library warns that what is opened for reading is read-only
-    if arguments.dtype not in (None, "bfloat16", "float32"):
-        raise ValueError(f"--dtype {arguments.dtype}: bfloat16 or float32, or leave it out")
-    if arguments.yes and not arguments.push:
-        raise ValueError("--yes is for --push")
-    if arguments.checkpoint is None and not arguments.push:
-        raise ValueError("--checkpoint RUN is missing; only --push goes without, for a folder that is there")
     if arguments.checkpoint is not None:
         run = open_run(arguments.checkpoint, base=arguments.base, text_decoder=arguments.text_decoder)
         export(
@@ -80,7 +92,7 @@ def _export(arguments: argparse.Namespace) -> int:
             explain=not arguments.no_explain,
             dtype=arguments.dtype,
             base_name=arguments.base_name,
-            about=_about(run, arguments),
+            about=_about(run, arguments, scores),
             overwrite=arguments.overwrite,
             say=_say,
         )
@@ -99,7 +111,7 @@ def _export(arguments: argparse.Namespace) -> int:
 # --- what the card says -----------------------------------------------------------------------------
 
 
-def _about(run: Any, arguments: argparse.Namespace):
+def _about(run: Any, arguments: argparse.Namespace, scores: list):
     from vital_jax.hub.card import About, licence_of
 
     config = run.config
@@ -111,7 +123,7 @@ def _about(run: Any, arguments: argparse.Namespace):
         licence_basis=basis,
         encoder=Path(config.data.encoder).name if run.roi_width else "",
         data=_data(run),
-        metrics=[*_evidence(run.folder, run.meta), *(row for folder in arguments.scores for row in _scores(folder))],
+        metrics=[*_evidence(run.folder, run.meta), *scores],
     )
 
 

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vital_jax.commands import explain, models
-from vital_jax.commands.values import RECORDS, whole
+from vital_jax.commands import checks, explain, models
+from vital_jax.commands.values import LIMIT, RECORDS, whole
+from vital_jax.statistics import spread
 
 _RESEARCH = "Research software, not a medical device."
 
@@ -15,21 +16,25 @@ _RESEARCH = "Research software, not a medical device."
 def register(commands: argparse._SubParsersAction) -> None:
     """Adds `figure` and its parts to the parser of `vital`."""
     figure = commands.add_parser("figure", help="the paper's figures about latents, of one's own checkpoints")
-    parts = figure.add_subparsers(dest="part", required=True, metavar="PART")
+    parts = figure.add_subparsers(dest="part", required=True)
 
     progress = _part(parts, "progress", _progress, "heat maps from step to step beside the region (figure 12)")
     models.add_flags(progress)
     _records(progress)
     progress.add_argument("--id", action="append", metavar="ID", help="a record; give it again for several")
     progress.add_argument(
-        "--limit", type=whole, default=8, metavar="N", help="without --id: so many of the records with most steps"
+        "--limit",
+        type=whole,
+        default=8,
+        metavar="N",
+        help=f"without --id: of the records with most steps {LIMIT}; default 8",
     )
     progress.add_argument("--encoder", metavar="FOLDER", help="as of `vital explain`")
 
     collapse = _part(parts, "collapse", _collapse, "mean cosines of steps, several checkpoints side by side (figure 11)")  # fmt: skip
     _several(collapse)
     _records(collapse)
-    collapse.add_argument("--limit", type=whole, metavar="N", help="so many records, evenly spaced; default all")
+    collapse.add_argument("--limit", type=whole, metavar="N", help=f"of the records {LIMIT}; default all")
     collapse.add_argument(
         "--eval-k", choices=("fixed", "per_sample"), default="fixed", help="fixed (default): all take the most steps"
     )
@@ -63,24 +68,26 @@ def _several(parser: argparse.ArgumentParser) -> None:
 
 
 def _named(arguments: argparse.Namespace) -> dict[str, argparse.Namespace]:
-    """{name: the arguments of one model}. Raises: ValueError for two of one name."""
+    """{name: the arguments of one model}. Raises: ValueError for two of one name; as `checks.model`."""
+    from vital_jax.construct import pages
+
     found: dict[str, argparse.Namespace] = {}
     for given in arguments.model:
         name, equals, folder = given.partition("=")
         if not equals or Path(given).exists():
-            path = Path(given).resolve()
-            name, folder = f"{path.parent.name}/{path.name}", given
+            name, folder = pages.named(given), given
         if name in found:
             raise ValueError(f"--model {given}: {name!r} comes twice; name them apart, as in one={folder}")
         found[name] = argparse.Namespace(**{**vars(arguments), "model": folder})
+        checks.model(found[name])
     return found
 
 
 def _free(path: Path) -> None:
-    """Raises: as `explain.check_free`; ValueError for a name that is not of an SVG."""
+    """Raises: as `checks.free`; ValueError for a name that is not of an SVG."""
     if path.suffix.lower() != ".svg":
         raise ValueError(f"--out {path}: the figure is an SVG; name a file that ends in .svg")
-    explain.check_free(path.parent, path.name)
+    checks.free(path.parent, path.name)
 
 
 def _write(path: Path, text: str) -> int:
@@ -95,11 +102,9 @@ def _write(path: Path, text: str) -> int:
 
 
 def _progress(arguments: argparse.Namespace) -> int:
-    from vital_jax.explain import figures
-    from vital_jax.run.plan import spread
-
     _free(arguments.out)
-    source = _source(arguments)
+    checks.model(arguments, explain=True)
+    source = checks.records(arguments.data, arguments.split)
     if arguments.id:
         requests = [source[_number(source, name)] for name in arguments.id]
     else:
@@ -109,22 +114,23 @@ def _progress(arguments: argparse.Namespace) -> int:
         longest = [number for number, taken in enumerate(steps) if taken == most]
         marked = [number for number in longest if source[number].masks]
         requests = [source[number] for number in spread(marked or longest, arguments.limit)]
+    from vital_jax.explain import figures
+
     model = models.load(arguments, explain=True)
     cases = model.explain_requests(requests, batch=min(8, len(requests))).cases
     return _write(arguments.out, figures.progress(cases))
 
 
 def _collapse(arguments: argparse.Namespace) -> int:
+    _free(arguments.out)
+    named, source = _named(arguments), checks.records(arguments.data, arguments.split)
+    requests = [source[number] for number in spread(range(len(source)), arguments.limit)]
     from vital_jax.evaluate import evidence
     from vital_jax.evaluate.score import markdown
     from vital_jax.explain import figures
     from vital_jax.latent.engine import in_order
     from vital_jax.latent.loop import variables_of
-    from vital_jax.run.plan import spread
 
-    _free(arguments.out)
-    source, named = _source(arguments), _named(arguments)
-    requests = [source[number] for number in spread(range(len(source)), arguments.limit or len(source))]
     found = {}
     for name, own in named.items():
         model = models.load(own)
@@ -150,20 +156,20 @@ def _cells(values: Any) -> tuple[list[str], list[list[str]]]:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from vital_jax import api
-    from vital_jax.explain import figures, windows
-    from vital_jax.latent.engine import in_order
-    from vital_jax.latent.loop import variables_of
-
     _free(arguments.out)
     named = _named(arguments)
     if arguments.data:
         if not arguments.id:
             raise ValueError("--data needs --id ID: a comparison is of one case")
-        source = _source(arguments)
+        source = checks.records(arguments.data, arguments.split)
         request = source[_number(source, arguments.id)]
     else:
         (request,) = explain.asked(arguments).requests
+    from vital_jax import api
+    from vital_jax.explain import figures, windows
+    from vital_jax.latent.engine import in_order
+    from vital_jax.latent.loop import variables_of
+
     cases = {}
     for name, own in named.items():
         try:
@@ -180,13 +186,6 @@ def _compare(arguments: argparse.Namespace) -> int:
     for name, case in cases.items():
         print(f"{name}: {case.answer}")
     return _write(arguments.out, figures.compare(cases))
-
-
-def _source(arguments: argparse.Namespace) -> Any:
-    from vital_jax.construct.pages import records_folder
-    from vital_jax.pipeline.records import RecordSource
-
-    return RecordSource(records_folder(arguments.data), arguments.split)
 
 
 def _number(source: Any, name: str) -> int:

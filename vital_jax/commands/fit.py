@@ -5,9 +5,10 @@ import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
-from vital_jax.commands.values import DONE, INCOMPLETE, whole
+from vital_jax.commands.values import DONE, EXITS, INCOMPLETE, whole
 
 PROGRAMS = ("train", "sample")
 
@@ -20,7 +21,6 @@ FLOPs are the model's, by arithmetic, all chips together, with every budget full
 
 TPU slices need: pip install "vital_jax[fit]". GPUs need "vital_jax[cuda]" (5 GB) and no driver.
 
-Exit status: 0 everything fits; 1 something does not; 2 a mistake in what was given. Research only, not a medical device.
 """
 
 
@@ -31,7 +31,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         "fit",
         help=about,
         description=f"{about[0].upper()}{about[1:]}.",
-        epilog=_EPILOG,
+        epilog=_EPILOG + EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     fit.set_defaults(run=_fit, overridable=True)
@@ -79,6 +79,8 @@ def _pair(text: str) -> tuple[int, int]:
 def _fit(arguments: argparse.Namespace) -> int:
     # Recipes import each other from where they are started, as with `python train.py`.
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    if not Path(recipe := arguments.config.partition(":")[0]).is_file():
+        raise FileNotFoundError(f"--config {recipe}: no such file; the recipes lie in configs/")
     from vital_jax.hub import encoders
     from vital_jax.run import fit, plan, setup
     from vital_jax.training import config as configuration

@@ -47,13 +47,13 @@ def identity(folder: str | Path, run: Any = None) -> dict[str, Any]:
     Args: run: the model's `run`.
     Raises: as `api.load`.
     """
-    from vital_jax.hub import peft
+    from vital_jax.hub import folders, peft
     from vital_jax.hub.load import fingerprint
 
     if run is not None:
         config = hashlib.sha256(json.dumps(run.meta["config"], sort_keys=True).encode()).hexdigest()[:16]
         return {"step": run.step, "base_fingerprint": run.meta["base_fingerprint"], "config": config}
-    if peft.is_adapter(folder):
+    if folders.is_adapter(folder):
         files = b"".join((Path(folder) / name).read_bytes() for name in (peft.CONFIG, peft.WEIGHTS))
         return {"adapter": hashlib.sha256(files).hexdigest()[:16]}
     return {"fingerprint": fingerprint(folder)}

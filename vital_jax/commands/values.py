@@ -1,14 +1,18 @@
-"""What several doors have in common: exit statuses, words for folders, and values of flags that are refused in the same way everywhere."""
+"""What the doors have in common: exit statuses, words for folders, the rule of --limit, and values of flags that are refused alike."""
 
 import argparse
 import re
 
-# Exit statuses of `vital data ...`; 130 is what shells have after Ctrl-C.
+# Exit statuses of every command; 130 is what shells have after Ctrl-C.
 DONE, INCOMPLETE, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-EXITS = (
-    "Exit status: 0 done; 1 finished, but something was set aside or is incomplete; 2 a mistake in what was given, or something else to "
-    "mend before it can go on (a full disk); 130 stopped by Ctrl-C. Research only, not a medical device."
-)
+STATUSES = {
+    DONE: "done",
+    INCOMPLETE: "finished, and the answer is no or not all: something was set aside, is incomplete, does not fit or does not agree",
+    MISTAKE: "a mistake in what was given, or something else to mend before it can go on (a full disk); one line says what",
+    INTERRUPTED: "stopped by Ctrl-C; a command that keeps its work goes on when it is given again",
+}
+EXITS = f"Exit status: {'; '.join(f'{status} {meaning}' for status, meaning in STATUSES.items())}. Research only, not a medical device."
+LIMIT = "N, evenly spaced"  # what --limit takes everywhere, see `statistics.spread`
 # Positional arguments: what OUT and RECORDS stand for.
 OUT = "the folder that `vital data build` makes"
 RECORDS = "a record folder, or an OUT of `vital data build`"

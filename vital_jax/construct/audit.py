@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vital_jax.construct.pages import Album, card, fingerprint, open_splits, page, place, traits, write_text
-from vital_jax.statistics import wilson
+from vital_jax.statistics import spread, wilson
 
 FORMAT, FORMAT_VERSION = "vital-audit-verdicts", 1
 ACCEPT = "accept"
@@ -50,7 +50,7 @@ def draw(path: str | Path, share: float = 0.05, seed: int = 0, limit: int = LIMI
       path: the factory's output or a record folder.
       share: of each stratum, above 0 and up to 1.
       seed: of the draw.
-      limit: most records in all; the last in the random order are left out.
+      limit: most records in all, evenly spaced in the random order.
 
     Raises:
       FileNotFoundError, ValueError: as `pages.open_splits`; a share or a limit that is none.
@@ -71,7 +71,7 @@ def draw(path: str | Path, share: float = 0.05, seed: int = 0, limit: int = LIMI
         # 25 * 0.28 is a little more than 7 in floating point, and would be rounded up to 8.
         chosen += [(*row, *stratum) for row in rows[: math.ceil(len(rows) * share - 1e-9)]]
     chosen.sort(key=lambda row: place(seed, row[2]))
-    return Drawn(fingerprint(path), share, seed, limit, count, tuple(chosen[:limit]))
+    return Drawn(fingerprint(path), share, seed, limit, count, tuple(spread(chosen, limit)))
 
 
 def audit_page(path: str | Path, drawn: Drawn) -> str:

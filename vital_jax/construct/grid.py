@@ -30,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from vital_jax.construct.drawing import colour_bar, fill, ink, mixed
 from vital_jax.construct.roi import (
     CELL_SHARE,
     VALID_SHARE,
@@ -245,7 +246,6 @@ _PANELS = (
     ("Intensity", lambda cell: cell.intensity, "{:,.5g}"),
     ("SNR", lambda cell: cell.snr, "{:.3f}"),
 )
-_DARK, _LIGHT = (18, 52, 88), (236, 226, 188)  # a scale that grey printers and colour-blind eyes keep in order
 
 
 def to_markdown(cells: Sequence[Cell], title: str) -> str:
@@ -287,7 +287,7 @@ def to_svg(cells: Sequence[Cell], title: str) -> str:
     margins = sorted({cell.margin for cell in cells})
     step_x, step_y, left, top, gap = 74, 46, 52, 62, 64
     panel = step_x * len(margins) + gap
-    width, height = left + panel * len(_PANELS) - gap + 16, top + step_y * len(thresholds) + 46
+    width, height = left + panel * len(_PANELS) - gap + 16, top + step_y * len(thresholds) + 84
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="13" text-anchor="middle">',
@@ -305,12 +305,11 @@ def to_svg(cells: Sequence[Cell], title: str) -> str:
             x = start + margins.index(cell.margin) * step_x
             y = top + thresholds.index(cell.threshold) * step_y
             place = (shown - low) / (high - low) if high > low and math.isfinite(shown) else 0.0
-            colour = [round(light + place * (dark - light)) for dark, light in zip(_DARK, _LIGHT, strict=True)]
-            ink = "white" if place > 0.5 else "black"
+            colour = mixed(place)
             text = form.format(shown) if math.isfinite(shown) else "none"
             parts.append(
-                f'<rect x="{x}" y="{y}" width="{step_x}" height="{step_y}" fill="rgb({",".join(map(str, colour))})" stroke="white"/>'
-                f'<text x="{x + step_x / 2:g}" y="{y + step_y / 2 + 5:g}" fill="{ink}">{text}</text>'
+                f'<rect x="{x}" y="{y}" width="{step_x}" height="{step_y}" fill="{fill(colour)}" stroke="white"/>'
+                f'<text x="{x + step_x / 2:g}" y="{y + step_y / 2 + 5:g}" fill="{ink(colour)}">{text}</text>'
             )
         if CHOSEN[0] in thresholds and CHOSEN[1] in margins:
             x = start + margins.index(CHOSEN[1]) * step_x
@@ -324,7 +323,11 @@ def to_svg(cells: Sequence[Cell], title: str) -> str:
             x = start + column * step_x + step_x / 2
             parts.append(f'<text x="{x:g}" y="{top + step_y * len(thresholds) + 18}">{margin:.2f}</text>')
         parts.append(f'<text x="{start - 22}" y="{top - 8}">T</text>')
-        parts.append(f'<text x="{start + step_x * len(margins) / 2:g}" y="{height - 8}">P</text>')
+        parts.append(
+            f'<text x="{start + step_x * len(margins) / 2:g}" y="{top + step_y * len(thresholds) + 36}">P</text>'
+        )
+        colours, ends = [mixed(i / 15) for i in range(16)], (form.format(low), "", form.format(high))
+        parts += colour_bar(start, height - 34, step_x * len(margins), colours, *ends)
     return "\n".join([*parts, "</svg>", ""])
 
 

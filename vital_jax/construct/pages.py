@@ -23,6 +23,7 @@ from vital_jax.construct.targets import load_targets
 from vital_jax.pipeline.images import decode
 from vital_jax.pipeline.masks import decode_mask
 from vital_jax.pipeline.records import Record, RecordSource
+from vital_jax.statistics import spread
 
 TEMPLATES = Path(__file__).parent / "templates"
 SIDE = 384  # longest side of a shown image in pixels: 15 to 40 kB as JPEG
@@ -50,10 +51,21 @@ def records_folder(path: str | Path) -> Path:
     )
 
 
+def named(path: str | Path) -> str:
+    """What a page calls a folder: its name and its parent's. Where they lie is nobody's business who is sent the page."""
+    path = Path(path).resolve()
+    return f"{path.parent.name}/{path.name}".lstrip("/")
+
+
 def open_splits(path: str | Path) -> dict[str, RecordSource]:
     """Every split of the record folder at `path`, by name. Raises: FileNotFoundError or ValueError as `RecordSource`, naming the folder."""
     folder = records_folder(path)
     return {name: RecordSource(folder, name) for name in sorted(_splits(folder))}
+
+
+def record_splits(records: str | Path) -> list[str]:
+    """The splits of a record folder; none where it is no such folder."""
+    return sorted(path.stem.removeprefix("index-") for path in Path(records).glob("index-*.jsonl"))
 
 
 def fingerprint(path: str | Path) -> str:
@@ -234,11 +246,16 @@ def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
     return _templates(folder).get_template(template).render(**values)
 
 
+def stylesheet(folder: Path = TEMPLATES) -> str:
+    """The style of every page, and after it that of a folder of its own."""
+    return "\n".join((each / "page.css").read_text(encoding="utf-8") for each in dict.fromkeys((TEMPLATES, folder)))
+
+
 def page(name: str, folder: Path = TEMPLATES, **values: Any) -> str:
     """A whole HTML page from `NAME.html` of `folder`, with `page.css` (after ours, another folder's own) and `NAME.js` inside and a policy
     that lets nothing else run or load. `notice` among the values takes the place of ours.
     """
-    style = "\n".join((each / "page.css").read_text(encoding="utf-8") for each in dict.fromkeys((TEMPLATES, folder)))
+    style = stylesheet(folder)
     script = (folder / f"{name}.js").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_source_hash(style)}'; script-src '{_source_hash(script)}'; "
@@ -269,13 +286,12 @@ def write_text(path: str | Path, text: str) -> Path:
 # --- vital data inspect ---------------------------------------------------------------------------
 
 
-def inspect_page(path: str | Path, limit: int = 200, seed: int = 0) -> tuple[str, int, int]:
+def inspect_page(path: str | Path, limit: int = 200) -> tuple[str, int, int]:
     """A browsable page of records: filters, text search, keys, outlines.
 
     Args:
       path: the factory's output or a record folder.
-      limit: how many records at most; more are drawn from at random.
-      seed: of the draw. The same set, limit and seed give the same page.
+      limit: how many records at most; of more, so many evenly spaced over the splits in their order.
 
     Returns:
       The page, how many records it shows and how many there are.
@@ -287,13 +303,11 @@ def inspect_page(path: str | Path, limit: int = 200, seed: int = 0) -> tuple[str
         raise ValueError(f"limit must be at least 1, got {limit}")
     sources = open_splits(path)
     rows = [(split, number, row["id"]) for split, source in sources.items() for number, row in enumerate(source.index)]
-    drawn = sorted(rows, key=lambda row: place(seed, row[2]))[:limit]
-    cards = list(_cards((sources[split][number], split) for split, number, _ in sorted(drawn, key=lambda row: row[2])))
+    drawn = sorted(spread(rows, limit), key=lambda row: row[2])
+    cards = list(_cards((sources[split][number], split) for split, number, _ in drawn))
     names = ("modality", "type", "steps", "split", "source")
     filters = {name: sorted({each[name] for each in cards}) for name in names}
-    text = page(
-        "inspect", title=Path(path).resolve().name, cards=cards, filters=filters, count=len(rows), seed=seed, side=SIDE
-    )
+    text = page("inspect", title=Path(path).resolve().name, cards=cards, filters=filters, count=len(rows), side=SIDE)
     return text, len(cards), len(rows)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 
+from vital_jax.construct.drawing import ticks
 from vital_jax.construct.licences import UNKNOWN, Dataset, dataset_of
 from vital_jax.construct.pages import NOTHING, open_splits, render, traits
 from vital_jax.construct.report import HeldOut
@@ -261,13 +262,20 @@ LETTERS = 26  # of a name that fits into LABELS
 def bars(table: Table) -> str:
     """A table by K as stacked bars, one per row, without the total's. Every name is escaped."""
     rows = [row for row in table.rows if row[0] != TOTAL]
-    scale = (WIDTH - LABELS - NUMBERS) / max((row[-1] for row in rows), default=1)
+    most = max((row[-1] for row in rows), default=1)
+    scale = (WIDTH - LABELS - NUMBERS) / most
     series = table.header[1:-1]
     return render(
         "bars.svg",
         title=table.title,
         width=WIDTH,
-        height=ROW * (len(rows) + 2) + 12,
+        height=ROW * (len(rows) + 3) + 12,
+        axis=ROW * (len(rows) + 2),
+        ticks=[
+            {"x": round(LABELS + number * scale, 1), "name": f"{number:,.0f}"}
+            for number in ticks(0, most)
+            if number == int(number)
+        ],
         bars=[
             {
                 "name": row[0],

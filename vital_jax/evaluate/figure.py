@@ -4,21 +4,25 @@ Drawn by hand as in construct/grid.py: a few axes, dots and cells need no plotti
 eye, and everything that is drawn stands as a number in the table below.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from vital_jax.construct import pages
+from vital_jax.construct.drawing import colour_bar, fill, ink, mixed, ticks
 from vital_jax.evaluate import audit_table as table
 from vital_jax.evaluate.audit_table import Line
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#555555")
 NOTICE = "Research software, not a medical device."
-_DARK, _LIGHT = (18, 52, 88), (236, 226, 188)  # as in construct/grid.py: kept in order by grey printers
-_STYLE = """body{font:15px/1.5 sans-serif;margin:2em auto;max-width:78em;padding:0 1em;color:#111;background:#fff}
-table{border-collapse:collapse;font-size:13px}td,th{border-bottom:1px solid #ddd;padding:.2em .6em;text-align:right;white-space:nowrap}
-td:nth-child(-n+3),th:nth-child(-n+3){text-align:left}main{display:flex;flex-wrap:wrap;gap:1.5em}figure{margin:0}
-svg{max-width:100%;height:auto}.wide{overflow-x:auto}.notice{color:#555}"""
+# After the style that all pages share. Drawings keep their white ground, in the dark too.
+_STYLE = """body { max-width: 78rem; margin: 0 auto; padding: 0.6rem 1rem; }
+td, th { border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+td:nth-child(-n+3), th:nth-child(-n+3) { text-align: left; }
+main { display: flex; flex-wrap: wrap; gap: 1.5rem; padding: 0; }
+figure { background: #fff; overflow-x: auto; }"""
+
+_SIDE = 58  # of a cell
 
 Point = tuple[float, float, float | None, float | None]  # x, y, and the ends of its interval
 
@@ -33,13 +37,6 @@ def _svg(width: float, height: float, title: str, parts: Iterable[str]) -> str:
             "</svg>",
         ]
     )
-
-
-def _ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers from low to high: steps of 1, 2 or 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(power * times for times in (1, 2, 5, 10) if (high - low) / (power * times) <= most)
-    return [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _padded(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
@@ -67,7 +64,9 @@ def forest(title: str, rows: Sequence[tuple[str, float, float | None, float | No
         parts.append(
             f'<circle cx="{at(value):.1f}" cy="{y:g}" r="4" fill="{COLOURS[0]}"><title>{value:.1f}</title></circle>'
         )
-    for x in _ticks(low, high):
+    parts.append(f'<line x1="{left}" y1="{bottom}" x2="{left + right}" y2="{bottom}" stroke="#555"/>')
+    for x in ticks(low, high):
+        parts.append(f'<line x1="{at(x):.1f}" y1="{bottom}" x2="{at(x):.1f}" y2="{bottom + 4}" stroke="#555"/>')
         parts.append(f'<text x="{at(x):.1f}" y="{bottom + 16}" text-anchor="middle">{x:g}</text>')
     parts.append(f'<text x="{left + right / 2}" y="{bottom + 34}" text-anchor="middle">{escape(unit)}</text>')
     return _svg(left + right + 24, bottom + 44, title, parts)
@@ -77,7 +76,7 @@ def lines(
     title: str, series: Mapping[str, Sequence[Point]], across: str, up: str, diagonal: bool = False, dots: bool = True
 ) -> str:
     """Curves over one axis, with the intervals of their points; `diagonal` draws y = x over 0 to 1."""
-    left, top, width, height = 62, 34, 330, 230
+    left, top, width, height = 76, 34, 330, 230
     points = [point for curve in series.values() for point in curve]
     x0, x1 = (0.0, 1.0) if diagonal else _padded([x for x, *_ in points], 0.04)
     y0, y1 = (0.0, 1.0) if diagonal else _padded([y for _, *ys in points for y in ys if y is not None])
@@ -106,19 +105,22 @@ def lines(
         parts.append(f'<rect x="{left}" y="{y - 10}" width="12" height="10" fill="{colour}"/>')
         parts.append(f'<text x="{left + 18}" y="{y}">{escape(name)}</text>')
     steps = sorted({x for x, *_ in points})
-    for x in steps if all(float(x).is_integer() for x in steps) and len(steps) < 8 else _ticks(x0, x1):
+    for x in steps if all(float(x).is_integer() for x in steps) and len(steps) < 8 else ticks(x0, x1):
         parts.append(f'<text x="{at(x, y0)[0]:.1f}" y="{top + height + 16}" text-anchor="middle">{x:.3g}</text>')
-    for y in _ticks(y0, y1):
+    for y in ticks(y0, y1):
         parts.append(f'<text x="{left - 6}" y="{at(x0, y)[1] + 4:.1f}" text-anchor="end">{y:.3g}</text>')
-    parts.append(
-        f'<text x="{left + width / 2}" y="{top + height + 36}" text-anchor="middle">{escape(across)} · up: {escape(up)}</text>'
-    )
+    middle = top + height / 2
+    parts += [
+        f'<text x="{left + width / 2:g}" y="{top + height + 36}" text-anchor="middle">{escape(across)}</text>',
+        f'<text x="16" y="{middle:g}" transform="rotate(-90 16 {middle:g})" text-anchor="middle">{escape(up)}</text>',
+    ]
     return _svg(left + width + 24, top + height + 56 + 17 * len(series), title, parts)
 
 
 def heat(title: str, names: Sequence[str], values: Mapping[tuple[int, int], float]) -> str:
     """A symmetric matrix of cosines as coloured cells; pairs without a value stay empty."""
-    side, left, top = 58, 50, 54
+    side, left, top = _SIDE, 50, 54
+    width, height = heat_size(len(names))
     parts = []
     for i, name in enumerate(names):
         parts.append(f'<text x="{left - 8}" y="{top + side * i + side / 2 + 4:g}" text-anchor="end">{name}</text>')
@@ -126,14 +128,21 @@ def heat(title: str, names: Sequence[str], values: Mapping[tuple[int, int], floa
         for j in range(len(names)):
             value = 1.0 if i == j else values.get((min(i, j), max(i, j)))
             place = min(max(value or 0.0, 0.0), 1.0)
-            mixed = [round(light + place * (dark - light)) for dark, light in zip(_DARK, _LIGHT, strict=True)]
-            fill = "#ffffff" if value is None else f"rgb({','.join(map(str, mixed))})"
-            x, y, ink = left + side * j, top + side * i, "#ffffff" if place > 0.5 else "#000000"
-            parts.append(f'<rect x="{x}" y="{y}" width="{side}" height="{side}" fill="{fill}" stroke="#ffffff"/>')
+            colour = (255.0, 255.0, 255.0) if value is None else mixed(place)
+            x, y = left + side * j, top + side * i
+            parts.append(
+                f'<rect x="{x}" y="{y}" width="{side}" height="{side}" fill="{fill(colour)}" stroke="#ffffff"/>'
+            )
             if value is not None:
-                place = f'x="{x + side / 2:g}" y="{y + side / 2 + 4:g}"'
-                parts.append(f'<text {place} text-anchor="middle" fill="{ink}">{value:.3f}</text>')
-    return _svg(left + side * len(names) + 16, top + side * len(names) + 16, title, parts)
+                spot = f'x="{x + side / 2:g}" y="{y + side / 2 + 4:g}"'
+                parts.append(f'<text {spot} text-anchor="middle" fill="{ink(colour)}">{value:.3f}</text>')
+    parts += colour_bar(16, height - 36, width - 32, [mixed(i / 15) for i in range(16)], "0", "cosine", "1")
+    return _svg(width, height, title, parts)
+
+
+def heat_size(count: int) -> tuple[int, int]:
+    """Width and height of a `heat` of so many names."""
+    return _SIDE * count + 66, _SIDE * count + 112
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -149,9 +158,12 @@ def drawings(found: Mapping[str, Any]) -> list[str]:
         points = [(name(c), *hundred((c.difference, c.difference_low, c.difference_high))) for c in changed]
         title = "Change of accuracy against the run, on the same questions"
         made.append(forest(title, points, 0.0, "points, 95 % intervals by drawing images"))
-        run = 100 * rows[0].value
-        points = [(name(c), *hundred((c.value, c.low, c.high))) for c in changed]
-        made.append(forest("Accuracy (dashed: the run, all questions)", points, run, "percent, Wilson's 95 % intervals"))  # fmt: skip
+        run = rows[0]
+        # The dashed line is of all questions: an accuracy of others says nothing beside it, and stands above with the run's on the same.
+        points = [(name(c), *hundred((c.value, c.low, c.high))) for c in changed if c.n == run.n]
+        if points:
+            title = f"Accuracy on all {run.n} questions (dashed: the run)"
+            made.append(forest(title, points, 100 * run.value, "percent, Wilson's 95 % intervals"))
     sweep = [line for line in rows if line.audit == table.SWEEP and line.what.removeprefix("K = ").isdigit()]
     if len(sweep) > 1:
         curve = [(int(line.what.removeprefix("K = ")), 100 * line.value, 100 * line.low, 100 * line.high) for line in sweep]  # fmt: skip
@@ -209,7 +221,8 @@ def page(title: str, about: str, found: Mapping[str, Any]) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{pages.stylesheet()}
+{_STYLE}</style>
 </head>
 <body>
 <h1>{escape(title)}</h1>
@@ -221,7 +234,7 @@ def page(title: str, about: str, found: Mapping[str, Any]) -> str:
 {figures}
 </main>
 <h2>Table</h2>
-<div class="wide"><table>
+<div class="wide" role="region" aria-label="table" tabindex="0"><table>
 <thead>{row("th", table.HEADER)}</thead>
 <tbody>
 {body}

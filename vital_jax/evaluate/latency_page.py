@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vital_jax.construct.drawing import ticks
 from vital_jax.evaluate.latency import FORMS, STAGES, Spread, Timed, ratio, slopes, spread
 
 _RESEARCH = "Research software, not a medical device."
@@ -174,7 +175,7 @@ def to_json(timed: Sequence[Timed], setting: Setting) -> str:
 
 _COLOURS = {"image": "#123458", "prefill": "#4a7fb5", "latent": "#d1495b", "decode": "#ecc46c"}
 _MARKS = {"program": "#000000", "eager": "#7a7a7a", "compiled": "#2e8b57"}
-_LEFT, _WIDTH, _STEP, _PANEL = 190, 560, 26, 44
+_LEFT, _WIDTH, _STEP, _PANEL = 190, 560, 26, 66
 
 
 def to_svg(timed: Sequence[Timed], title: str) -> str:
@@ -196,8 +197,19 @@ def to_svg(timed: Sequence[Timed], title: str) -> str:
         scale = 1.1 * max(_longest(one) for one in group if not one.cell.chain or len(group) == 1)
         for number, one in enumerate(group):
             parts += _bar(one, scale, y + 28 + number * _STEP)
+        parts += _axis(scale, y + 30 + _STEP * len(group))
         y += _PANEL + _STEP * len(group)
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _axis(scale: float, y: int) -> list[str]:
+    """Milliseconds below the bars of a group."""
+    parts = [f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y}" y2="{y}" stroke="#555"/>']
+    for ms in ticks(0, 1e3 * scale):
+        x = _LEFT + _WIDTH * ms / (1e3 * scale)
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y}" y2="{y + 4}" stroke="#555"/>')
+        parts.append(f'<text x="{x:.1f}" y="{y + 16}" text-anchor="middle" font-size="10">{ms:g}</text>')
+    return parts
 
 
 def _longest(one: Timed) -> float:

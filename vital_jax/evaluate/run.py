@@ -16,7 +16,6 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, median
@@ -27,13 +26,13 @@ import numpy as np
 
 from vital_jax.evaluate.answers import Answers
 from vital_jax.evaluate.evidence import latents
-from vital_jax.evaluate.items import Item, Picture, read_picture
-from vital_jax.evaluate.protocols.core import SHOWN, Protocol
+from vital_jax.evaluate.items import Item
+from vital_jax.evaluate.looking import Faults, Looked, look, steps_of, suits, window_of
+from vital_jax.evaluate.protocols.core import Protocol
 from vital_jax.evaluate.score import Row
 from vital_jax.latent.choose import Decoding
 from vital_jax.latent.engine import Engine, Reply, in_order
 from vital_jax.latent.loop import Variables
-from vital_jax.pipeline.images import decode
 
 # Of [rows, K, D] latents, the text of each step of each row.
 Reader = Callable[[np.ndarray], list[list[str]]]
@@ -98,18 +97,6 @@ class Asked:
         return self.item.pictures()
 
 
-def window_of(item: Item) -> list[float] | None:
-    """The grey window of images deeper than 8 bits, where the item names one."""
-    window = item.metadata.get("window")
-    return window if isinstance(window, list) and len(window) == 2 else None
-
-
-def steps_of(item: Item) -> int | None:
-    """The latent steps that the item itself states."""
-    steps = item.metadata.get("latent_steps")
-    return steps if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0 else None
-
-
 # --- before the first question --------------------------------------------------------------------------------------
 
 
@@ -124,38 +111,23 @@ class Plan:
 
     items: list[Item]
     shapes: list[tuple[int, int]]
-    faults: list[tuple[str, str, str]]
+    faults: Faults
     digest: str
 
-    def __str__(self) -> str:
-        counts = ", ".join(f"{n} {code}" for code, n in sorted(Counter(code for code, _, _ in self.faults).items()))
-        named = "; ".join(f"{name}: {why}" for _, name, why in self.faults[:SHOWN])
-        more = f"; and {len(self.faults) - SHOWN} more" if len(self.faults) > SHOWN else ""
-        total = len(self.items) + len(self.faults)
-        return f"{len(self.faults)} of {total} questions cannot be asked ({counts}): {named}{more}"
 
+def check(engine: Engine, items: Sequence[Item], asking: Asking, looked: Looked | None = None) -> Plan:
+    """Looks at every question and decodes every image once, unless `looked` holds what `looking.look` found.
 
-def check(engine: Engine, items: Sequence[Item], asking: Asking) -> Plan:
-    """Looks at every question and decodes every image once.
-
-    The codes of what cannot be asked: missing-file, unreadable-image, no-image, and not-a-prompt (a control token in the text).
-    Raises: ValueError, items that the protocol cannot score, or steps per sample where no item states its own.
+    To its codes comes not-a-prompt (a control token in the text).
+    Raises: as `looking.suits`.
     """
     protocol, engine = asking.protocol, asking.engine(engine)
-    if protocol.needs and (wrong := [item.id for item in items if not protocol.needs[1](item)]):
-        raise ValueError(
-            f"{protocol.name} scores only items with {protocol.needs[0]}: {len(wrong)} of {len(items)} are not so, the first "
-            f"{wrong[0]!r}; name another protocol"
-        )
-    if asking.eval_k == "per_sample" and not any(steps_of(item) for item in items):
-        raise ValueError("no item states its own latent steps, as records do: give a fixed K in place of per_sample")
-    windows = {picture: window_of(item) for item in items for picture in item.images}
-    with ThreadPoolExecutor() as pool:
-        looked = dict(zip(windows, pool.map(_look, windows, windows.values()), strict=True))
+    suits(items, protocol, asking.eval_k)
+    looked = look(items) if looked is None else looked
     kept, shapes, faults = [], [], []
     digest = hashlib.sha256()
     for item in items:
-        found = [looked[picture] for picture in item.images] or [("no-image", "has no image")]
+        found = looked[item.id]
         bad = next((one for one in found if one[0]), None)
         if bad is None:
             try:
@@ -169,18 +141,6 @@ def check(engine: Engine, items: Sequence[Item], asking: Asking) -> Plan:
         kept.append(item)
         digest.update(repr((item.id, asked.question, [one[1] for one in found], asked.metadata)).encode())
     return Plan(kept, shapes, faults, digest.hexdigest()[:16])
-
-
-def _look(picture: Picture, window: list[float] | None) -> tuple[str, str]:
-    """("", digest) of an image, or (code, why) where it cannot be shown."""
-    try:
-        data = read_picture(picture)
-        decode(data, "the image" if isinstance(picture, bytes) else str(picture), window)
-    except FileNotFoundError as error:
-        return "missing-file", str(error)
-    except ValueError as error:
-        return "unreadable-image", str(error)
-    return "", hashlib.sha256(data).hexdigest()
 
 
 # --- asking ---------------------------------------------------------------------------------------------------------

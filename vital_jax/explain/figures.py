@@ -18,21 +18,23 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
+from vital_jax.construct.drawing import colour_bar
 from vital_jax.construct.pages import outline, picture
 from vital_jax.evaluate.figure import heat as matrix
+from vital_jax.evaluate.figure import heat_size
 from vital_jax.explain.case import Case
 from vital_jax.pipeline.images import decode
 
 SIDE = 132  # of a panel in pixels
 NOTICE = "Research software, not a medical device."
 HEAT = f"{NOTICE} Approximate: cosines of image patches with the projected latent, from the coldest to the hottest of a case's steps."
-_GAP, _LINE, _EDGE = 8, 15, 12
+_GAP, _LINE, _EDGE, _BAR = 8, 15, 12, 26
 # Viridis at even distances (matplotlib, CC0).
 _VIRIDIS = np.array([
     (68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140), (40, 174, 128), (94, 201, 98), (173, 220, 48),
     (253, 231, 37),
 ], np.float64)  # fmt: skip
-_HEAT = 0.55  # opacity of the heat
+_HEAT = 0.4  # opacity of the heat: the image keeps the most of its contrast
 
 
 def progress(cases: Sequence[Case], columns: int = 2) -> str:
@@ -46,7 +48,7 @@ def progress(cases: Sequence[Case], columns: int = 2) -> str:
         raise ValueError("heat maps are missing: the run has no visual projector")
     panels = max(len(case.steps) for case in cases) + 1
     wide = panels * (SIDE + _GAP) + 2 * _GAP
-    tall = SIDE + 3 * _LINE + _GAP
+    tall = SIDE + 3 * _LINE + _BAR + _GAP
     parts = []
     for number, case in enumerate(cases):
         left, top = _EDGE + number % columns * wide, 30 + number // columns * tall
@@ -61,7 +63,8 @@ def progress(cases: Sequence[Case], columns: int = 2) -> str:
         x = left + (panels - 1) * (SIDE + _GAP)
         parts += _region(case, x, top + _LINE + 4)
         named = "region" if case.masks[0] is not None else "image"
-        parts.append(_text(x, top + SIDE + 2 * _LINE + 4, [f"{named}; {low:.2f} to {high:.2f}"]))
+        parts.append(_text(x, top + SIDE + 2 * _LINE + 4, [named]))
+        parts += _scale_bar(x, top + SIDE + 2 * _LINE + 10, low, high)
     rows = -(-len(cases) // columns)
     width = _EDGE + min(columns, len(cases)) * wide
     return _svg(width, 30 + rows * tall + 20, "Heat maps from latent step to latent step", parts, HEAT)
@@ -83,7 +86,7 @@ def collapse(matrices: Mapping[str, np.ndarray], counts: Mapping[str, int]) -> s
         drawn = matrix(f"{name} (N = {counts[name]})", [f"z_{k + 1}" for k in range(K)], known)
         # One drawing inside another keeps its own coordinates.
         parts.append(drawn.replace("<svg ", f'<svg x="{left}" y="34" ', 1))
-        width, height = 58 * K + 66, 58 * K + 70
+        width, height = heat_size(K)
         left, tall = left + max(width, 9 * len(name) + 90), max(tall, height)
     return _svg(left, 34 + tall + 20, "Mean cosine of latent steps", parts)
 
@@ -127,7 +130,7 @@ def compare(cases: Mapping[str, Case]) -> str:
             )
             tall = 2 * _LINE
         elif shows:
-            parts.append(_text(left, y + _LINE, [f"scale {low:.2f} to {high:.2f}"]))
+            parts += _scale_bar(left, y + 4, low, high)
         top = y + tall + _GAP
     return _svg(width, top + 20, "One case, several checkpoints", parts, HEAT)
 
@@ -174,6 +177,11 @@ def _title(case: Case) -> str:
 def _scale(case: Case) -> tuple[float, float]:
     values = np.concatenate([step.heat[0].ravel() for step in case.steps])
     return float(values.min()), float(values.max())
+
+
+def _scale_bar(x: float, y: float, low: float, high: float) -> list[str]:
+    """The colours of a case's heat maps, in the width of a panel."""
+    return colour_bar(x, y, SIDE, _VIRIDIS, f"{low:.2f}", "cosine", f"{high:.2f}")
 
 
 def _region(case: Case, x: float, y: float) -> list[str]:

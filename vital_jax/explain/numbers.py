@@ -85,6 +85,12 @@ def _ends(low: float | None, high: float | None, sign: str = "") -> str:
     return "-" if low is None or high is None else f"{low:{sign}.3f} to {high:{sign}.3f}"
 
 
+def _baseline(row: Mapping[str, Any], who: str) -> str:
+    """Its value, with its own number of questions where that is another than the row's."""
+    n = row["over"].get(who, row)["n"]
+    return _cell(row[who]) + (f" (N = {n})" if n != row["n"] else "")
+
+
 def _over(row: Mapping[str, Any], who: str) -> str:
     over = row["over"].get(who)
     return "-" if over is None else f"{over['value']:+.3f} ({_ends(over['low'], over['high'], '+')}; {over['n']})"
@@ -97,7 +103,12 @@ def to_markdown(found: Mapping[str, Any], steps: bool = True) -> str:
     head = ["measure", "N", "own", "95 % interval", *names, *(f"own - {who} (interval; N)" for who in BASELINES)]
 
     def cells(row: Mapping[str, Any]) -> list[str]:
-        values = [str(row["n"]), _cell(row["own"]), _ends(row["low"], row["high"]), *(_cell(row[who]) for who in names)]
+        values = [
+            str(row["n"]),
+            _cell(row["own"]),
+            _ends(row["low"], row["high"]),
+            *(_baseline(row, who) for who in names),
+        ]
         return [row["measure"], *values, *(_over(row, who) for who in BASELINES)]
 
     if found["table"]:

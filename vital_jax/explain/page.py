@@ -54,7 +54,7 @@ HEADS = (
     "95 % interval",
     *BASELINES.values(),
     "region's own feature",
-    "above all baselines",
+    "above those compared",
 )
 
 
@@ -137,9 +137,10 @@ def _cells(row: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name in BASELINES:
         # The difference on the same questions says more than two intervals that overlap.
         more, small = over.get(name) or {}, ""
-        if None not in (more.get("low"), more.get("high")):
+        if more.get("n", row["n"]) != row["n"]:
+            small = f"N {more['n']}: not compared"
+        elif None not in (more.get("low"), more.get("high")):
             small = f"ahead by {more['low']:+.3f} to {more['high']:+.3f}"
-            small += f", N {more['n']}" if more.get("n") not in (None, row["n"]) else ""
             above.append(more["low"] > 0)
         elif row.get(name) is not None and low is not None:
             above.append(low > row[name])

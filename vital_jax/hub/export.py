@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 import vital_jax
 from vital_jax.hub import card, peft
+from vital_jax.hub.folders import FACTS
 from vital_jax.hub.load import check_coverage
 from vital_jax.hub.safetensors import Tensor, read_folder
 from vital_jax.hub.tokens import FEEDBACK, feedback_name, moved, replacing, tokenizer_files
@@ -52,7 +53,6 @@ from vital_jax.pipeline.prompts import Prompter
 from vital_jax.training.partition import flatten
 
 FORMS = ("merged", "peft", "both")
-FACTS = "vital.json"  # also the mark of a folder that may be overwritten
 _GROUP = 1 << 28  # bytes of a checkpoint read at a time: a read has a price of its own
 _COPIED = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|vocab|special_tokens_map|added_tokens|chat_template|preprocessor_config"

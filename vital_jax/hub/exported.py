@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vital_jax.hub import peft
-from vital_jax.hub.export import FACTS
+from vital_jax.hub.folders import FACTS, is_adapter
 from vital_jax.hub.load import load_backbone, load_text_decoder
 from vital_jax.hub.place import check_base, located
 from vital_jax.hub.safetensors import read_header
@@ -61,11 +61,6 @@ class Exported:
     read_params: Callable[..., dict[str, Any]]
 
 
-def is_exported(folder: str | Path) -> bool:
-    """Whether `open_exported` is for this folder: an export, or an adapter in PEFT's format."""
-    return (Path(folder) / FACTS).is_file() or peft.is_adapter(folder)
-
-
 def open_exported(folder: str | Path, base: str | Path | None = None) -> Exported:
     """Checks a folder and its base; reads no weights, but an adapter's.
 
@@ -78,7 +73,7 @@ def open_exported(folder: str | Path, base: str | Path | None = None) -> Exporte
     facts = _facts(folder)
     tree: dict[str, Any] = {}
     lora, home, added, rows = None, folder, (), {}
-    if peft.is_adapter(folder):
+    if is_adapter(folder):
         home = _base_of(folder, base, facts)
         config = read_config(home)
         tree["lora"], lora = peft.load_adapter(folder, config)

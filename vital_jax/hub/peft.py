@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from vital_jax.hub.folders import ADAPTER
 from vital_jax.hub.safetensors import read_header
 from vital_jax.models.config import BackboneConfig, LoraConfig, read_json
 from vital_jax.models.families import backbone_entries
@@ -19,7 +20,7 @@ from vital_jax.models.lora import init_lora
 from vital_jax.models.tokens import TABLES, check_added, sides
 from vital_jax.training.partition import flatten, unflatten
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER, "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SIDES = {"a": "lora_A", "b": "lora_B"}
 # Settings of an adapter that would change what it computes, and the value under which it is what `layers.Linear` computes.
@@ -97,11 +98,6 @@ def adapter_config(
         "init_lora_weights": True,
         **({"trainable_token_indices": {module: list(rows) for module, rows in tokens.items()}} if tokens else {}),
     }
-
-
-def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds a PEFT adapter rather than a model."""
-    return (Path(folder) / CONFIG).is_file() and not (Path(folder) / "config.json").is_file()
 
 
 def _lora_config(folder: Path) -> LoraConfig:

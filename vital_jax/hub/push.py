@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
 
-from vital_jax.hub.export import FACTS
+from vital_jax.hub.folders import FACTS
 from vital_jax.hub.writing import amount
 
 NOTE = (

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from vital_jax.hub.safetensors import INDEX, write_file
@@ -135,6 +134,8 @@ def _partial(out: Path) -> Path:
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path | None]:
     """A folder beside `out` that takes its place at the end, or is removed on an error; None for a process other than the first."""
+    import jax  # here: a place is checked before so slow an import
+
     if jax.process_index():
         yield None
         return

@@ -180,6 +180,16 @@ def decode(data: bytes, name: str, window: tuple[float, float] | None = None) ->
     return image, {"mode": mode, "size": stored, "orientation": found.orientation, "window": window}
 
 
+def read_file(path: str | Path) -> bytes:
+    """An image file, known to decode. Raises: FileNotFoundError, it is not there; ValueError as `decode`; both name the path."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"image {path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    data = path.read_bytes()
+    decode(data, f"image {path}")
+    return data
+
+
 class Stored(NamedTuple):
     """What a file stores: the image in its own mode, upright; its values where it is deeper than 8 bits, [height, width] or
     [height, width, 2 (grey, alpha), 3 or 4]; whether their lowest is white; and its EXIF orientation, 1..8."""

@@ -17,13 +17,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from vital_jax.construct.pages import write_text
+from vital_jax.construct.pages import named, write_text
 from vital_jax.evaluate import audit_table, audits, evidence, figure, score
 from vital_jax.evaluate.preview import ask
 from vital_jax.evaluate.text_floor import Reader
 from vital_jax.methods.base import Method
 from vital_jax.pipeline.feed import Feed
 from vital_jax.run import plan, setup
+from vital_jax.statistics import spread as evenly
 from vital_jax.training.config import keys, resolved
 from vital_jax.training.sharding import make_mesh
 
@@ -80,7 +81,7 @@ def probe(config: Any, method: Method, params: Mapping[str, Any]) -> None:
 def audit(config: Any, method: Method, params: Mapping[str, Any], feed: Feed, K: int) -> dict[str, Any]:
     """Whether the latents of a run matter, on `eval.audit` held-out questions: see `audits.audit`. Leaves audit.json and audit.html."""
     scaffold, folder = params.get("scaffold", {}), Path(config.workdir)
-    numbers = plan.spread(evidence.closed(feed), config.eval.audit)
+    numbers = evenly(evidence.closed(feed), config.eval.audit)
     print(f"audit of the latents on {len(numbers)} questions", file=sys.stderr)
     reader = visual = None
     if method.decoder is not None:
@@ -95,7 +96,7 @@ def audit(config: Any, method: Method, params: Mapping[str, Any], feed: Feed, K:
     settings = {"config": resolved(config), **subject.settings()}
     found = audits.audit(subject, audits.Store(folder / "audit.json", settings, fresh=True))
     about = f"{len(numbers)} questions of split {config.eval.evidence!r}."
-    write_text(folder / "audit.html", figure.page(f"Audit of {config.workdir}", about, found))
+    write_text(folder / "audit.html", figure.page(f"Audit of {named(config.workdir)}", about, found))
     return {name: found[name] for name in ("lines", "sentences", "left_out")}
 
 

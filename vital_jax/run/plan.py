@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from vital_jax import __version__
@@ -25,6 +24,7 @@ from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.run import setup
 from vital_jax.run.prepare import features_name, prepare
+from vital_jax.statistics import spread
 from vital_jax.training import distributed
 from vital_jax.training.config import resolved
 from vital_jax.training.metrics import Clock
@@ -264,12 +264,6 @@ def pace(clock: Clock) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def spread(numbers: Sequence[int] | np.ndarray, count: int) -> list[int]:
-    """`count` of the numbers, evenly spaced, so that neighbours with the same image do not stand for all."""
-    count = min(count, len(numbers))
-    return [int(numbers[i * len(numbers) // count]) for i in range(count)]
-
-
 def on_first(config: Any, name: str, params: Mapping[str, Any], work: Callable[[Any], Any]) -> Any:
     """`work(params)` on process 0, with the parameters on its own devices; its result (plain JSON) on all. Every process must call it.
 
@@ -289,7 +283,7 @@ def preview_answers(
     config: Any, method: Method, params: Mapping[str, Any], preview: Feed, phase: Any, step: int
 ) -> dict[str, float]:
     """Asks some records of the preview at the phase's K, shows the answers and logs them. Returns: {"exact": share of exact ones}."""
-    numbers = spread(preview.select(phase.max_steps), config.eval.answers)
+    numbers = spread(preview.select(phase.max_steps).tolist(), config.eval.answers)
     log = Path(config.workdir) / "answers.jsonl"
 
     def work(here: Mapping[str, Any]) -> float:

@@ -16,6 +16,7 @@ import jax
 
 from vital_jax.construct import factory
 from vital_jax.construct.build import assign_splits, build_records
+from vital_jax.construct.pages import record_splits
 from vital_jax.construct.sample import Sample
 from vital_jax.construct.sidecar import Extraction, batch_for, write_sidecar
 from vital_jax.construct.sources import find_sources
@@ -168,11 +169,6 @@ def make_features(config: Any) -> None:
     )
     if faults := [fault for extraction in made.values() for fault in extraction.faults]:
         raise ValueError("; ".join(faults))
-
-
-def record_splits(records: str | Path) -> list[str]:
-    """The splits of a record folder."""
-    return sorted(path.stem.removeprefix("index-") for path in Path(records).glob("index-*.jsonl"))
 
 
 def extract_features(

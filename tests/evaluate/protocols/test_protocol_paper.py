@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from asked import choice, item, right, row, scores
 
+from vital_jax.evaluate.benchmarks import load
 from vital_jax.evaluate.protocols import PROTOCOLS, apply, get
 
 
@@ -130,3 +131,13 @@ def test_own_records_are_asked_as_in_training():
     asked = choice()
     assert get("paper").prompt(asked).splitlines()[0] == asked.question and "\n" in get("paper").prompt(asked)
     assert get("paper").prompt(dataclasses.replace(asked, benchmark="records")) == asked.question
+
+
+def test_the_rule_as_it_stands_is_printed_for_real_questions_too(real):
+    """VQA-RAD's own: a full stop is no matter to whoever reads, and all the difference to the appendix."""
+    items = load("vqa_rad", real("vqa_rad"), "all").items
+    read, literal = "closed accuracy", "closed accuracy, literal"
+    stop, bare = (apply(get("paper"), items, {one.id: text for one in items}, draws=100) for text in ("Yes.", "yes"))
+    assert stop.metric(literal).n == stop.metric(read).n > 500 and literal in stop.table()
+    assert stop.metric(literal).value == 0 < stop.metric(read).value == bare.metric(read).value
+    assert 0 < bare.metric(literal).value <= bare.metric(read).value

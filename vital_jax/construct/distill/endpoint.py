@@ -53,7 +53,7 @@ class Settings:
       concurrency: requests under way at once. per_minute: requests started per minute at most, 0 for any number.
       timeout: seconds for one request. transport_retries: after timeouts, 429 and 5xx. tries: replies per task.
       allow_upload: images not known as public may leave the machine.
-      again: ask also what another model or other prompts have answered. limit: tasks at most, 0 for all.
+      again: ask also what another model or other prompts have answered. limit: tasks at most, evenly spaced over all, 0 for all.
       extra: further fields of every request. prices: of tokens. prompts: a prompt folder, empty for the built-in one.
     """
 

@@ -20,6 +20,7 @@ from vital_jax.construct.distill.replies import settle
 from vital_jax.construct.distill.store import Attempt, Store
 from vital_jax.construct.gate import Violation
 from vital_jax.construct.tasks import Task
+from vital_jax.statistics import spread
 
 GIVE_UP = 16  # tasks in a row without any reply after which the endpoint counts as down
 
@@ -72,8 +73,7 @@ def run(store: Store, settings: Settings, shown: bool = True) -> Outcome:
 
 def selected(store: Store, settings: Settings, prompts: Prompts) -> list[str]:
     """Ids of the tasks that a run would ask."""
-    ids = store.pending(prompts.version, settings.model, settings.again)
-    return ids[: settings.limit] if settings.limit else ids
+    return spread(store.pending(prompts.version, settings.model, settings.again), settings.limit or None)
 
 
 def check_upload(store: Store, ids: Iterable[str], where: Address, allowed: bool) -> str:

@@ -37,6 +37,13 @@ function table(name) {
   });
 }
 
+// Relative luminance as WCAG 2 has it; above EVEN black reads better than white.
+const EVEN = 0.179;
+function luminance(channels) {
+  const [r, g, b] = channels.map((channel) => (channel <= 10 ? channel / 255 / 12.92 : ((channel / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
 function colour(colours, value, [low, high]) {
   const share = high > low ? (value - low) / (high - low) : 0.5;
   return colours[Math.round(255 * Math.min(1, Math.max(0, share)))];
@@ -70,7 +77,7 @@ function paint() {
   for (const [cell, value] of cells) {
     const [r, g, b] = colour(colours, value, [-1, 1]);
     cell.style.background = `rgb(${r} ${g} ${b})`;
-    cell.style.color = 0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#000" : "#fff";
+    cell.style.color = luminance([r, g, b]) > EVEN ? "#000" : "#fff";
   }
   if (!own) return;
   const range = scale();
