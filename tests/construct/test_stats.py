@@ -135,6 +135,11 @@ def test_bars_are_as_long_as_their_counts(found):
     start = {name: x for name, x, _ in parts}
     assert start["MSD, K=2: 1"] == pytest.approx(start["MSD, K=1: 2"] + widths["MSD, K=1: 2"], abs=0.02)
     assert max(x + width for _, x, width in parts) <= stats.WIDTH - stats.NUMBERS + 0.02
+    # The axis: whole records at the places where the bars end.
+    texts = list(tree.iter("{http://www.w3.org/2000/svg}text"))
+    ticks = {each.text: float(each.get("x")) for each in texts if float(each.get("y")) == float(texts[-1].get("y"))}
+    ends = start["MSD, K=1: 2"] + widths["MSD, K=1: 2"]
+    assert texts[-1].text == "records" and ticks["0"] == stats.LABELS and ticks["2"] == pytest.approx(ends, abs=0.1)
 
 
 def test_hostile_names_stay_text(tmp_path):

@@ -138,7 +138,7 @@ def test_heat_is_drawn_where_it_is_and_on_one_scale(page_of):
 def test_opacity_and_outline(page_of):
     opacity = f"getComputedStyle({CANVAS.format(n=0)}).opacity"
     outline = "getComputedStyle(document.querySelector('#steps img.outline')).visibility"
-    assert page_of.run(opacity) == "0.55" and page_of.run(outline) == "visible"
+    assert page_of.run(opacity) == "0.4" and page_of.run(outline) == "visible"
     choose(page_of, "#opacity", "0")
     assert page_of.run(opacity) == "0" and text(page_of, "#percent") == "0 %"
     page_of.key("m")
