@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vital_jax.commands import checks
 from vital_jax.commands.values import DONE, EXITS, LIMIT, RECORDS, whole
 
 
@@ -57,8 +58,9 @@ def _audit(arguments: argparse.Namespace) -> int:
     arguments.folder = _home(arguments.folder)
     if arguments.verdicts:
         return _judged(arguments)
-    drawn = audit.draw(arguments.folder, arguments.share, arguments.seed, arguments.limit)
     out = Path(arguments.out or Path(arguments.folder) / "audit.html")
+    checks.writable(out.parent)
+    drawn = audit.draw(arguments.folder, arguments.share, arguments.seed, arguments.limit)
     write_text(out, audit.audit_page(arguments.folder, drawn))
     _say(
         f"{out}: {len(drawn.rows)} of {drawn.count} records, {_megabytes(out)}. Open it in a browser, judge, download the"
@@ -101,6 +103,8 @@ def _stats(arguments: argparse.Namespace) -> int:
     from vital_jax.construct.stats import collect, pictures, tables, to_csv
     from vital_jax.evaluate.score import markdown
 
+    if arguments.out:
+        checks.writable(Path(arguments.out))
     stats = collect(arguments.folder)
     found, warnings = tables(stats), stats.warnings()
     parts = [f"# {Path(arguments.folder).resolve().name}", *(f"**{each}.**" for each in warnings)]
@@ -123,6 +127,7 @@ def _stats(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from vital_jax.construct.pages import inspect_page, write_text
 
+    checks.writable(Path(arguments.out).parent)
     text, shown, count = inspect_page(arguments.folder, arguments.limit)
     out = write_text(arguments.out, text)
     _say(f"{out}: {shown} of {count} records, {_megabytes(out)}. For research use only.")

@@ -87,7 +87,7 @@ def _score(arguments: argparse.Namespace) -> int:
     if arguments.out:
         checks.free(arguments.out, *FILES)
     protocol = find_protocol(arguments, arguments.judge)
-    loaded, rows = load_benchmark(arguments), _read(arguments.predictions)
+    rows, loaded = _read(arguments.predictions), load_benchmark(arguments)
     items, rows, notes = _matched(loaded, rows, arguments.predictions, arguments.partial)
     try:
         scored = apply(protocol, items, rows)
@@ -143,7 +143,7 @@ def _export(arguments: argparse.Namespace) -> int:
         more: tuple[Any, ...] = ()
     else:
         more = (arguments.model, arguments.task, indices)
-    loaded, rows = load_benchmark(arguments), _read(arguments.predictions)
+    rows, loaded = _read(arguments.predictions), load_benchmark(arguments)
     items, rows, _ = _matched(loaded, rows, arguments.predictions)
     # The format names its file; only when that is known can it be seen whether one is there.
     with TemporaryDirectory() as folder:
