@@ -287,7 +287,7 @@ def test_only_the_first_process_writes_and_the_others_read_along(run, tmp_path, 
     read = []
     original = Checkpoints.read_parameters
     monkeypatch.setattr(Checkpoints, "read_parameters", lambda *a: read.append(1) or original(*a))
-    monkeypatch.setattr(writing.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
     write(run.folder, tmp_path / "out", "both")
     assert not list(tmp_path.iterdir()) and read
 
