@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 from ml_collections import ConfigDict, config_dict
+from ml_collections.config_flags import config_path
 
-from vital_jax.training.config import keys, phase_at, phase_start, resolved, total_steps, unknown_key
+from vital_jax.training.config import keys, phase_at, phase_start, read, resolved, total_steps, unknown_key
 
 RECIPE = """
 from ml_collections import ConfigDict
@@ -85,6 +86,58 @@ def test_what_does_not_fit_is_one_line_and_status_two(command, arguments, messag
     done = command(*arguments)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "override, value",
+    [
+        ("data.system=None", None),
+        ("distributed.processes=None", None),
+        ("phases[0].weights.text=None", None),
+        ("data.build=None", None),
+        ("data.system=Be brief.", "Be brief."),
+        ("data.buckets=((96, 64),)", ((96, 64),)),
+        ("data.buckets=[[96, 64], [120, 64]]", ((96, 64), (120, 64))),
+        ("seeds=1,2", (1, 2)),
+        ("optim.rates=(('lora/.*', 2),)", (("lora/.*", 2),)),
+        ("compiler=()", ()),
+    ],
+)
+def test_none_and_tuples_are_what_they_say(override, value):
+    """The quickstart has a part of its own in data.build, an optional key in each of the others."""
+    config = read(["--config=configs/quickstart.py", "--config.data.system=before", f"--config.{override}"])
+    path = override.partition("=")[0]
+    holder = config.phases[0].weights if path.startswith("phases") else config
+    assert config_path.get_value(path.removeprefix("phases[0].weights."), holder) == value
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("data.buckets=((96,64))", 'buckets cannot be (96, 64): give a tuple such as --config.data.buckets="((76, 64),)", with a comma'),
+        ("data.buckets=((96,64)", "config.data.buckets cannot be ((96,64): give a tuple such as"),
+        ("data.buckets=((96,64,2),)", "config.data.buckets cannot be ((96, 64, 2),): give a tuple such as"),
+        ("data.buckets=large", "config.data.buckets cannot be ('large',): give a tuple such as"),
+        ("data.buckets=()", "config.data.buckets cannot be (): give a tuple such as"),
+        ("data.buckets=None", "config.data.buckets cannot be (None,): give a tuple such as"),
+        ("seeds=1.5", 'config.seeds cannot be (1.5,): give a tuple such as --config.seeds="(0,)"'),
+        ("optim.rates=2", "config.optim.rates cannot be (2,): give a tuple such as --config.optim.rates=\"(('.*', 1.0),)"),
+        ("phases[0].table=3", "config.phases[0].table cannot be (3,): give a tuple such as --config.phases[0].table=\"(('base"),
+        ("phases[0]=None", "config.phases[0] is one of several: override its parts one by one, such as --config.phases[0].epochs="),
+        ("phases=({'steps': 3},)", "override its parts one by one, such as --config.phases[0].epochs=VALUE"),
+        ("runs=VITAL", "config.runs cannot be ('VITAL',): give a tuple such as"),
+        ("workdir=None", "config.workdir cannot be None: give a value such as 'runs/quickstart'"),
+        ("batch=None", "config.batch cannot be None: give a value such as 32"),
+        ("data=None", "config.data cannot be None: override its parts one by one, such as --config.data.answer=VALUE"),
+        ("data.build=phantoms", "it is a part of the configuration: give {'key': value, ...}, or override its keys"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_shape_is_one_line_that_says_what_the_key_takes(capsys, override, message):
+    with pytest.raises(SystemExit) as end:
+        read(["--config=configs/quickstart.py", f"--config.{override}"])
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1
+    assert message in told
 
 
 def test_a_fault_in_a_recipe_keeps_its_traceback(command):

@@ -1,13 +1,17 @@
 """Configuration files and their command line: `--config=FILE[:ARG] --config.KEY=VALUE ...`.
 
 A recipe is a Python file with `get_config([ARG]) -> ConfigDict` (ml_collections); every leaf can be overridden from the
-command line. A mistyped key would otherwise end in a traceback of the flag library, and a mistyped value in a usage
-page: here both are one line that names the key, the nearest one there is, and exit status 2.
+command line. A mistyped key would otherwise end in a traceback of the flag library, a mistyped value in a usage
+page, and a tuple of another shape wherever it is first used: here each is one line that names the key and what there is
+or what it must be, and exit status 2.
 """
 
+import ast
+import contextlib
 import difflib
 import numbers
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +20,47 @@ from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, FieldReference, config_flags
+from ml_collections.config_flags import config_path
 
 from vital_jax.training import distributed
 
 USAGE = "--config=FILE[:ARG], for instance --config=configs/quickstart.py"
 _MENDABLE = (OSError, ValueError, ArithmeticError, RuntimeError)
+# Tuples that recipes may leave empty, which then cannot show what belongs there; by the last part of their path.
+_EXAMPLES = {
+    "compiler": (("xla_backend_optimization_level", "1"),),
+    "table": (("base/.*", "frozen"), ("lora/.*", "trainable")),
+    "runs": (("smaller rank", {"lora.rank": 8}),),
+}
+
+
+class _OrNone(flags.ArgumentParser[Any]):
+    """Reads values with `read`, and the word None as None; whether a key may be that, `_misfit` says."""
+
+    def __init__(self, read: Callable[[str], Any]):
+        self.read = read
+
+    def parse(self, argument: Any) -> Any:
+        if argument == "None":
+            return None
+        return self.read(argument) if isinstance(argument, str) else argument
+
+
+def _part(text: str) -> ConfigDict:
+    with contextlib.suppress(SyntaxError, ValueError):
+        if isinstance(found := ast.literal_eval(text), dict):
+            return ConfigDict(found)
+    raise ValueError("it is a part of the configuration: give {'key': value, ...}, or override its keys")
+
+
+_READERS: dict[type, Callable[[str], Any]] = {
+    str: str,
+    int: flags.IntegerParser().parse,
+    float: flags.FloatParser().parse,
+    ConfigDict: _part,
+}
+for _kind, _read in _READERS.items():
+    config_flags.register_flag_parser_for_type(_kind, _OrNone(_read))
 
 
 def _items(node: Any) -> list[tuple[str, Any]]:
@@ -52,6 +92,57 @@ def unknown_key(config: ConfigDict, argument: str) -> str | None:
     if near:
         return f"unknown key {path}; did you mean {candidates[near[0]]}?"
     return f"unknown key {path}; {parent if siblings else 'config'} has {', '.join(siblings or config)}"
+
+
+def _shape(value: Any) -> Any:
+    """The type of a value; of a row, those of its fields."""
+    return tuple(map(_shape, value)) if isinstance(value, (tuple, list)) else type(value)
+
+
+def _fits(shape: Any, like: Any) -> bool:
+    if isinstance(shape, tuple) and isinstance(like, tuple):
+        return len(shape) == len(like) and all(map(_fits, shape, like))
+    return shape == like or (shape, like) == (int, float)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (tuple, list)) else value
+
+
+def _must_be(path: str, own: Any) -> str:
+    """What a key takes, with an example. own: what the recipe has there."""
+    several = isinstance(own, tuple)
+    if isinstance(own[0] if several else own, ConfigDict):
+        return f"override its parts one by one, such as --{keys(own, path)[several]}=VALUE"
+    if not several:
+        return f"give a value such as {own!r}"
+    comma = ", with a comma behind a single row" if isinstance(own[0], tuple) else ""
+    return f'give a tuple such as --{path}="{own}"{comma}'
+
+
+def _misfit(recipe: ConfigDict, path: str, value: Any) -> str | None:
+    """The complaint about a value that its key cannot hold, or None. recipe: without overrides. path: `config.data.buckets`."""
+    root, (parent, _, name) = ConfigDict({"config": recipe}, convert_dict=False), path.rpartition(".")
+    own = config_path.get_value(path, root)
+    if isinstance(own, tuple):
+        example = _EXAMPLES.get(name, ())
+        may_be_empty, own = not own or bool(example), own or example
+        known = {_shape(item) for item in own}
+        fits = all(any(_fits(_shape(item), like) for like in known) for item in value) if value else may_be_empty
+        fits |= not own  # nothing says what belongs there
+    else:  # optional is what a recipe made a placeholder
+        holder = config_path.get_value(parent, root)
+        fits = value is not None or isinstance(dict(holder.items(preserve_field_references=True))[name], FieldReference)
+    return None if fits else f"{path} cannot be {value!r}: {_must_be(path, own)}"
+
+
+def _check(config: ConfigDict, recipe: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Ends the process at an override that its key cannot hold."""
+    for path, value in overrides.items():
+        if complaint := _misfit(recipe, f"config.{path}", value):
+            _refuse(complaint)
+        if isinstance(value, tuple):
+            config_path.set_value(path, config, _tuples(value))
 
 
 def _refuse(message: str) -> None:
@@ -86,6 +177,9 @@ def _parse(argv: Sequence[str], values: flags.FlagValues | None = None) -> list[
     except flags.Error as error:
         # What a recipe raises arrives as a traceback inside the message; its last line is what the recipe said.
         first, *more = str(error).strip().splitlines()
+        if not more and (said := re.match(r"flag --(config\.[^=\s]+)=(.*?): Error while parsing", first)):
+            own = config_path.get_value(said[1].removeprefix("config."), _without_overrides(argv))
+            _refuse(f"{said[1]} cannot be {said[2]}: {_must_be(said[1], own)}")
         _refuse(f"{first.partition(': ')[0]}: {more[-1]}" if more else first)
     except OSError as error:
         # ml_collections keeps the failure to load a recipe and raises it on first use, with the failure as its cause.
@@ -97,9 +191,13 @@ def _parse(argv: Sequence[str], values: flags.FlagValues | None = None) -> list[
         for argument in argv[1:]:
             if complaint := unknown_key(config, argument):
                 _refuse(complaint)
+            if (path := argument.partition("=")[0].lstrip("-")).endswith("]"):
+                _refuse(f"{path} is one of several: {_must_be(path, config_path.get_value(path[7:], config))}")
         raise
     if not given:
         _refuse(f"no configuration given: use {USAGE}")
+    if changed := config_flags.get_override_values(values["config"]):
+        _check(values.config, _without_overrides(argv), changed)
     if len(rest) > 1:
         _refuse(f"unexpected argument {rest[1]!r}: overrides are --config.KEY=VALUE, the recipe is {USAGE}")
     return rest
