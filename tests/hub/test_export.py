@@ -354,7 +354,16 @@ def test_an_adapter_comes_back_leaf_by_leaf(work, run, whole):
     "change, message",
     [
         ({"peft_type": "IA3"}, "peft_type='IA3' is not read"),
-        ({"use_dora": True}, "use_dora=True is not read; merge the adapter"),
+        ({"use_dora": True}, "use_dora=True is not read; merge it with PEFT"),
+        ({"use_qalora": True}, "use_qalora=True is not read"),
+        ({"kasa_config": {"beta": 1.0}}, "kasa_config"),
+        *(
+            (
+                {"init_lora_weights": start},
+                rf"init_lora_weights='{start}' changed the base .*path_initial_model_for_weight_conversion",
+            )
+            for start in ("pissa", "pissa_niter_16", "OLoRA", "corda", "loftq", "lora_ga", "some_later_way")
+        ),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
         ({"r": 8}, r"lora_A\.weight is \[4, 96\], this base with r=8 needs \[8, 96\]"),
@@ -370,6 +379,21 @@ def test_another_kind_of_adapter_is_refused_by_name(work, whole, tmp_path, chang
         peft.load_adapter(folder, read_config(work / "untied"))
 
 
+@pytest.mark.parametrize("start", [None, True, False, "gaussian", "Gaussian", "eva", "orthogonal", "mica"])
+def test_a_start_that_left_the_base_alone_is_read(work, run, whole, tmp_path, start):
+    """What else those settings leave in the file (eva's, or a loftq_config that PEFT ignored) says nothing."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(whole / "adapter", folder)
+    config = json.loads((folder / peft.CONFIG).read_text()) | {
+        "eva_config": {"rho": 2.0},
+        "loftq_config": {"loftq_bits": 4},
+    }
+    (folder / peft.CONFIG).write_text(json.dumps({**config, "init_lora_weights": start}))
+    jax.tree.map(
+        np.testing.assert_array_equal, peft.load_adapter(folder, read_config(work / "untied"))[0], run.params["lora"]
+    )
+
+
 def test_an_adapter_that_reaches_elsewhere_or_lacks_a_half_is_refused(work, whole, tmp_path):
     config, folder = read_config(work / "untied"), tmp_path
     shutil.copy(whole / "adapter" / peft.CONFIG, folder)
@@ -378,7 +402,7 @@ def test_an_adapter_that_reaches_elsewhere_or_lacks_a_half_is_refused(work, whol
     held = {name: tensor.rows() for name, tensor in read_header(whole / "adapter" / peft.WEIGHTS).items()}
     stray = "base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight"
     write_file(folder / peft.WEIGHTS, {**held, stray: np.ones((4, 32), np.float32)})
-    with pytest.raises(ValueError, match=r"1 tensors belong to no projection of this language model: .*visual"):
+    with pytest.raises(ValueError, match=r"1 tensors belong to no projection of this language model, .*visual"):
         peft.load_adapter(folder, config)
     write_file(folder / peft.WEIGHTS, {name: x for name, x in held.items() if "q_proj.lora_B" not in name})
     with pytest.raises(ValueError, match=r"q_proj has one of lora_A and lora_B only"):

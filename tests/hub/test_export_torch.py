@@ -16,6 +16,7 @@ import trained
 
 from vital_jax.hub import parity, peft
 from vital_jax.hub.exported import open_exported
+from vital_jax.hub.load import load_backbone
 from vital_jax.hub.safetensors import read_header
 from vital_jax.latent.loop import variables_of
 from vital_jax.models.backbone import Backbone
@@ -131,20 +132,25 @@ def test_the_state_before_the_norm_is_fed_back_where_the_run_did(work):
     np.testing.assert_allclose(theirs["latents"], found["latents"], rtol=0, atol=TOLERANCE)
 
 
-def test_an_adapter_trained_with_peft_loads_here(work, run, case, given):
+def by_peft(work, targets=r".*language_model.*\.(q_proj|v_proj)", **options):
+    """An adapter that PEFT made and something trained."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    settings = LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules=r".*language_model.*\.(q_proj|v_proj)")
+    settings = LoraConfig(**dict(r=3, lora_alpha=5, target_modules=targets) | options)
     model = get_peft_model(other.model(work / "base"), settings).eval()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(work / "elsewhere")
-    found = open_exported(work / "elsewhere", work / "base")
-    assert found.latent_steps == 0
-    ours = Backbone(read_config(work / "base"), found.lora, dtype=jnp.float32)
-    variables = {"params": run.params["base"], "lora": found.read_params()["lora"]}
+    model.peft_config["default"].base_model_name_or_path = str(work / "base")  # else PEFT asks a hub for it
+    return model
+
+
+def train(model):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.3 * torch.randn(parameter.shape)
+
+
+def as_peft_answers(model, variables, ours, case, given):
     batch = parity.make_batch(case, ours.config)
     with jax.default_matmul_precision("highest"):
         logits = jax.jit(ours.apply)(variables, batch)
@@ -152,6 +158,43 @@ def test_an_adapter_trained_with_peft_loads_here(work, run, case, given):
         expected = model(**given).logits.numpy()
     for row, length in enumerate(batch["lengths"]):
         np.testing.assert_allclose(logits[row, :length], expected[row, -length:], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("start", [True, "pissa", "olora"])
+def test_an_adapter_trained_with_peft_loads_here(work, run, case, given, tmp_path, start):
+    """One whose start changed the base loads as PEFT converts it, and not before; the base is the one on disk."""
+    model = by_peft(work, init_lora_weights=start, use_rslora=True)
+    model.peft_config["default"].init_lora_weights = True  # as PEFT's guide has it, before the adapter is first saved
+    model.save_pretrained(tmp_path / "start")
+    model.peft_config["default"].init_lora_weights = start
+    train(model)
+    convert = {} if start is True else dict(path_initial_model_for_weight_conversion=str(tmp_path / "start"))
+    if convert:
+        model.save_pretrained(tmp_path / "plain")
+        with pytest.raises(ValueError, match=f"init_lora_weights='{start}' changed the base before training"):
+            open_exported(tmp_path / "plain", work / "base")
+    model.save_pretrained(tmp_path / "elsewhere", **convert)
+    assert json.loads((tmp_path / "elsewhere" / peft.CONFIG).read_text())["init_lora_weights"] is True
+    found = open_exported(tmp_path / "elsewhere", work / "base")
+    assert found.latent_steps == 0
+    ours = Backbone(read_config(work / "base"), found.lora, dtype=jnp.float32)
+    variables = {"params": run.params["base"], "lora": found.read_params()["lora"]}
+    as_peft_answers(model, variables, ours, case, given)
+
+
+def test_an_adapter_of_the_vision_tower_is_refused_with_a_command_that_merges_it(
+    work, case, given, tmp_path, monkeypatch
+):
+    model = by_peft(work, r".*(language_model.*q_proj|visual\.blocks\.\d+\.attn\.qkv)")
+    train(model)
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"where alone adapters are read: .*visual.*merge it with PEFT") as error:
+        open_exported(tmp_path / "adapter", work / "base")
+    command = str(error.value).partition('python -c "')[2].rpartition('"')[0]
+    monkeypatch.chdir(tmp_path)
+    exec(command.replace("BASE", str(work / "base")), {})
+    ours, params = load_backbone(tmp_path / "MERGED", param_dtype=jnp.float32, dtype=jnp.float32)
+    as_peft_answers(model, {"params": params}, ours, case, given)
 
 
 # --- the loop's manners -----------------------------------------------------------------------------

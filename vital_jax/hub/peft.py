@@ -35,7 +35,20 @@ _PLAIN = {
     "alora_invocation_tokens": None,
     "target_parameters": None,
     "layer_replication": None,
+    "use_qalora": False,
+    "use_bdlora": None,
+    "arrow_config": None,
+    "kasa_config": None,
+    "monteclora_config": None,
 }
+# What `init_lora_weights` may say: every other way of starting takes from the base what it gives to the adapter (PiSSA, OLoRA, CorDA,
+# LoRA-GA) or rounds it (LoftQ), and an adapter on the base as it was is then wrong by more than its whole training moved.
+_BASE_LEFT_ALONE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+_MERGED = (
+    "merge it with PEFT on the model that it was trained on, and load the merged folder (with the base's tokenizer files): python -c "
+    '"from peft import PeftModel as P; from transformers import AutoModelForImageTextToText as M; '
+    "P.from_pretrained(M.from_pretrained('BASE'), '{folder}').merge_and_unload().save_pretrained('MERGED')\""
+)
 
 
 class Leaf(NamedTuple):
@@ -107,9 +120,16 @@ def _lora_config(folder: Path) -> LoraConfig:
         raise ValueError(f"{where}: peft_type={table.get('peft_type')!r} is not read; use a LORA adapter")
     for key, plain in _PLAIN.items():
         if (value := table.get(key)) and value != plain:
-            raise ValueError(
-                f"{where}: {key}={value!r} is not read; merge the adapter with PEFT and load the merged model"
-            )
+            raise ValueError(f"{where}: {key}={value!r} is not read; {_MERGED.format(folder=folder)}")
+    start = table.get("init_lora_weights")
+    if (start.lower() if isinstance(start, str) else start) not in _BASE_LEFT_ALONE:
+        raise ValueError(
+            f"{where}: init_lora_weights={start!r} changed the base before training, and without that change this adapter computes "
+            "something else. Either save it again where it was trained, with save_pretrained(OUT, "
+            "path_initial_model_for_weight_conversion=START), START being the adapter saved before training: that is an ordinary adapter, "
+            "and its adapter_config.json says init_lora_weights=true (not for loftq). Or merge it there (merge_and_unload) and load the "
+            "merged model"
+        )
     try:
         rank, alpha = int(table["r"]), float(table["lora_alpha"])
     except (KeyError, TypeError, ValueError) as error:
@@ -148,7 +168,10 @@ def load_adapter(folder: str | Path, config: BackboneConfig) -> tuple[dict[str, 
                 leaves[place][layer] = tensor.rows()
     if tensors:
         some = ", ".join(sorted(tensors)[:3])
-        raise ValueError(f"{path}: {len(tensors)} tensors belong to no projection of this language model: {some}")
+        raise ValueError(
+            f"{path}: {len(tensors)} tensors belong to no projection of this language model, where alone adapters are read: {some}; "
+            + _MERGED.format(folder=folder)
+        )
     halves = {place[:-1]: {other[-1] for other in leaves if other[:-1] == place[:-1]} for place in leaves}
     if lone := [place for place, sides in halves.items() if sides != set(_SIDES)]:
         raise ValueError(f"{path}: {lone[0].rstrip('/')} has one of lora_A and lora_B only")
