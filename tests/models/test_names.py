@@ -165,6 +165,8 @@ REFUSED = {
     "out_hidden_size 48": ("vision_config", {"out_hidden_size": 48}),
     r"deepstack_visual_indexes \[0, 3\]": ("vision_config", {"deepstack_visual_indexes": [0, 3]}),
     r"deepstack_visual_indexes \[2, 0\]": ("vision_config", {"deepstack_visual_indexes": [2, 0]}),
+    r"image_token_id=100 are outside the 100 rows": ("", {"image_token_id": 100}),
+    r"vision_end_token_id=151653 are outside": ("", {"vision_end_token_id": 151653}),
     "3 key/value heads": ("text_config", {"num_key_value_heads": 3}),
 }  # fmt: skip
 

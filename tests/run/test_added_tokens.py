@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pickle
+import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 import toy
 
+import vital_jax
 from vital_jax.latent.loop import variables_of
 from vital_jax.methods import base as methods
 from vital_jax.models.families import read_config
+from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.run import setup
 from vital_jax.training.partition import flatten, split
@@ -90,6 +94,24 @@ def test_a_vocabulary_without_room_is_refused(made, tmp_path):
     for texts in (("",), (marked.A, marked.A)):
         with pytest.raises(ValueError, match="is empty or there twice"):
             Prompter(folder, texts)
+
+
+@pytest.mark.parametrize("short", [1, 3])
+def test_a_tokenizer_with_more_tokens_than_the_embeddings_have_rows_is_refused(made, tmp_path, short):
+    """A gather past the last row gives the last row, so such a token would be answered as another one."""
+    folder = shutil.copytree(made[0].model.folder, tmp_path / "short")
+    table = json.loads((folder / "config.json").read_text())
+    vocabulary = sorted((number, text) for text, number in Prompter(folder).tokenizer.get_vocab().items())
+    rows = table["text_config"]["vocab_size"] = len(vocabulary) - short
+    (folder / "config.json").write_text(json.dumps(table))
+    number, text = vocabulary[rows]
+    message = rf"{short} tokens of the tokenizer have no row in the embeddings, which have {rows} .*: {re.escape(repr(text))} \({number}\)"
+    for open_folder in (Prompter, Encoder.from_folder, vital_jax.load):
+        with pytest.raises(ValueError, match=message):
+            open_folder(folder)
+    table["text_config"]["vocab_size"] = rows + short
+    (folder / "config.json").write_text(json.dumps(table))
+    assert Prompter(folder).last_id == rows + short - 1
 
 
 def test_they_are_control_tokens(made):

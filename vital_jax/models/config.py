@@ -220,6 +220,11 @@ def qwen3_vl_config(table: dict[str, Any], where: str = "config.json") -> Backbo
         raise ValueError(
             f"{where}: deepstack_visual_indexes {list(deepstack)} do not fit the depths of tower and decoder"
         )
+    ids = {name: table[name] for name in ("image_token_id", "vision_start_token_id", "vision_end_token_id")}
+    if lost := [f"{name}={number}" for name, number in ids.items() if not 0 <= number < decoder.vocab]:
+        raise ValueError(
+            f"{where}: {', '.join(lost)} are outside the {decoder.vocab} rows of the embeddings (vocab_size)"
+        )
     if list(deepstack) != sorted(set(deepstack)):
         raise ValueError(f"{where}: deepstack_visual_indexes {list(deepstack)} are not in ascending order")
     return BackboneConfig(
@@ -239,9 +244,7 @@ def qwen3_vl_config(table: dict[str, Any], where: str = "config.json") -> Backbo
             channels=vision.get("in_channels", 3),
             rope_theta=float((vision.get("rope_parameters") or {}).get("rope_theta", 10000.0)),
         ),
-        image_token_id=table["image_token_id"],
-        vision_start_token_id=table["vision_start_token_id"],
-        vision_end_token_id=table["vision_end_token_id"],
+        **ids,
     )
 
 

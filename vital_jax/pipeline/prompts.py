@@ -39,7 +39,8 @@ class Prompter:
 
     Raises:
       FileNotFoundError: no such folder, or its tokenizer or config is missing.
-      ValueError: the folder has no chat template, or its config and tokenizer disagree, or the vocabulary has no room for the added tokens.
+      ValueError: the folder has no chat template, or its config and tokenizer disagree, or the vocabulary has no room for the added tokens
+        or lacks rows for tokens that the tokenizer has.
     """
 
     def __init__(self, folder: str | Path, added: Sequence[str] = ()):
@@ -55,7 +56,9 @@ class Prompter:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(self.folder), local_files_only=True, trust_remote_code=False
         )
-        self.added = self._add(added, config)
+        self.added = self._add(added, rows := config.get("text_config", config).get("vocab_size", 0))
+        if rows:
+            self._check_rows(rows)
         self.template = self._template()
         self.end_token_id = self.tokenizer.eos_token_id
         if self.end_token_id is None:
@@ -85,12 +88,12 @@ class Prompter:
             raise ValueError(f"{path} holds a {type(found).__name__}, not a JSON object; copy it from the checkpoint")
         return found
 
-    def _add(self, texts: Sequence[str], config: dict[str, Any]) -> dict[str, int]:
+    def _add(self, texts: Sequence[str], rows: int) -> dict[str, int]:
         if strange := [text for text in texts if not text.strip() or texts.count(text) > 1]:
             raise ValueError(f"added tokens {list(texts)}: {strange[0]!r} is empty or there twice")
         vocabulary = self.tokenizer.get_vocab()
         new = [text for text in texts if text not in vocabulary]
-        rows, first = config.get("text_config", config).get("vocab_size", 0), max(vocabulary.values()) + 1
+        first = max(vocabulary.values()) + 1
         if new and first + len(new) > rows:
             raise ValueError(
                 f"{self.folder}: no room for {len(new)} added tokens ({', '.join(new)}): the vocabulary has {rows} rows and the "
@@ -98,6 +101,16 @@ class Prompter:
             )
         self.tokenizer.add_tokens([tokenizers.AddedToken(text, normalized=False, special=True) for text in new])
         return {text: self.tokenizer.convert_tokens_to_ids(text) for text in texts}
+
+    def _check_rows(self, rows: int) -> None:
+        """A row that is not there is read as the last one, by XLA and without a word."""
+        lost = sorted((number, text) for text, number in self.tokenizer.get_vocab().items() if number >= rows)
+        if lost:
+            some = ", ".join(f"{text!r} ({number})" for number, text in lost[:3])
+            raise ValueError(
+                f"{self.folder}: {len(lost)} tokens of the tokenizer have no row in the embeddings, which have {rows} (vocab_size of "
+                f"config.json): {some}; take the base's own tokenizer files, or resize the model (resize_token_embeddings) and save it again"
+            )
 
     def _ends(self) -> tuple[int, ...]:
         if not (self.folder / "generation_config.json").is_file():
