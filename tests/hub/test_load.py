@@ -11,7 +11,15 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from vital_jax.hub.load import check_coverage, fingerprint, load_backbone, load_params, load_text_decoder, to_tensors
+from vital_jax.hub.load import (
+    check_coverage,
+    check_weights,
+    fingerprint,
+    load_backbone,
+    load_params,
+    load_text_decoder,
+    to_tensors,
+)
 from vital_jax.hub.safetensors import INDEX, read_folder, read_header, write_file
 from vital_jax.models.backbone import abstract_backbone
 from vital_jax.models.families import backbone_entries
@@ -209,14 +217,49 @@ def test_a_long_list_is_cut_short(copy):
         load_backbone(copy)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_head_that_contradicts_the_configuration_gets_a_hint(tmp_path, tied):
-    folder = tiny.save(tiny.qwen3(tied=tied), tmp_path)
+def say_tied(folder, tied):
     table = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**table, "tie_word_embeddings": not tied}))
-    kind = "missing" if tied else "extra"
-    with pytest.raises(ValueError, match=rf"{kind} tensors: lm_head\.weight; lm_head\.weight follows tie_word_embed"):
+    inner = {"text_config": {**table["text_config"], "tie_word_embeddings": tied}} if "text_config" in table else {}
+    (folder / "config.json").write_text(json.dumps({**table, **inner, "tie_word_embeddings": tied}))
+
+
+def test_a_head_that_contradicts_the_configuration_gets_a_hint(tmp_path):
+    folder = tiny.save(tiny.qwen3(tied=True), tmp_path)
+    say_tied(folder, False)
+    with pytest.raises(ValueError, match=r"missing tensors: lm_head\.weight; lm_head\.weight follows tie_word_embed"):
         load_text_decoder(folder)
+
+
+@pytest.mark.parametrize("held", ["both", "the head alone", "another head"])
+def test_a_tied_head_in_the_file_is_what_transformers_makes_of_it(tmp_path, held):
+    """One that differs is refused by name: told that it is not tied, both sides read it."""
+    torch = pytest.importorskip("torch")
+    from transformers import Qwen3VLForConditionalGeneration
+
+    folder, embeddings = tiny.save(tiny.qwen3_vl("mha_tied"), tmp_path), "model.language_model.embed_tokens.weight"
+
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors[embeddings].copy()
+        if held == "another head":
+            tensors["lm_head.weight"][[3, 7]] *= 2
+        elif held == "the head alone":
+            del tensors[embeddings]
+
+    edit(folder, change)
+    if held == "another head":
+        with pytest.raises(
+            ValueError,
+            match=rf"but lm_head\.weight differs from {embeddings} in 2 of 300 rows \(the first is 3\): set it",
+        ):
+            check_weights(folder)
+        say_tied(folder, False)
+    check_weights(folder)
+    theirs = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model, params = load_backbone(folder, param_dtype=jnp.float32, dtype=jnp.float32)
+    tables = {"head": theirs.lm_head.weight, "input": theirs.get_input_embeddings().weight}
+    for side, table in tables.items():
+        ours = model.apply({"params": params}, side, method=lambda m, side: m.language_model.table(side))
+        np.testing.assert_array_equal(ours, table.detach())
 
 
 def test_a_stack_of_other_depth_is_misshapen(folder):

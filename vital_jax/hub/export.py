@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 import vital_jax
 from vital_jax.hub import card, peft
 from vital_jax.hub.folders import FACTS
-from vital_jax.hub.load import check_coverage
+from vital_jax.hub.load import check_coverage, model_tensors
 from vital_jax.hub.safetensors import Tensor, read_folder
 from vital_jax.hub.tokens import FEEDBACK, feedback_name, moved, replacing, tokenizer_files
 from vital_jax.hub.writing import (
@@ -166,7 +166,8 @@ def _weights(
 
     Going leaf by leaf, a stacked leaf of the checkpoint is read once; a layer-by-layer order would read all of them for every layer.
     """
-    tensors, pending = read_folder(folder), {}
+    entries, pending = list(entries), {}
+    tensors = model_tensors(folder, entries)
     deltas = {f"base/{path}": f"tokens/{side}" for side, path in TABLES.items() if f"tokens/{side}" in leaves}
     for entry in entries:
         for layer, name in enumerate(entry.names):
@@ -261,7 +262,8 @@ def _adapter(run: TrainedRun, leaves: _Leaves, base_name: str) -> dict[str, Cont
         for layer, name in enumerate(leaf.names):
             make = lambda path=path, layer=layer: leaves[path][layer]  # noqa: E731
             pending[name] = Pending(leaf.shape[1:], np.float32, make)
-    modules, base, added = {}, read_folder(run.base), sorted(run.tokens.values())
+    modules, added = {}, sorted(run.tokens.values())
+    base = model_tensors(run.base, backbone_entries(config)) if added else {}
     for side, module in peft.token_modules(config).items() if added else ():
         modules[module] = added
         make = partial(replacing, base[f"{module}.weight"].rows, added, leaves, f"tokens/{side}")

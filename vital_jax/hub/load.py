@@ -76,7 +76,7 @@ def _misshapen(entries: Iterable[Entry], leaves: Mapping[str, Any], tensors: Map
 def _refuse(where: str, problems: Mapping[str, list[str]]) -> None:
     found = [f"{kind}: {_listing(items)}" for kind, items in problems.items() if items]
     if found:
-        hint = "; lm_head.weight follows tie_word_embeddings of config.json" if "lm_head.weight" in str(found) else ""
+        hint = f"; {names.HEAD} follows tie_word_embeddings of config.json" if names.HEAD in str(found) else ""
         raise ValueError(f"{where} does not fit the model: {'; '.join(found)}{hint}")
 
 
@@ -165,15 +165,51 @@ def _quantizing_readers(
     return kernels, known
 
 
+def model_tensors(folder: str | Path, entries: Iterable[Entry]) -> dict[str, Tensor]:
+    """What the files of a model's folder hold, a tied head once: under the embeddings' name.
+
+    Files may hold a tied head beside the embeddings, or in their place; transformers takes either for the one table that it is.
+
+    Raises: FileNotFoundError or ValueError as `read_folder`; ValueError for a tied head that differs, of which transformers 4 knows nothing
+      and which 5 keeps apart from the embeddings.
+    """
+    tensors, wanted = read_folder(folder), {entry.path.split("language_model/")[-1]: entry.names for entry in entries}
+    embeddings = wanted.get(names.EMBEDDING)
+    if embeddings is None or "lm_head" in wanted or (head := tensors.pop(names.HEAD, None)) is None:
+        return tensors
+    rows = tensors.setdefault(embeddings[0], head)
+    if differing := _differing_rows(rows, head):
+        raise ValueError(
+            f"{folder}: config.json says tie_word_embeddings=true, but {names.HEAD} differs from {embeddings[0]} {differing}: set it to "
+            "false to score answers with this head, as transformers 5 does, or remove that tensor to score them with the embeddings"
+        )
+    return tensors
+
+
+def _differing_rows(one: Tensor, other: Tensor, at_once: int = 8192) -> str:
+    """Where two tables differ, in words; empty where they do not."""
+    if one is other or one.shape != other.shape:
+        return "" if one is other else f"in shape ({list(other.shape)} and {list(one.shape)})"
+    found = np.concatenate(
+        [
+            np.flatnonzero((one.rows(i, stop) != other.rows(i, stop)).any(-1)) + i
+            for i in range(0, one.shape[0], at_once)
+            for stop in [min(i + at_once, one.shape[0])]
+        ]
+    )
+    return f"in {len(found)} of {one.shape[0]} rows (the first is {found[0]})" if len(found) else ""
+
+
 def check_folder(
     folder: str | Path, entries: Iterable[Entry], abstract: Mapping[str, Any], unused: str | None = None
 ) -> dict[str, Tensor]:
-    """What the files of a folder hold, once it is sure that every leaf can be read from it. Reads headers only.
+    """What the files of a folder hold, once it is sure that every leaf can be read from it. Reads headers, and a tied head if it is there.
 
     Args: as `load_params`.
     Raises: ValueError that lists missing, extra or misshapen tensors; FileNotFoundError naming absent shards.
     """
-    entries, leaves, tensors = list(entries), flatten(abstract), read_folder(folder)
+    entries, leaves = list(entries), flatten(abstract)
+    tensors = model_tensors(folder, entries)
     stored = {path: leaf for path, leaf in leaves.items() if not is_scale(path)}
     problems = _coverage(entries, stored, tensors, unused)
     _refuse(str(folder), {**problems, "misshapen tensors": _misshapen(entries, leaves, tensors)})

@@ -29,6 +29,7 @@ def _norm(theirs: str, ours: str, bias: bool = True) -> list[tuple[str, str]]:
     return [*rows, (f"{theirs}.bias", f"{ours}/bias")] if bias else rows
 
 
+EMBEDDING, HEAD = "embed_tokens/embedding", "lm_head.weight"  # our leaf of the one, their name of the other
 PROJECTIONS = (
     "self_attn/q_proj",
     "self_attn/k_proj",
@@ -41,7 +42,7 @@ PROJECTIONS = (
 
 
 def _decoder_rows(config: DecoderConfig) -> list[tuple[str, str]]:
-    rows = [("embed_tokens.weight", "embed_tokens/embedding"), ("norm.weight", "norm/scale")]
+    rows = [("embed_tokens.weight", EMBEDDING), ("norm.weight", "norm/scale")]
     for name in ("input_layernorm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm"):
         rows += _norm(f"layers.{{i}}.{name}", f"layers/{name.replace('.', '/')}", bias=False)
     for projection in PROJECTIONS:
@@ -114,7 +115,7 @@ def _entries(rows: Iterable[tuple[str, str]], theirs: str, ours: str, count: int
 
 def decoder_entries(config: DecoderConfig, theirs: str = "model.", ours: str = "") -> list[Entry]:
     """The table of a text decoder. A tied head has no tensor of its own, in the file or in our tree."""
-    head = [] if config.tied else [Entry(f"{ours}lm_head", ("lm_head.weight",), False)]
+    head = [] if config.tied else [Entry(f"{ours}lm_head", (HEAD,), False)]
     return _entries(_decoder_rows(config), theirs, ours, config.layers) + head
 
 
