@@ -6,7 +6,7 @@ import pytest
 
 from configs import ablations, coconut, direct, fixtures, one_gpu, pretrain, quickstart, text_cot, vital
 from vital_jax.methods import base
-from vital_jax.run import plan
+from vital_jax.run import plan, prepare
 from vital_jax.training.config import resolved, total_steps
 from vital_jax.training.metrics import Clock
 
@@ -65,6 +65,28 @@ def test_a_visual_loss_needs_features():
     with pytest.raises(ValueError, match=r"config\.data\.features is empty, .* or set the loss's weight to 0"):
         recipe(**{"data.features": ""})
     assert recipe(**{"data.features": "", "method.visual": 0.0}).data.features == ""
+
+
+@pytest.mark.parametrize(
+    "module, changes, used",
+    [
+        (direct, {"eval.evidence": "val"}, False),
+        (text_cot, {"eval.evidence": "val"}, False),
+        (vital, {"eval.evidence": "val", "method.max_steps": 0}, False),
+        (vital, {"method.visual": 0.0}, False),
+        (coconut, {}, False),
+        (coconut, {"eval.evidence": "val"}, True),  # which looks for the regions of its latents
+        (vital, {}, True),
+    ],
+)
+def test_a_region_encoder_is_asked_for_by_who_uses_it(module, changes, used):
+    config = module.get_config()
+    config.update_from_flattened_dict(changes)
+    config.data.encoder = "absent"
+    plan.resolve(config)
+    assert bool(config.data.features) == used
+    if not used:
+        prepare.prepare(config)
 
 
 @pytest.mark.parametrize("rows", [("xla_name=1",), (("xla_name", 1),), (("xla_name",),)])

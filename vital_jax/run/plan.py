@@ -42,7 +42,7 @@ CURRICULA = {
 
 def resolve(config: Any) -> None:
     """Fills in, in place, what a recipe leaves to be derived: the method's defaults, the phases of the curriculum with their K and loss
-    weights, how questions are asked, and the features' name.
+    weights, how questions are asked, and the features' name, which is empty where nothing of the run reads them.
 
     Raises: ValueError naming an unknown method, switch or curriculum, a `compiler` that is not rows of two strings, or a loss on regions
       without region features.
@@ -71,8 +71,11 @@ def resolve(config: Any) -> None:
             )
         phase.latent_steps = kind.steps_of(settings, phase)
         phase.weights = ConfigDict(kind.weights_of(settings, phase.weights))
-    config.data.features = features_name(config)
-    if "visual_projector" in setup.scaffold_of(config) and not config.data.features:
+    regressed = "visual_projector" in setup.scaffold_of(config)
+    # Evidence looks for the regions of a run's latents also where no loss regressed them. Nobody else reads features.
+    used = regressed or (config.eval.evidence and any(phase.latent_steps for phase in config.phases))
+    config.data.features = features_name(config) if used else ""
+    if regressed and not config.data.features:
         raise ValueError(
             "config.data.features is empty, and a loss of this method needs region features: give auto, or set the loss's weight to 0"
         )
