@@ -5,6 +5,8 @@ this phase, held from an earlier one, base). Random weights answer nonsense; a w
 """
 
 import io
+import json
+import shutil
 import subprocess
 import sys
 
@@ -19,11 +21,14 @@ import vital_jax
 from configs import vital as recipe
 from vital_jax import api
 from vital_jax.evaluate.preview import answers
-from vital_jax.hub import tiny
+from vital_jax.hub import peft, tiny
 from vital_jax.hub.export import export
 from vital_jax.hub.load import fingerprint
+from vital_jax.hub.safetensors import read_folder, write_file
 from vital_jax.latent import engine
 from vital_jax.methods.base import settings_of
+from vital_jax.models.config import LoraConfig
+from vital_jax.models.families import read_config
 from vital_jax.pipeline.batch import Encoder, Layout, collate
 from vital_jax.pipeline.families import rope_index
 from vital_jax.pipeline.feed import Feed
@@ -208,6 +213,83 @@ def test_a_plain_folder_answers_without_latents(run, work):
         assert plain.answer(png(SIZES[0]), QUESTIONS[0], latent_steps=1, max_new_tokens=4).latent_steps == 1
     with pytest.raises(ValueError, match="base model without latent steps"):
         vital_jax.load(work / "base", steps=True)
+
+
+def in_type(folder, out, dtype):
+    """A copy of a backbone's folder whose weights are stored in this type."""
+    shutil.copytree(folder, out)
+    held = {name: tensor.rows().astype(dtype) for name, tensor in read_folder(folder).items()}
+    write_file(out / "model.safetensors", held)
+    return out
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+@pytest.mark.parametrize(
+    "stored, asked, computed, kept",
+    [
+        ("float32", None, "float32", "float32"),
+        ("bfloat16", None, "bfloat16", "bfloat16"),
+        ("float16", None, "float32", "float16"),
+        ("bfloat16", "float32", "float32", "bfloat16"),
+        ("float32", "bfloat16", "bfloat16", "bfloat16"),
+    ],
+)
+def test_what_says_nothing_is_computed_in_what_is_stored(run, work, tmp_path, adapter, stored, asked, computed, kept):
+    """A plain folder, and an adapter that PEFT trained elsewhere on it: no vital.json says a type."""
+    folder = in_type(work / "base", tmp_path / "base", jnp.dtype(stored))
+    options = {"dtype": asked}
+    if adapter:
+        settings, leaves = LoraConfig(4, 8.0), flatten(run[2]["lora"])
+        names = {path: leaf.names for path, leaf in peft.adapter_leaves(read_config(folder), settings).items()}
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / peft.CONFIG).write_text(json.dumps(peft.adapter_config(leaves, settings, "base")))
+        held = {name: leaves[path][layer] for path in leaves for layer, name in enumerate(names[path])}
+        write_file(tmp_path / "out" / peft.WEIGHTS, {name: np.asarray(x) for name, x in held.items()})
+        folder, options = tmp_path / "out", {**options, "base": folder}
+    model = vital_jax.load(folder, **options)
+    assert model.dtype == np.dtype(model.method.model.dtype).name == computed
+    assert {np.dtype(x.dtype).name for x in jax.tree.leaves(model.params["base"])} == {kept}
+    with pytest.raises(ValueError, match="dtype='float64': use float32 or bfloat16"):
+        vital_jax.load(folder, **{**options, "dtype": "float64"})
+
+
+def test_float32_weights_are_answered_in_float32(run, work):
+    """As transformers answers them: log-probabilities are those of its own forward pass, which bfloat16 misses by far more."""
+    torch = pytest.importorskip("torch")
+    from transformers import Qwen3VLForConditionalGeneration
+
+    plain = vital_jax.load(work / "base")
+    theirs = Qwen3VLForConditionalGeneration.from_pretrained(
+        work / "base", dtype=torch.float32, local_files_only=True
+    ).eval()
+    question, image = QUESTIONS[0], png(SIZES[0])
+    answers = {
+        name: vital_jax.load(work / "base", dtype=name).answer(image, question, max_new_tokens=6) for name in api.TYPES
+    }
+    answer = plain.answer(image, question, max_new_tokens=6)
+    row = plain.encoder.encode(Record("r", (image,), question, "-"), Layout(128, 64), 0)
+    n, patches = int(row["lengths"]), int((row["patch_target"] < 128).sum()) * 4
+    ids = torch.tensor([[*row["tokens"][:n], *answer.tokens]]).long()
+    given = dict(
+        input_ids=ids,
+        pixel_values=torch.from_numpy(row["patches"][:patches]),
+        image_grid_thw=torch.tensor([[1, 4, 6]]),
+        mm_token_type_ids=(ids == plain.encoder.prompter.image_token_id).int(),
+    )
+    with torch.no_grad():
+        scores = torch.log_softmax(theirs(**given).logits[0, n - 1 : -1].double(), -1)
+    expected = float(scores[range(len(answer.tokens)), list(answer.tokens)].sum())
+    assert answer.log_prob == pytest.approx(expected, abs=1e-4)
+    assert answers["float32"] == answer
+    assert abs(answers["bfloat16"].log_prob - expected) > 1e-3
+
+
+def test_a_run_computes_as_it_was_trained_or_as_asked(run, work, both):
+    found = vital_jax.load(work / "run", dtype="bfloat16")
+    assert (found.dtype, vital_jax.load(work / "run").dtype) == ("bfloat16", "float32")
+    alone = found.answer(png(SIZES[0]), QUESTIONS[0])
+    assert abs(alone.log_prob - both[0].log_prob) > 1e-3
+    assert open_run(work / "run").meta["config"]["model"]["dtype"] == "float32"
 
 
 def test_steps_are_what_the_text_decoder_reads(run, work, both, monkeypatch):

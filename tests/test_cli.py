@@ -54,6 +54,8 @@ ANSWER = api.Answer("A cyst.", (5, 6, 7), 2, -1.5, None, True)
 class Fake:
     """Stands for a loaded model and notes what it is asked."""
 
+    dtype = "float32"
+
     def __init__(self, answer):
         self.given, self.asked = answer, None
 
@@ -78,18 +80,30 @@ def ask(monkeypatch, capsys, answer, *more):
 def test_the_answer_is_all_of_standard_output(monkeypatch, capsys):
     model, status, out, err = ask(monkeypatch, capsys, ANSWER)
     assert (status, out) == (0, "A cyst.\n")
-    assert err == "Research output, not a medical device. Answered with K = 2 latent steps.\n"
-    assert model.opened == ("run", None, None, False, False, None)
+    assert err == "Research output, not a medical device. Answered with K = 2 latent steps, in float32.\n"
+    assert model.opened == ("run", None, None, False, False, None, None)
     assert model.asked == (["a.png", "b.png"], "What?", None, None)
 
 
 def test_options_reach_the_model_and_steps_are_printed(monkeypatch, capsys):
     answer = api.Answer("A", (5,), 0, -1.5, ["upper left", "round"], False)
-    options = ["--latent-steps", "0", "--max-new-tokens", "1", "--base", "B", "--text-decoder", "T", "--steps"]
+    options = [
+        "--latent-steps",
+        "0",
+        "--max-new-tokens",
+        "1",
+        "--base",
+        "B",
+        "--text-decoder",
+        "T",
+        "--steps",
+        "--dtype",
+        "bfloat16",
+    ]
     model, _, out, err = ask(monkeypatch, capsys, answer, *options)
-    assert model.opened == ("run", "B", "T", True, False, None) and model.asked[2:] == (0, 1)
+    assert model.opened == ("run", "B", "T", True, False, None, "bfloat16") and model.asked[2:] == (0, 1)
     assert out == "step 1: upper left\nstep 2: round\nA\n"
-    assert "without latents (K = 0); cut at 1 tokens (--max-new-tokens)" in err
+    assert "without latents (K = 0), in float32; cut at 1 tokens (--max-new-tokens)" in err
 
 
 @pytest.mark.parametrize(

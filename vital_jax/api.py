@@ -23,7 +23,7 @@ from vital_jax.explain.case import Case
 from vital_jax.hub import folders
 from vital_jax.hub.exported import open_exported
 from vital_jax.hub.folders import NoScaffoldError
-from vital_jax.hub.load import load_backbone
+from vital_jax.hub.load import load_backbone, types_of
 from vital_jax.latent.engine import Engine, Question, Request, in_order
 from vital_jax.latent.loop import KEPT, variables_of
 from vital_jax.latent.read import decode_steps
@@ -39,6 +39,7 @@ from vital_jax.run.open import TEXT, VISUAL, Run, open_run
 ImageLike = str | Path | bytes | Image.Image
 ImagesOfOne = ImageLike | Sequence[ImageLike]
 
+TYPES = ("float32", "bfloat16")  # to compute in
 _PLAIN_ANSWER = 256  # tokens; a base model that was not taught short answers
 
 
@@ -131,6 +132,11 @@ class Model:
     reader: _Reader | None = None
     viewer: windows.Viewer | None = None
     run: Run | None = None
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in."""
+        return np.dtype(self.method.model.dtype).name
 
     @functools.cached_property
     def params(self) -> dict[str, Any]:
@@ -290,6 +296,7 @@ def load(
     steps: bool = False,
     explain: bool = False,
     encoder: str | Path | None = None,
+    dtype: str | None = None,
 ) -> Model:
     """Opens a model for answering. Checks everything; weights are read with the first answer.
 
@@ -301,22 +308,27 @@ def load(
       steps: also read the text decoder of the run or the export, so that answers carry what each latent step says.
       explain: also read whatever the run has of its scaffold, text decoder and visual projector, for `Model.explain`.
       encoder: the folder of the encoder that made the run's region features, where it no longer is at `config.data.encoder`.
+      dtype: to compute in, float32 or bfloat16. By default a run or an export computes as it was trained, any other folder in the type that
+        its base's weights are stored in (float32 for float16); answers differ between types.
     Raises: FileNotFoundError for an absent folder or checkpoint; ValueError for a folder of neither kind, a base other than the one trained
       on, `steps` where there is no text decoder, or `explain` where there is no scaffold. Each names the folder and the way out.
     """
+    if dtype not in (None, *TYPES):
+        raise ValueError(f"dtype={dtype!r}: use {' or '.join(TYPES)}")
     folder, kind = Path(folder), folders.check(folder, base, text_decoder, encoder, steps, explain)
     if kind == folders.RUN:
-        return _load_run(
-            open_run(folder, base=base, text_decoder=text_decoder, encoder=encoder), steps=steps, explain=explain
-        )
+        run = open_run(folder, base=base, text_decoder=text_decoder, encoder=encoder)
+        run.config.model.dtype = dtype or run.config.model.dtype
+        return _load_run(run, steps=steps, explain=explain)
     if kind == folders.EXPORT:
-        return _load_exported(folder, base, steps)
-    method = Method(Backbone(read_config(folder)))
-    return Model(method, Encoder.from_folder(folder), lambda: {"base": load_backbone(folder)[1]})
+        return _load_exported(folder, base, steps, dtype)
+    computed, kept = types_of(folder, dtype)
+    method = Method(Backbone(read_config(folder), dtype=computed))
+    return Model(method, Encoder.from_folder(folder), lambda: {"base": load_backbone(folder, None, kept)[1]})
 
 
-def _load_exported(folder: Path, base: str | Path | None, steps: bool) -> Model:
-    found = open_exported(folder, base)
+def _load_exported(folder: Path, base: str | Path | None, steps: bool, dtype: str | None) -> Model:
+    found = open_exported(folder, base, dtype)
     if steps and not found.text_decoder:
         raise ValueError(
             f"{folder} holds no explain/text_decoder, so its latent steps cannot be read; ask without steps"

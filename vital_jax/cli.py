@@ -53,11 +53,12 @@ def _answer(arguments: argparse.Namespace) -> int:
         return answer.many(arguments, load)
     if arguments.interactive:
         return answer.talk(arguments, load(), show)
-    show(load().answer(arguments.image, arguments.question, arguments.latent_steps, arguments.max_new_tokens))
+    model = load()
+    show(model.answer(arguments.image, arguments.question, arguments.latent_steps, arguments.max_new_tokens), model.dtype)
     return DONE
 
 
-def _show(found: Any, as_json: bool) -> None:
+def _show(found: Any, dtype: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(answer.as_json(found)), flush=True)
     else:
@@ -68,7 +69,7 @@ def _show(found: Any, as_json: bool) -> None:
         print(found.text, flush=True)
     how = f"with K = {found.latent_steps} latent steps" if found.latent_steps else "without latents (K = 0)"
     cut = "" if found.complete else f"; cut at {len(found.tokens)} tokens (--max-new-tokens)"
-    print(f"Research output, not a medical device. Answered {how}{cut}.", file=sys.stderr)
+    print(f"Research output, not a medical device. Answered {how}, in {dtype}{cut}.", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

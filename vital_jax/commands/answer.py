@@ -84,7 +84,7 @@ def many(arguments: argparse.Namespace, opened: Callable[[], Any]) -> int:
 
     asked = hashlib.sha256(json.dumps([[line.id, line.digest] for line in lines]).encode()).hexdigest()[:16]
     settings = {
-        "model": models.identity(arguments.model, model.run), "questions": asked, "steps": arguments.steps,
+        "model": models.identity(arguments, model), "questions": asked, "steps": arguments.steps,
         "latent_steps": arguments.latent_steps, "max_new_tokens": arguments.max_new_tokens,
     }  # fmt: skip
     with Answers(arguments.out, settings) as answers:
@@ -108,8 +108,9 @@ def _answered(arguments: argparse.Namespace, model: Any, lines: list[Line]) -> I
         ]
 
 
-def talk(arguments: argparse.Namespace, model: Any, show: Callable[[Any], None]) -> int:
-    """Answers what is typed, a question a line, until the input ends; `/image FILE ...` changes the images. show: prints an answer."""
+def talk(arguments: argparse.Namespace, model: Any, show: Callable[[Any, str], None]) -> int:
+    """Answers what is typed, a question a line, until the input ends; `/image FILE ...` changes the images. show: prints an answer, and what it was
+    computed in."""
     images: list[str] = arguments.image
     hints = sys.stdin.isatty()
     if hints:
@@ -125,7 +126,7 @@ def talk(arguments: argparse.Namespace, model: Any, show: Callable[[Any], None])
                 checks.images(named)
                 images = named
             elif text.strip():
-                show(model.answer(images, text.strip(), arguments.latent_steps, arguments.max_new_tokens))
+                show(model.answer(images, text.strip(), arguments.latent_steps, arguments.max_new_tokens), model.dtype)
         except (OSError, ValueError) as error:  # the next question may be a better one
             print(f"vital answer: {' '.join(str(error).split())}", file=sys.stderr)
 

@@ -46,7 +46,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
     model = _model(arguments)
     subject = _subject(arguments, model)
-    settings = {"model": models.identity(arguments.model, model.run), **subject.settings()}
+    settings = {"model": models.identity(arguments, model), **subject.settings()}
     store = audits.Store(out / _FILES[0], settings)
     print(f"{len(subject.numbers)} questions about {len(set(subject.images))} images", file=errors)
     found = audits.audit(subject, store, lambda line: print(f"  {line}", file=errors, flush=True))

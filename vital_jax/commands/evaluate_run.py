@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = run.check(engine, items, asking, looked)
     _refuse(arguments, loaded, plan.faults, len(items))
     settings = {
-        "model": models.identity(arguments.model, model.run),
+        "model": models.identity(arguments, model),
         "benchmark": loaded.benchmark,
         "split": loaded.split,
         "limit": arguments.limit,

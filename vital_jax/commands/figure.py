@@ -65,6 +65,7 @@ def _several(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--base", metavar="FOLDER", help="the runs' base, where it is no longer at config.model.folder")
     parser.add_argument("--text-decoder", metavar="FOLDER", help="likewise of config.model.text_decoder")
+    models.dtype_flag(parser)
 
 
 def _named(arguments: argparse.Namespace) -> dict[str, argparse.Namespace]:

@@ -21,6 +21,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--base", metavar="FOLDER", help="the base of the run or the adapter, where it is no longer where that says"
     )
     parser.add_argument("--text-decoder", metavar="FOLDER", help="likewise of config.model.text_decoder, for --steps")
+    dtype_flag(parser)
+
+
+def dtype_flag(parser: argparse.ArgumentParser) -> None:
+    """--dtype, which `load` needs."""
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="to compute in; by default as the run or the export was trained, another folder as it is stored",
+    )
 
 
 def load(arguments: argparse.Namespace, steps: bool = False, explain: bool = False):
@@ -37,23 +47,25 @@ def load(arguments: argparse.Namespace, steps: bool = False, explain: bool = Fal
     if (cache := next(filter(Path.is_dir, caches), None)) and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     encoder = arguments.encoder if explain else None
-    return api.load(arguments.model, arguments.base, arguments.text_decoder, steps, explain, encoder)
+    return api.load(arguments.model, arguments.base, arguments.text_decoder, steps, explain, encoder, arguments.dtype)
 
 
-def identity(folder: str | Path, run: Any = None) -> dict[str, Any]:
+def identity(arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
     """What tells this model from every other: of a run its step, base and configuration (the seed is in it), else the weights' fingerprint;
-    of an adapter the hash of its files, which name the base.
+    of an adapter the hash of its files, which name the base. And what it computes in, unless a run's configuration says so.
 
-    Args: run: the model's `run`.
+    Args: arguments: of `add_flags`. model: as `load` gives it.
     Raises: as `api.load`.
     """
     from vital_jax.hub import folders, peft
     from vital_jax.hub.load import fingerprint
 
+    folder, run = Path(arguments.model), model.run
     if run is not None:
         config = hashlib.sha256(json.dumps(run.meta["config"], sort_keys=True).encode()).hexdigest()[:16]
-        return {"step": run.step, "base_fingerprint": run.meta["base_fingerprint"], "config": config}
+        asked = {"dtype": arguments.dtype} if arguments.dtype else {}
+        return {"step": run.step, "base_fingerprint": run.meta["base_fingerprint"], "config": config, **asked}
     if folders.is_adapter(folder):
-        files = b"".join((Path(folder) / name).read_bytes() for name in (peft.CONFIG, peft.WEIGHTS))
-        return {"adapter": hashlib.sha256(files).hexdigest()[:16]}
-    return {"fingerprint": fingerprint(folder)}
+        files = b"".join((folder / name).read_bytes() for name in (peft.CONFIG, peft.WEIGHTS))
+        return {"adapter": hashlib.sha256(files).hexdigest()[:16], "dtype": model.dtype}
+    return {"fingerprint": fingerprint(folder), "dtype": model.dtype}

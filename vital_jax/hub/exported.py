@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vital_jax.hub import peft
 from vital_jax.hub.folders import FACTS, is_adapter
-from vital_jax.hub.load import load_backbone, load_text_decoder
+from vital_jax.hub.load import load_backbone, load_text_decoder, types_of
 from vital_jax.hub.place import check_base, located
 from vital_jax.hub.safetensors import read_header
 from vital_jax.hub.tokens import deltas, read_feedback
@@ -61,11 +61,12 @@ class Exported:
     read_params: Callable[..., dict[str, Any]]
 
 
-def open_exported(folder: str | Path, base: str | Path | None = None) -> Exported:
+def open_exported(folder: str | Path, base: str | Path | None = None, dtype: str | None = None) -> Exported:
     """Checks a folder and its base; reads no weights, but an adapter's.
 
     Args:
       base: the folder of an adapter's base, where it is not the one that adapter_config.json names.
+      dtype: to compute in; by default what the run computed in, and where nobody recorded that, what the weights are stored in.
     Raises: FileNotFoundError or ValueError naming the folder: a base that is not there, is another one than the run's or does not fit,
       an adapter of another kind (see `peft.load_adapter`), a vital.json of a newer format; a base given for a merged folder.
     """
@@ -81,6 +82,7 @@ def open_exported(folder: str | Path, base: str | Path | None = None) -> Exporte
     elif base is not None:
         raise ValueError(f"{folder} holds a whole model: a base is for adapters")
     model, data = facts.get("model", {}), facts.get("data", {})
+    computed, kept = types_of(home, dtype or model.get("dtype"))
     text = folder / "explain" / "text_decoder"
     return Exported(
         base=home,
@@ -89,7 +91,7 @@ def open_exported(folder: str | Path, base: str | Path | None = None) -> Exporte
         tokens=tuple(facts.get("tokens", ())) if added else (),
         latent_steps=facts.get("latent_steps", 0),
         latent_state=facts.get("latent_state", "post_norm"),
-        dtype=jnp.dtype(model.get("dtype", "bfloat16")),
+        dtype=computed,
         max_pixels=data.get("max_pixels"),
         system=data.get("system"),
         buckets=tuple(map(tuple, data.get("buckets", ()))),
@@ -98,7 +100,7 @@ def open_exported(folder: str | Path, base: str | Path | None = None) -> Exporte
         method=facts.get("method", {}),
         text_decoder=text if text.is_dir() else None,
         chain=data.get("chain", 0),
-        read_params=partial(_read, folder, home, tree, (added, rows), jnp.dtype(model.get("param_dtype", "bfloat16"))),
+        read_params=partial(_read, folder, home, tree, (added, rows), jnp.dtype(model.get("param_dtype", kept))),
     )
 
 

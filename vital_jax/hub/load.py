@@ -8,6 +8,7 @@ A leaf that the model wants as int8 (models/quantize.py) is read and quantised r
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -287,6 +288,21 @@ def fingerprint(folder: str | Path) -> str:
         for start, stop in ((0, min(1, last)), (max(0, last - 1), last)):
             digest.update(tensor.rows(start, stop).tobytes()[:4096])
     return digest.hexdigest()[:16]
+
+
+def types_of(folder: str | Path, asked: Any = None) -> tuple[np.dtype, np.dtype]:
+    """What to compute in, and what to keep parameters in, where nothing but a folder of weights says so.
+
+    Computed is in the type that most of its numbers are stored in, or in the one asked for. float16 is computed in float32: its range is
+    too small for states of these models. Kept is what is stored, or the type computed in where that is narrower. Reads headers only.
+    """
+    numbers: Counter[np.dtype] = Counter()
+    for tensor in read_folder(folder).values():
+        numbers[tensor.dtype] += math.prod(tensor.shape)
+    (stored, _), *_ = numbers.most_common(1)
+    kept = np.dtype(np.float32) if stored == np.float64 else stored
+    computed = np.dtype(asked) if asked else np.dtype(np.float32) if kept == np.float16 else kept
+    return computed, computed if computed.itemsize < kept.itemsize else kept
 
 
 def load_backbone(
