@@ -29,10 +29,14 @@ def _parity(arguments: argparse.Namespace) -> int:
         return DONE if report["passed"] else INCOMPLETE
     rows = {"logits": report["logits"], "vision": report["vision"]}
     rows |= {f"deepstack {i}": entry for i, entry in enumerate(report["deepstack"])}
+    print(
+        f"{'':<12} largest error against transformers in {report['exact']}: ours, transformers' own in {report['dtype']}, allowed"
+    )
     for name, entry in rows.items():
         verdict = "passed" if entry["passed"] else "FAILED"
+        errors = (entry["error"], entry["reference_error"], entry["tolerance"])
         print(
-            f"{name:<12} largest difference {entry['max_abs_diff']:.2e}, tolerance {entry['tolerance']:.2e}: {verdict}"
+            f"{name:<12} {', '.join(f'{error:.2e}' for error in errors)} (numbers up to {entry['max_abs_value']:.3g}): {verdict}"
         )
     print(f"{'rope':<12} indices {'equal' if report['rope']['equal'] else 'DIFFER'}")
     return DONE if report["passed"] else INCOMPLETE

@@ -6,6 +6,8 @@ Reads prompts from CASE.npz, one after the other and unpadded, and writes what `
 """
 
 import sys
+from contextlib import nullcontext
+from unittest import mock
 
 import numpy as np
 
@@ -29,7 +31,9 @@ def main(case_path: str, folder: str, out_path: str, dtype: str, device: str = "
     )
     model = model.to(device).eval()
     out = {}
-    with torch.no_grad():
+    # Norms, softmax and rope are computed in float32 whatever the model's type; a result to measure rounding by must not round there.
+    finer = {"float32": torch.float64, "float": torch.float64} if model.dtype == torch.float64 else {}
+    with torch.no_grad(), mock.patch.multiple(torch, **finer) if finer else nullcontext():
         for row in range(int(case["rows"])):
             ids = torch.from_numpy(case[f"ids_{row}"]).long()[None].to(device)
             grids = torch.from_numpy(case[f"grids_{row}"]).long().to(device)
