@@ -144,6 +144,7 @@ class _Group:
         self.beat = min(5.0, self.heartbeat / 5)
         self.calls = Counter()
         self.over = threading.Event()
+        self.silent: dict[int, float] = {}  # who had not beaten for how many seconds when the store was last read
         self.client.key_value_set(f"vital/who/{self.index}", f"{socket.gethostname()}, pid {os.getpid()}")
         self._say_who_is_gone_when_jax_aborts()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -186,55 +187,70 @@ class _Group:
         for index, beat in self.read("beat").items():
             if beat != heard[index][0]:
                 heard[index] = (beat, now)
+        # The longest silent first: the others may only be slow, or have ended because of it.
+        self.silent = dict(sorted(((i, now - since) for i, (_, since) in heard.items()), key=lambda one: -one[1]))
         if dead := self.read("dead"):
-            self.stay()
-            _end(next(iter(dead.values())))
+            self.leave(next(iter(dead.values())))
         # A process that waits in a barrier while another one fails hears of it here.
         failed = self.read("failed")
         if others := sorted(set(failed) - {self.index}):
-            self.stay()
-            _end(f"{self.name(others[0])} stopped: {failed[others[0]]}")
-        silent = [index for index, (_, since) in heard.items() if now - since > self.heartbeat]
+            self.leave(f"{self.name(others[0])} stopped: {failed[others[0]]}")
+        silent = [index for index, seconds in self.silent.items() if seconds > self.heartbeat]
         if silent and self.index not in silent:
             who = ", ".join(map(self.name, silent[:8]))
             line = f"{who}: no sign of life for {self.heartbeat:g} s (config.distributed.heartbeat), dead or hung"
-            for index in silent:
-                self.client.key_value_set(f"vital/dead/{index}", line, allow_overwrite=True)
-            self.stay()
-            _end(line)
+            self.leave(line, {f"dead/{index}": line for index in silent})
 
-    def stay(self) -> None:
-        """Process 0 goes last: with it goes the store, in which the others read why they end."""
-        self.client.key_value_set(f"vital/left/{self.index}", "", allow_overwrite=True)
-        until = time.monotonic() + self.heartbeat
-        while self.index == 0 and time.monotonic() < until and len(self.read("left") | self.read("dead")) < self.count:
-            time.sleep(self.beat / 10)
+    def leave(self, line: str = "", told: Mapping[str, str] | None = None) -> NoReturn:
+        """Ends this process, with a last line if there is one, once `told` stands in the store, if that is still there.
+
+        Process 0 goes last: with it goes the store, in which the others read why they end. It has patience with those that are slow.
+        """
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # gone before this process had said all
+            for key, value in {**(told or {}), f"left/{self.index}": ""}.items():
+                self.client.key_value_set(f"vital/{key}", value, allow_overwrite=True)
+            until = time.monotonic() + 3 * self.heartbeat
+            while (
+                self.index == 0 and time.monotonic() < until and len(self.read("left") | self.read("dead")) < self.count
+            ):
+                time.sleep(self.beat / 10)
+        _end(line)
 
     def _say_who_is_gone_when_jax_aborts(self) -> None:
         """jax aborts a process that lost process 0, in C++ and at once; its own Python callback for this does not work (jax 0.10)."""
 
         def last_words(_: int) -> None:
-            host, _, port = self.coordinator.rpartition(":")
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
-                line = "ended by jax, for the reason above"
-            except OSError:
-                line = f"process 0 at {self.coordinator} no longer answers: dead or unreachable"
-            _end(line)
+            _end(self.last_words())
 
         self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(last_words)
         libc = ctypes.CDLL(None)
         libc.signal.restype = ctypes.c_void_p
         libc.signal(signal.SIGABRT, self._handler)
 
+    def last_words(self) -> str:
+        """What this process knows of why jax ends it, without the store: whether process 0 is there, and who fell silent while it was."""
+        host, _, port = self.coordinator.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+            line = "ended by jax, for the reason above"
+        except OSError:
+            line = f"process 0 at {self.coordinator} no longer answers: dead, unreachable, or ended for what its own last line says"
+        # A beat may be late; three in a row are not.
+        missed = {
+            i: seconds for i, seconds in self.silent.items() if seconds > 3 * self.beat and i not in (0, self.index)
+        }
+        who = ", ".join(f"process {index}, silent for {seconds:.0f} s before that" for index, seconds in missed.items())
+        return f"{who}; {line}" if who else line
+
 
 _group: _Group | None = None
 
 
 def _end(line: str) -> NoReturn:
-    """Ends this process now, with a last line: its main thread may wait in a collective for ever."""
-    again = "; started again with the same command, the run goes on from its last checkpoint"
-    print(f"\nprocess {runtime.global_state.process_id} ends: {line}{again}", file=sys.stderr, flush=True)
+    """Ends this process now, with a last line if there is one: its main thread may wait in a collective for ever."""
+    if line:
+        again = "; started again with the same command, the run goes on from its last checkpoint"
+        print(f"\nprocess {runtime.global_state.process_id} ends: {line}{again}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -256,9 +272,7 @@ def abandon(error: BaseException) -> None:
         return
     if lost_a_peer(error):
         time.sleep(2 * _group.heartbeat)
-    _group.client.key_value_set(f"vital/failed/{_group.index}", str(error).splitlines()[0][:500], allow_overwrite=True)
-    _group.stay()
-    os._exit(1)
+    _group.leave(told={f"failed/{_group.index}": str(error).splitlines()[0][:500]})
 
 
 def finish() -> None:
