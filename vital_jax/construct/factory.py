@@ -8,8 +8,9 @@
 
 The result is a function of the sources, of OUT/plan.json, of the tables in `data/` and of what an audit rejected
 (OUT/audit_rejects.jsonl) alone: not of the number of processes, of how the work was divided over machines, of the order in which parts were
-finished, nor of how often a run was killed. Only `cut` is slow. The stages after it work on what it measured, so they are simply run again;
-`write` is left out where it would write what OUT/records holds.
+finished, nor of how often a run was killed. Only `cut` is slow. The stages after it work on what it measured. OUT/made.json says what the
+records there were made of, and where that is the same they are left as they are; else these stages are run again, and `write` is left out
+where it would write what OUT/records holds.
 
 A sample that cannot be used is set aside with a code, and the rest goes on. Memory does not grow with images: per unit about 2 KB (what the
 source lists and where the store has it), per picture 330 bytes, per sample 150 bytes and per record 250 (ids, so that none comes twice).
@@ -25,7 +26,8 @@ from base64 import b64decode
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from vital_jax.construct.asking import Asked, Asker, Held
 from vital_jax.construct.audit import read_rejects
 from vital_jax.construct.build import record_id
 from vital_jax.construct.cut import Job
-from vital_jax.construct.parts import Entry, Parts, sample_of
+from vital_jax.construct.parts import Entry, Parts, digest, sample_of
 from vital_jax.construct.progress import Progress, Stage
 from vital_jax.construct.report import EXPECTED, Report
 from vital_jax.construct.settings import Settings, agree, keep_plan, open_jobs
@@ -43,6 +45,7 @@ from vital_jax.construct.splits import Pictures, divide
 from vital_jax.pipeline.records import Record, RecordSource, write_splits
 
 FULL = cut.FULL
+_RULES = (".py", ".json")  # endings of files that say how records are made
 _BATCH = 1024  # questions that wait together for their lessons
 
 
@@ -268,7 +271,45 @@ class _Run:
     # --- ask, teach and gate -----------------------------------------------------------------------------
 
     def records(self) -> Result:
-        """The stages after cut."""
+        """The stages after cut, or what an earlier run made of the same."""
+        note, made_of = self.out / "made.json", self._made_of()
+        if held := self._held_result(note, made_of):
+            self.progress.say("split, ask, write: nothing has changed, the records are there")
+            for line in held.benchmarks:
+                self.progress.say(line)
+            return held
+        note.unlink(missing_ok=True)  # from here on until the end, what lies in OUT may be of two runs
+        result = self._make()
+        if made_of and result.records:
+            kept = {"counts": result.counts, "set_aside": result.set_aside, "benchmarks": result.benchmarks}
+            with _replaced(note) as file:
+                json.dump({"made_of": made_of, **kept}, file)
+        return result
+
+    def _made_of(self) -> str:
+        """Hash of all that the records follow from; empty where a teacher's replies, which come in from elsewhere, are part of it."""
+        if self.settings.teacher != "measured":
+            return ""
+        found = hashlib.sha256(_rules().encode())
+        for each in (asdict(self.settings), self.report.failed, dict(self.asker.audited)):
+            found.update(json.dumps(each, sort_keys=True).encode())
+        for source, unit, entry in self.units:
+            # A part is named by its content.
+            place = entry and (entry.part.relative_to(self.parts.samples).as_posix(), entry.line)
+            found.update(json.dumps((source, unit, place)).encode())
+        return found.hexdigest()
+
+    def _held_result(self, note: Path, made_of: str) -> Result | None:
+        """What an earlier run came to, if it is all there and was made of the same."""
+        beside = (self.out / name for name in ("records.json", "rejects.jsonl", "report.md"))
+        if not made_of or not all(path.is_file() for path in (note, *beside)):
+            return None
+        held = json.loads(note.read_text(encoding="utf-8"))
+        if held.pop("made_of") != made_of or not _whole(self.out / "records", held["counts"]):
+            return None
+        return Result(self.out / "records", failed=self.report.failed, **held)
+
+    def _make(self) -> Result:
         self.split()
         known = self.report.empty(self.settings, written=False)  # before a teacher is paid
         for line in known:
@@ -391,6 +432,19 @@ class _Run:
                 files = {key: tuple(self.parts.read(part, name) for name in row[key]) for key in ("images", "masks")}
                 yield row["split"], Record(**files, **row["fields"])
                 stage.add(1, 1)
+
+
+@cache
+def _rules() -> str:
+    """Hash of the code and tables that make records of samples."""
+    package = Path(__file__).parent.parent
+    found = [
+        path
+        for room in ("construct", "pipeline")
+        for path in sorted((package / room).rglob("*.*"))
+        if path.suffix in _RULES
+    ]
+    return digest(b"".join(path.name.encode() + path.read_bytes() for path in found))
 
 
 def _needs_lesson(one: Asked | dict) -> bool:
