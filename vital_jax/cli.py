@@ -30,14 +30,14 @@ def _parity(arguments: argparse.Namespace) -> int:
     rows = {"logits": report["logits"], "vision": report["vision"]}
     rows |= {f"deepstack {i}": entry for i, entry in enumerate(report["deepstack"])}
     print(
-        f"{'':<12} largest error against transformers in {report['exact']}: ours, transformers' own in {report['dtype']}, allowed"
+        f"Errors against transformers in {report['exact']}: ours, of what is allowed (transformers' own in {report['dtype']})"
     )
     for name, entry in rows.items():
-        verdict = "passed" if entry["passed"] else "FAILED"
-        errors = (entry["error"], entry["reference_error"], entry["tolerance"])
-        print(
-            f"{name:<12} {', '.join(f'{error:.2e}' for error in errors)} (numbers up to {entry['max_abs_value']:.3g}): {verdict}"
+        errors = (
+            f"{what} {entry[f'{m}error']:.1e} of {entry[f'{m}tolerance']:.1e} ({entry[f'{m}reference_error']:.1e})"
+            for what, m in (("largest", ""), ("root mean square", "rms_"))
         )
+        print(f"{name:<12} {', '.join(errors)}: {'passed' if entry['passed'] else 'FAILED'}")
     print(f"{'rope':<12} indices {'equal' if report['rope']['equal'] else 'DIFFER'}")
     return DONE if report["passed"] else INCOMPLETE
 

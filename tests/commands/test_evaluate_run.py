@@ -165,7 +165,7 @@ def test_a_base_answers_without_latents_and_a_limit_is_said(work, capsys):
     assert "drawn at temperature 0.7 with seed 5" in said.out
     assert [row["K"] for row in read(out / "answers.jsonl")] == [0, 0, 0]
     settings = json.loads((out / "settings.json").read_text())
-    assert settings["model"].keys() == {"fingerprint"} and settings["decoding"]["seed"] == 5
+    assert settings["model"].keys() == {"fingerprint", "dtype"} and settings["decoding"]["seed"] == 5
 
 
 FAULTY = [
