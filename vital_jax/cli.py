@@ -58,7 +58,9 @@ def _answer(arguments: argparse.Namespace) -> int:
     if arguments.interactive:
         return answer.talk(arguments, load(), show)
     model = load()
-    show(model.answer(arguments.image, arguments.question, arguments.latent_steps, arguments.max_new_tokens), model.dtype)
+    show(
+        model.answer(arguments.image, arguments.question, arguments.latent_steps, arguments.max_new_tokens), model.dtype
+    )
     return DONE
 
 

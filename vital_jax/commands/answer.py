@@ -109,8 +109,7 @@ def _answered(arguments: argparse.Namespace, model: Any, lines: list[Line]) -> I
 
 
 def talk(arguments: argparse.Namespace, model: Any, show: Callable[[Any, str], None]) -> int:
-    """Answers what is typed, a question a line, until the input ends; `/image FILE ...` changes the images. show: prints an answer, and what it was
-    computed in."""
+    """Answers what is typed, a question a line, until the input ends; `/image FILE ...` changes the images. show: prints one."""
     images: list[str] = arguments.image
     hints = sys.stdin.isatty()
     if hints:

@@ -109,7 +109,7 @@ class Prompter:
             some = ", ".join(f"{text!r} ({number})" for number, text in lost[:3])
             raise ValueError(
                 f"{self.folder}: {len(lost)} tokens of the tokenizer have no row in the embeddings, which have {rows} (vocab_size of "
-                f"config.json): {some}; take the base's own tokenizer files, or resize the model (resize_token_embeddings) and save it again"
+                f"config.json): {some}; take the base's own tokenizer files, or resize the model (resize_token_embeddings) and save it"
             )
 
     def _ends(self) -> tuple[int, ...]:
