@@ -51,6 +51,8 @@ def stored_values(whole: Any, file: str, frame: int | None = None) -> np.ndarray
         way_out = _install(decoder) or "pip install pydicom"
         raise Rejected("no-decoder", file, f"compressed as {syntax.name}; {way_out}, or save it uncompressed")
     try:
+        if frame is not None and numbers(whole, "BitsAllocated") == (1,) and not syntax.is_compressed:
+            return _bits_of(whole, frame)
         return pixel_array(whole, index=frame)
     except Exception as error:
         # A decoder that does a part of a syntax (Pillow: JPEG Extended, but for 12 bits) fails as it does for damaged data.
@@ -60,6 +62,14 @@ def stored_values(whole: Any, file: str, frame: int | None = None) -> np.ndarray
                 "no-decoder", file, f"{reason} ({one_line(error)}); {way_out}, or save it uncompressed"
             ) from error
         raise Rejected("unreadable-image", file, f"its pixels cannot be read ({one_line(error)})") from error
+
+
+def _bits_of(whole: Any, frame: int) -> np.ndarray:
+    """One of the frames of single bits, which follow each other without a gap; pydicom reads only those that begin with a byte."""
+    size = whole.Rows * whole.Columns
+    first, skipped = divmod(frame * size, 8)
+    packed = np.frombuffer(whole.PixelData, np.uint8)[first : first + -(-(skipped + size) // 8)]
+    return np.unpackbits(packed, bitorder="little")[skipped : skipped + size].reshape(whole.Rows, whole.Columns)
 
 
 def _bits(whole: Any) -> str:

@@ -34,7 +34,7 @@ _TELLING = (
 _GROUPS = (
     "PixelMeasuresSequence", "PlanePositionSequence", "PlaneOrientationSequence", "FrameVOILUTSequence", "FrameContentSequence",
     "PixelValueTransformationSequence", "CTImageFrameTypeSequence", "MRImageFrameTypeSequence", "PETFrameTypeSequence",
-    "MREchoSequence", "MRDiffusionSequence",
+    "MREchoSequence", "MRDiffusionSequence", "SegmentIdentificationSequence", "DerivationImageSequence",
 )  # fmt: skip
 
 
