@@ -2,8 +2,8 @@
 
 Every frame marks one segment in one plane. A frame that says where it lies in the patient (ImagePositionPatient, ImageOrientationPatient,
 PixelSpacing) marks the slices that run through it, by the nearest pixel, so that its grid need not be that of the slices; where it or the
-image does not, it marks the image that its DerivationImageSequence names, on that image's grid. A label map (its values are the numbers of segments) is
-read too. Where values are fractions, more than half counts: the file says what they are fractions of.
+image does not, it marks the image that its DerivationImageSequence names, on that image's grid. A label map (its values are the numbers of
+segments) is read too. Where values are fractions, more than half counts: the file says what they are fractions of.
 
 Nothing is placed on trust. Another frame of reference, no frame in any slice, or a frame that lies elsewhere than the image it names are
 refused by name.
