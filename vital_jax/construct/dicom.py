@@ -41,7 +41,7 @@ from vital_jax.construct.marked import (
     refuse,
     target_name,
 )
-from vital_jax.construct.nifti import Stack, read_stack, whole_numbers
+from vital_jax.construct.nifti import ENDINGS, Stack, read_stack, whole_numbers
 from vital_jax.construct.sample import Sample, png
 from vital_jax.construct.source import NOTES, Rejected, Unit
 from vital_jax.construct.targets import Targets, load_targets
@@ -297,4 +297,4 @@ def _images(path: Path, file: str) -> list[Slice]:
 
 
 def _is_volume(file: str) -> bool:
-    return file.lower().endswith((".nii", ".nii.gz"))
+    return file.lower().endswith(ENDINGS)
