@@ -57,6 +57,15 @@ def test_a_picture_of_padding_alone_is_shown_as_stored():
     assert np.ptp(pixels) == 255
 
 
+@pytest.mark.parametrize(("ground", "tissue"), [(-32768, PICTURE), (-2000, PICTURE - 1000), (0, PICTURE - 500)])
+def test_ground_that_no_tag_names_is_black_where_values_go_below_zero(ground, tissue):
+    around = np.hypot(*np.indices(SHAPE) - np.array([12, 16])[:, None, None]) > 11
+    pixels = np.where(around, ground, tissue).astype(np.int16)
+    found, window = render(slice_of(pixels, Modality="MR"), "x")
+    low, high = np.percentile(pixels[~around], (0.5, 99.5))
+    assert window == pytest.approx((low, high), abs=1) and (found[around] == 0).all() and np.ptp(found[~around]) == 255
+
+
 # --- windows ------------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,8 @@
 """The grey of a DICOM slice (PS3.3 C.11.1, C.11.2): stored values, modality look-up, window or VOI look-up table, eight bits.
 
 The width of a window fills the eight bits, for files store more than is shown. Where a file has no usable window, CT is shown in its site's
-and everything else between percentiles. What a file pads its picture with is no part of it: it is black, and counts for no percentile.
-MONOCHROME1 is inverted, as its files mean it. A CT whose values are not Hounsfield units is told by `hounsfield`.
+and everything else between percentiles of what is not background. What a file pads its picture with is no part of it: it is black, and
+counts for no percentile. MONOCHROME1 is inverted, as its files mean it. A CT whose values are not Hounsfield units is told by `hounsfield`.
 """
 
 import re
@@ -13,7 +13,7 @@ import numpy as np
 from vital_jax.construct.dicom_places import numbers, one_line, text
 from vital_jax.construct.hounsfield import RELATIVE, SHIFT, SHIFTED, intensity
 from vital_jax.construct.source import Rejected
-from vital_jax.construct.volumes import PERCENTILES, ct_window
+from vital_jax.construct.volumes import PERCENTILES, background_of, connected, ct_window
 
 _WINDOWS = {  # of VOILUTFunction: how far between black and white a value is, for a window's center and width (C.11.2.1.2, C.11.2.1.3)
     "LINEAR": lambda v, c, w: (v - (c - 0.5)) / (w - 1) + 0.5 if w > 1 else (v > c - 0.5).astype(float),
@@ -158,13 +158,18 @@ def _shares(
             return _WINDOWS[function](values.astype(np.float64), center, width), ends, unit
     if is_ct and unit != RELATIVE:
         low, high = ct_window("", site)
+        background = None
     else:
-        low, high = (float(v) for v in np.percentile(picture, PERCENTILES))
+        background = background_of(picture)
+        low, high = (float(v) for v in np.percentile(picture[picture != background], PERCENTILES))
         if low == high:
             low, high = float(picture.min()), float(picture.max())
         if low == high:
             raise Rejected("no-contrast", "", "all values of the image are equal")
-    return (values - low) / (high - low), (low, high), unit
+    share = (values - low) / (high - low)
+    if background is not None:
+        share[connected(values == background)] = 0
+    return share, (low, high), unit
 
 
 def _unit(header: Any, picture: np.ndarray) -> str:

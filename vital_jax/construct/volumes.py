@@ -378,7 +378,7 @@ class Cutter:
             if (low, high) not in images:
                 grey = np.clip((np.nan_to_num(plane, nan=low) - low) / (high - low), 0, 1)
                 if shown.background is not None:
-                    grey[_connected(plane == np.float32(shown.background))] = 0
+                    grey[connected(plane == np.float32(shown.background))] = 0
                 images[low, high] = png(np.rint(grey * 255).astype(np.uint8), size, Image.Resampling.BICUBIC)
             name = case.id if channel.index is None else f"{case.id}-{channel.modality}"
             yield Sample(
@@ -406,6 +406,6 @@ class Cutter:
             )
 
 
-def _connected(equal: np.ndarray) -> np.ndarray:
+def connected(equal: np.ndarray) -> np.ndarray:
     """Those of the pixels [H, W] that lie in patches of three by three or hang together with one: tissue has that value here and there."""
     return ndimage.binary_propagation(ndimage.binary_opening(equal, np.ones((3, 3))), mask=equal)
