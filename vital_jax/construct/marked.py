@@ -42,6 +42,8 @@ _MEANT = {
     "index": "value",
     "invert": "value",
 }
+# What must not be torn apart, by other names: as a mere note it would be lost, and the patient stand on two sides of the split.
+_GROUPS = dict.fromkeys(("patient", "patient_id", "patientid", "subject", "subject_id", "case", "case_id"), "group")
 _VOLUME_KEYS = ("labels", "label_set")  # beside `label`, and much like it
 _DICOM = (".dcm", ".dicom", ".ima", "")  # files of a study often have no suffix, and neither has a folder of slices
 
@@ -340,8 +342,9 @@ def check_keys(row: Mapping[str, Any], known: Sequence[str], where: str) -> None
       Rejected: bad-line, for such a key, where the one that is meant is not there too.
     """
     for key in row.keys() - set(known):
-        meant = next(iter(get_close_matches(key, known, 1, 0.82)), "")
-        meant = "value of a mask" if key in ("value", *_MEANT) and key not in known else meant
+        word = key.strip().lower()
+        meant = _GROUPS.get(word) or next(iter(get_close_matches(word, known, 1, 0.82)), "")
+        meant = "value of a mask" if word in ("value", *_MEANT) and word not in known else meant
         if meant and meant not in row:
             raise Rejected("bad-line", where, f"{key!r} is not read; it is perhaps meant as {meant!r}")
 
