@@ -241,6 +241,11 @@ def test_coco_in_its_own_layout_and_roboflows(tmp_path):
     assert abs(liver.region.sum() - 2 * 225) <= 31 and [name for name, _ in liver.neighbours] == ["spleen"]
     assert sorted({u.facts["split"] for u in source.units() if u.files}) == ["train2017", "val2017"]
     assert [code for _, code, _ in bad] == ["bad-line"] * 4
+    lost = [{"file_name": "b.png"}, image | {"id": float("nan")}, image]
+    holed = marks[0] | {"segmentation": [[1, 2, 30, float("nan"), 30, 40]]}
+    (root / "annotations/instances_val2017.json").write_text(coco(lost, [*marks[:1], holed | {"category_id": 7}]))
+    bad = [(code, reason) for _, code, reason in read_all(source)[1]]
+    assert [code for code, _ in bad].count("bad-line") == 4 and ("unreadable-mask", "val2017/a.png") in bad
     robo = tmp_path / "robo"
     save(robo / "valid/a.png", grey())
     (robo / "valid/_annotations.coco.json").write_text(coco([image], marks[:1]))
