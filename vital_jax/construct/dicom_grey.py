@@ -55,8 +55,8 @@ def stored_values(whole: Any, file: str, frame: int | None = None) -> np.ndarray
             return _bits_of(whole, frame)
         return pixel_array(whole, index=frame)
     except Exception as error:
-        # A decoder that does a part of a syntax (Pillow: JPEG Extended, but for 12 bits) fails as it does for damaged data.
-        if syntax.is_compressed and (way_out := _install(decoder)):
+        # Pillow does a part of a syntax (of JPEG Extended all but 12 bits) and fails as it does for damaged data; the others do all.
+        if syntax.is_compressed and decoder.available_plugins == ("pillow",) and (way_out := _install(decoder)):
             reason = f"compressed as {syntax.name} ({_bits(whole)} bits), which what is installed here cannot decode"
             raise Rejected(
                 "no-decoder", file, f"{reason} ({one_line(error)}); {way_out}, or save it uncompressed"
@@ -79,7 +79,7 @@ def _bits(whole: Any) -> str:
 def _install(decoder: Any) -> str:
     """How to get the decoders of a syntax that are not installed, those of pylibjpeg first; empty where none is lacking."""
     lacking = sorted(decoder.missing_dependencies, key=lambda line: not line.startswith("pylibjpeg"))
-    packages = re.findall(r"[\w-]+>=[\d.]+", lacking[0]) if lacking else []
+    packages = re.findall(r"[\w-]+>=[\d.]+", lacking[0].replace(" gdcm>", " python-gdcm>")) if lacking else []
     return f"pip install {' '.join(repr(name) for name in packages)}" if packages else ""
 
 
