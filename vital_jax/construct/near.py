@@ -46,7 +46,9 @@ def describe(picture: Image.Image) -> bytes:
     height, width = pixels.shape
     if top + bottom < 0.7 * height and left + right < 0.7 * width:
         grey = grey.crop((left, top, width - right, height - bottom))
-    return grey.resize((SIDE, SIDE), Image.Resampling.BOX).tobytes()
+    # A small picture is enlarged: boxes would repeat its pixels in steps, which a copy with another border has elsewhere.
+    small = min(grey.size) < 2 * SIDE
+    return grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC if small else Image.Resampling.BOX).tobytes()
 
 
 def _even(lines: np.ndarray) -> int:
