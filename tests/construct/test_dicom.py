@@ -273,6 +273,12 @@ def test_the_reason_names_the_package_to_install(root):
         next(iter(Dicom(root).read(unit)))
 
 
+@pytest.mark.filterwarnings("ignore:A value of '0' for")
+def test_a_file_of_no_frames_by_its_header_holds_one(root):
+    save(slice_of(HU, NumberOfFrames=0), root / "Doe_Jane.dcm")
+    assert [sample.region.shape for sample in read_all(Dicom(root))[0]] == [SHAPE]
+
+
 def test_a_truncated_slice_and_one_without_place(root):
     path = root / "Doe_Jane.dcm"
     path.write_bytes(path.read_bytes()[:-100])

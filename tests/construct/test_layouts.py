@@ -241,52 +241,13 @@ def test_coco_in_its_own_layout_and_roboflows(tmp_path):
     assert abs(liver.region.sum() - 2 * 225) <= 31 and [name for name, _ in liver.neighbours] == ["spleen"]
     assert sorted({u.facts["split"] for u in source.units() if u.files}) == ["train2017", "val2017"]
     assert [code for _, code, _ in bad] == ["bad-line"] * 4
+    lost = [{"file_name": "b.png"}, image | {"id": float("nan")}, image]
+    holed = marks[0] | {"segmentation": [[1, 2, 30, float("nan"), 30, 40]]}
+    (root / "annotations/instances_val2017.json").write_text(coco(lost, [*marks[:1], holed | {"category_id": 7}]))
+    bad = [(code, reason) for _, code, reason in read_all(source)[1]]
+    assert [code for code, _ in bad].count("bad-line") == 4 and ("unreadable-mask", "val2017/a.png") in bad
     robo = tmp_path / "robo"
     save(robo / "valid/a.png", grey())
     (robo / "valid/_annotations.coco.json").write_text(coco([image], marks[:1]))
     (sample,), bad = read_all(open_source(robo, options=CT))
     assert sample.id == "robo/valid/a/liver" and not bad
-
-
-# --- nnU-Net -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_raw_folders_of_nnunet(tmp_path, version):
-    nibabel = pytest.importorskip("nibabel")
-    root = tmp_path / "Dataset005_Prostate"
-    affine = np.diag([-1.0, -1.0, 3.0, 1.0])
-    label = np.zeros((40, 40, 4), np.uint8)
-    label[10:30, 10:30, 1:3], label[15:27, 15:27, 1:3] = 1, 2
-    rng = np.random.default_rng(0)
-    for part, case in (("Tr", "case_1"), ("Tr", "case_2"), ("Ts", "case_9")):
-        for channel in range(2):
-            volume = (100 + 40 * label + rng.normal(0, 9, label.shape)).astype(np.float32)
-            path = root / f"images{part}/{case}_{channel:04d}.nii.gz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(volume, affine), path)
-        (root / f"labels{part}").mkdir(exist_ok=True)
-        nibabel.save(nibabel.Nifti1Image(label, affine), root / f"labels{part}/{case}.nii.gz")
-    channels = {"0": "T2", "1": "ADC"}
-    if version == 1:
-        table = {"modality": channels, "labels": {"0": "background", "1": "prostate", "2": "tumor"}, "training": []}
-    else:
-        labels = {"background": 0, "prostate": [1, 2], "tumor": 2, "ignore": 3}
-        table = {"channel_names": channels, "labels": labels, "numTraining": 2, "file_ending": ".nii.gz"}
-    (root / "dataset.json").write_text(json.dumps(table))
-    assert kinds_of(root) == ["nnunet"]
-    source = open_source(root, options={"site": "prostate"})
-    samples, bad = read_all(source)
-    assert not bad and {(s.modality, s.target) for s in samples} == {
-        (f"MRI-{name}", target) for name in ("T2", "ADC") for target in ("prostate", "tumor")
-    }
-    assert {s.group for s in samples} == {f"{root.name}/case_{n}" for n in (1, 2, 9)}
-    assert len({s.id for s in samples}) == len(samples) == 3 * 2 * 2 * 2
-    area = {s.target: int(s.region.sum()) for s in samples}
-    assert area == {"prostate": 400 if version == 2 else 256, "tumor": 144}
-    assert {u.facts["case"]: u.facts["split"] for u in source.units()} == {"case_1": "", "case_2": "", "case_9": "test"}
-    (root / "imagesTr/case_1_0001.nii.gz").unlink()
-    assert [code for _, code, _ in read_all(source)[1]] == ["missing-file"]
-    (root / "dataset.json").write_text('{"labels": 3}')
-    with pytest.raises(ValueError, match="not a table of nnU-Net's form"):
-        source.units()

@@ -196,7 +196,16 @@ def test_keys_of_a_mask_are_read_or_named(folder, tmp_path, keys, said):
 
 
 @pytest.mark.parametrize(
-    ("key", "meant"), [("value", "value of a mask"), ("license", "licence"), ("modalitty", "modality")]
+    ("key", "meant"),
+    [
+        ("value", "value of a mask"),
+        ("license", "licence"),
+        ("modalitty", "modality"),
+        ("Group", "group"),
+        ("Patient", "group"),
+        ("subject_id", "group"),
+        ("Split", "split"),
+    ],
 )
 def test_keys_of_a_line_that_are_nearly_ours_are_named(folder, tmp_path, key, meant):
     folder(HEAD * 255)

@@ -80,6 +80,15 @@ def test_changed_copies_are_found_and_others_left_alone(tmp_path, change):
     assert found == sorted(expected)
 
 
+@pytest.mark.parametrize("cut", [(1, 1, 1, 1), (2, 2, 0, 0), (2, 2, 2, 2)])
+def test_crops_of_small_pictures_are_found(tmp_path, cut):
+    left, top, right, bottom = cut
+    small = [picture(i).resize((36, 52), Image.Resampling.BOX) for i in range(12)]
+    crops = [(f"copy {i}", small[i].crop((left, top, 36 - right, 52 - bottom))) for i in range(12)]
+    found = unite(tmp_path, [(f"patient {i}", each) for i, each in enumerate(small)] + crops)
+    assert found == sorted([f"copy {i}", f"patient {i}"] for i in range(12))
+
+
 def test_sameness_is_passed_on_through_groups(tmp_path):
     # Group b has a picture of a and one of c; d has nothing of them.
     a, c = picture(0), picture(1)

@@ -76,6 +76,20 @@ def test_transparent_pixels_are_white_and_count_for_no_window():
     assert (found[:5] == 255).all() and np.abs(found[5:] - GREY[5:]).max() <= 3
 
 
+def test_alpha_of_twelve_bits_is_as_opaque_as_one_of_sixteen():
+    for alpha in (FULL, FULL // 16):
+        np.testing.assert_array_equal(shown(png16(np.stack([TWELVE, alpha], -1), 4)), GREY)
+    half = shown(png16(np.stack([TWELVE, np.where(np.indices(TWELVE.shape)[0] < 5, 0, 4095).astype(np.uint16)], -1), 4))
+    assert (half[:5] == 255).all() and np.abs(half[5:] - GREY[5:]).max() <= 40
+
+
+def test_signed_values_of_eight_bits_keep_their_sign():
+    values = np.rint(200 * PICTURE - 100).astype(np.int8)
+    for end in "<>":
+        np.testing.assert_array_equal(read(tiff(values, end=end), "t").values, values)
+    assert np.corrcoef(shown(tiff(values)).ravel(), PICTURE.ravel())[0, 1] > 0.99
+
+
 @pytest.mark.parametrize("end", ["<", ">"])
 def test_true_colours_keep_their_proportions(end):
     colours = np.stack([TWELVE, TWELVE // 2, 4095 - TWELVE], -1)
@@ -92,7 +106,7 @@ def test_true_colours_keep_their_proportions(end):
 @pytest.mark.parametrize("end", ["<", ">"])
 def test_white_is_zero_is_turned_at_every_depth(dtype, end):
     if (dtype, end) == (np.uint32, ">"):
-        with pytest.raises(ValueError, match="film is no image"):  # Pillow has no such reader
+        with pytest.raises(ValueError, match="film is a TIFF of 32-bit unsigned values"):  # Pillow has no such reader
             shown(tiff(PICTURE.astype(dtype), 1, end))
         return
     most = 1 if dtype is np.float32 else min(np.iinfo(dtype).max, 4e9)

@@ -60,6 +60,7 @@ def test_what_has_several_meanings_is_refused_with_the_way_out(kind):
 
 
 MENDED = {
+    "jpeg 40, which stores black as 1": jpeg(DISC.astype(U8) * 255, 40),
     "jpeg 75": jpeg(DISC.astype(U8) * 255, 75),
     "jpeg 10, in colour": np.asarray(Image.fromarray(jpeg(DISC.astype(U8) * 255, 10)).convert("RGB")),
     "antialiased": np.asarray(

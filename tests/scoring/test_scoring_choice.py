@@ -94,7 +94,7 @@ def test_the_second_option(text):
 NOTHING = [
     "It is not CT.", "CT or X-ray", "CT and MRI", "Neither CT nor MRI", "CT, X-ray, MRI or ultrasound?", "I cannot tell.",
     "I cannot tell whether it is CT or MRI", "I'm not sure whether it is a CT.", "A. CT\nB. X-ray\nC. MRI\nD. Ultrasound",
-    "A. CT, B. X-ray",
+    "A. CT, B. X-ray", "Either A or B.", "It is A, B or C.",
     "A/B", "B, C", "A or B", "B or A", "Both A and B", "Options A and B are both plausible", "The answer choices are A, B, C and D",
     "B. CT", "X-ray (A)", "The answer is unclear.", "B? The answer is unclear.", "None of these",
     "B?", "X-ray?", "anything but an X-ray", "e", "Option E", "It is hepatitis B",

@@ -29,6 +29,8 @@ def test_longer_names_go_first_and_words_stay_whole():
         ("the heart and lungs", "heart", True),
         ("two", "2", True),
         ("It is not the kidney.", "kidney", False),
+        ("I doubt it is the kidney.", "kidney", False),
+        ("Beyond doubt the kidney.", "kidney", True),
         ("not left", "left", False),
         ("left or right", "left", False),
         ("left/right", "left", False),

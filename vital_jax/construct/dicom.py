@@ -3,8 +3,11 @@
     {"id": "7", "modality": "CT", "site": "lung", "image": "7.dcm", "masks": [{"target": "nodule", "file": "7.png"}]}
     {"id": "8", "modality": "CT", "site": "liver", "image": "series8", "masks": [{"target": "liver", "file": "8.nii.gz"}]}
 
+    {"id": "9", "modality": "CT", "site": "chest", "image": "series9", "masks": [{"file": "9-seg.dcm"}]}
+
 The image of a line may also be an enhanced multi-frame file, which is read as a series of its frames. A mask is an image on the slice's
-pixel grid, or a NIfTI volume in the same patient's millimeters, which may lie on another grid. Which slices of a series can be marked
+pixel grid, a NIfTI volume in the same patient's millimeters, which may lie on another grid, or a DICOM segmentation, whose segments have
+names of their own (`dicom_segments`). Which slices of a series can be marked
 is told by `dicom_places`, and "select": {"TemporalPositionIdentifier": 1} chooses some by a tag; how they are shown is told by
 `dicom_grey`. Pixels that are no squares are resampled to squares, images and masks. A slice that was taken as radiologists look at it
 (patient's left on the right, front up) says so in `orientation`; any other is left as stored.
@@ -14,8 +17,9 @@ its `group` or else the file's PatientID. A hash of a short number can be undone
 only found where the file admits it (such files are rejected): de-identify before you share. Rejections name files as the manifest does.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,9 +28,20 @@ import numpy as np
 
 from vital_jax.construct.dicom_grey import grey_of, render, stored_values
 from vital_jax.construct.dicom_places import Slice, aspect, in_order, open_slices, orientation, section, spacing, text
+from vital_jax.construct.dicom_segments import Segmentation, is_segmentation
 from vital_jax.construct.hounsfield import told
-from vital_jax.construct.marked import Mask, cut, inside, line_kinds, load, manifest_units, refuse, target_name
-from vital_jax.construct.nifti import Stack, read_stack, whole_numbers
+from vital_jax.construct.marked import (
+    Mask,
+    cut,
+    inside,
+    is_dicom,
+    line_kinds,
+    load,
+    manifest_units,
+    refuse,
+    target_name,
+)
+from vital_jax.construct.nifti import ENDINGS, Stack, read_stack, whole_numbers
 from vital_jax.construct.sample import Sample, png
 from vital_jax.construct.source import NOTES, Rejected, Unit
 from vital_jax.construct.targets import Targets, load_targets
@@ -34,6 +49,7 @@ from vital_jax.construct.volumes import Cutter, square_size
 from vital_jax.pipeline.masks import marked_values
 
 __all__ = ["Dicom", "anonymous", "render"]
+Mark = Callable[[Slice], np.ndarray]  # [H, W] bool
 
 
 @dataclass
@@ -84,13 +100,15 @@ class Dicom:
         return units
 
     def _slices(self, unit: Unit) -> list[Path]:
-        """The files in a unit's folder; none where it is a file, or somewhere else."""
+        """The files in a unit's folder but for its masks; none where it is a file, or somewhere else."""
+        row = unit.facts["row"]
         try:
-            folder = inside(self.root, unit.facts["row"]["image"], unit.facts["where"])
+            folder = inside(self.root, row["image"], unit.facts["where"])
         except Rejected:
             return []
+        masks = {self.root / mask["file"] for mask in row["masks"]}
         files = sorted(folder.iterdir()) if folder.is_dir() else []
-        return [path for path in files if path.is_file() and path.name[0] != "."]
+        return [path for path in files if path.is_file() and path.name[0] != "." and path not in masks]
 
     def read(self, unit: Unit) -> Iterator[Sample | Rejected]:
         """The samples of one slice or series; a slice or mask that cannot be used as a `Rejected`.
@@ -102,24 +120,42 @@ class Dicom:
         refuse(unit)
         row, where = unit.facts["row"], unit.facts["where"]
         path = inside(self.root, row["image"], where)
-        slices = [] if path.is_dir() else open_slices(path, row["image"])
+        slices = [] if path.is_dir() else _images(path, row["image"])
         if path.is_dir() or len(slices) > 1:
             yield from self._series(unit, row, where, slices)
             return
-        masks = [Mask(m["target"], m["file"], None, m.get("value"), m.get("outline")) for m in row["masks"]]
-        for number, mask in enumerate(masks):
+        masks = []
+        for mask in row["masks"]:
+            said = (mask.get("value"), mask.get("outline"))
             try:
-                masks[number] = replace(mask, **self._mask(mask, where, slices[0]))
+                marks = self._marks(mask, row, where, slices)
+                for target, mark in marks.items():
+                    masks.append(Mask(target, mask["file"], png(mark(slices[0]) * np.uint8(255)), None, said[1]))
+                if not marks:
+                    data = load(self.root, mask["file"], where, "unreadable-mask")
+                    masks.append(Mask(mask["target"], mask["file"], data, *said))
             except Rejected as reason:
-                masks[number] = replace(mask, data=reason)
+                if "target" in mask:
+                    masks.append(Mask(mask["target"], mask["file"], reason))
+                else:
+                    yield reason
         yield from self._cut(unit.id, row, slices[0], masks)
 
-    def _mask(self, mask: Mask, where: str, slice_: Slice) -> dict:
-        """The data of a mask on the slice's grid; the values of a volume are looked up before it is cut."""
-        if _is_volume(mask.file):
-            region = section(self._volume(mask.file, where, mask.value), slice_)
-            return {"data": png(region * np.uint8(255)), "value": None}
-        return {"data": load(self.root, mask.file, where, "unreadable-mask")}
+    def _marks(self, mask: dict, row: dict, where: str, slices: Sequence[Slice]) -> dict[str, Mark]:
+        """Per target what marks it in a slice, where the mask is a volume or a segmentation; nothing where it is an image."""
+        file, site = mask["file"], row["site"]
+        if _is_volume(file):
+            return {
+                target_name(self.targets, mask["target"], site): partial(
+                    section, self._volume(file, where, mask.get("value"))
+                )
+            }
+        if not is_dicom(file):
+            return {}
+        found = Segmentation(inside(self.root, file, where), file)
+        found.check(slices, row["image"])
+        meant = found.meant(mask, self.targets, site)
+        return {target: partial(found.region, numbers) for target, numbers in meant.items()}
 
     def _volume(self, file: str, where: str, value: Any) -> Stack:
         """What a mask marks, as a stack of booleans."""
@@ -139,7 +175,7 @@ class Dicom:
         """The slices in the files of a folder."""
         for path in self._slices(unit):
             try:
-                yield from open_slices(path, f"{row['image']}/{path.name}")
+                yield from _images(path, f"{row['image']}/{path.name}")
             except Rejected as reason:
                 yield reason
 
@@ -162,18 +198,22 @@ class Dicom:
             raise Rejected("mixed-series", row["image"], reason)
         slices, left_out = in_order(slices, row["image"])
         yield from left_out
-        regions, files = {}, {}
+        regions, owners = {}, {}
         for mask in row["masks"]:
-            target = target_name(self.targets, mask["target"], row["site"])
             try:
-                if not _is_volume(mask["file"]):
-                    raise Rejected("unreadable-mask", mask["file"], "the mask of a series must be a NIfTI volume")
-                if target in files:
-                    raise Rejected("duplicate-id", mask["file"], f"a second mask of {target!r}; unite them")
-                files[target] = mask["file"]
-                stack = self._volume(mask["file"], where, mask.get("value"))
-                # One bit per pixel: all masks of a series fit beside each other.
-                regions[target] = [np.packbits(section(stack, slice_)) for slice_ in slices]
+                marks = self._marks(mask, row, where, slices)
+                if not marks:
+                    reason = "the mask of a series must be a NIfTI volume or a DICOM segmentation"
+                    raise Rejected("unreadable-mask", mask["file"], reason)
+                for target, mark in marks.items():
+                    if target in owners:
+                        raise Rejected("duplicate-id", mask["file"], f"a second mask of {target!r}; unite them")
+                    owners[target] = mask
+                    marked = (mark(slice_) for slice_ in slices)
+                    # One bit per pixel, and nothing where nothing is marked: all masks of a series fit beside each other.
+                    regions[target] = [
+                        np.packbits(region) if region.any() else np.zeros(0, np.uint8) for region in marked
+                    ]
             except Rejected as reason:
                 yield reason
         cutter, kept = Cutter(min_area=self.min_area, max_slices=self.max_slices), {}
@@ -183,10 +223,12 @@ class Dicom:
         for target, area in areas.items():
             kept[target] = set(cutter.pick(area))
             if not area.any():
-                yield Rejected("empty-mask", files[target], f"marks nothing in the slices of {row['image']}")
+                yield Rejected("empty-mask", owners[target]["file"], f"marks nothing in the slices of {row['image']}")
             elif not kept[target]:
                 yield Rejected(
-                    "small-mask", files[target], f"at most {area.max()} pixels in a slice, {self.min_area} are needed"
+                    "small-mask",
+                    owners[target]["file"],
+                    f"at most {area.max()} pixels in a slice, {self.min_area} are needed",
                 )
         seen = set()
         for number in sorted(set().union(*kept.values())):
@@ -195,8 +237,9 @@ class Dicom:
             masks = [
                 Mask(
                     target,
-                    files[target],
+                    owners[target]["file"],
                     png(np.unpackbits(rows[number])[: shape[0] * shape[1]].reshape(shape) * np.uint8(255)),
+                    outline=owners[target].get("outline"),
                 )
                 for target, rows in regions.items()
                 if areas[target][number]
@@ -243,5 +286,15 @@ def anonymous(text: str) -> str:
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def _images(path: Path, file: str) -> list[Slice]:
+    """As `open_slices`. Raises: Rejected, unreadable-image, for a file that marks images and is none."""
+    slices = open_slices(path, file)
+    if is_segmentation(slices[0].header):
+        raise Rejected(
+            "unreadable-image", file, "is a segmentation, not an image; name it as a mask of the image's line"
+        )
+    return slices
+
+
 def _is_volume(file: str) -> bool:
-    return file.lower().endswith((".nii", ".nii.gz"))
+    return file.lower().endswith(ENDINGS)

@@ -1,8 +1,8 @@
 """The grey of a DICOM slice (PS3.3 C.11.1, C.11.2): stored values, modality look-up, window or VOI look-up table, eight bits.
 
 The width of a window fills the eight bits, for files store more than is shown. Where a file has no usable window, CT is shown in its site's
-and everything else between percentiles. What a file pads its picture with is no part of it: it is black, and counts for no percentile.
-MONOCHROME1 is inverted, as its files mean it. A CT whose values are not Hounsfield units is told by `hounsfield`.
+and everything else between percentiles of what is not background. What a file pads its picture with is no part of it: it is black, and
+counts for no percentile. MONOCHROME1 is inverted, as its files mean it. A CT whose values are not Hounsfield units is told by `hounsfield`.
 """
 
 import re
@@ -13,7 +13,7 @@ import numpy as np
 from vital_jax.construct.dicom_places import numbers, one_line, text
 from vital_jax.construct.hounsfield import RELATIVE, SHIFT, SHIFTED, intensity
 from vital_jax.construct.source import Rejected
-from vital_jax.construct.volumes import PERCENTILES, ct_window
+from vital_jax.construct.volumes import PERCENTILES, background_of, connected, ct_window
 
 _WINDOWS = {  # of VOILUTFunction: how far between black and white a value is, for a window's center and width (C.11.2.1.2, C.11.2.1.3)
     "LINEAR": lambda v, c, w: (v - (c - 0.5)) / (w - 1) + 0.5 if w > 1 else (v > c - 0.5).astype(float),
@@ -51,15 +51,25 @@ def stored_values(whole: Any, file: str, frame: int | None = None) -> np.ndarray
         way_out = _install(decoder) or "pip install pydicom"
         raise Rejected("no-decoder", file, f"compressed as {syntax.name}; {way_out}, or save it uncompressed")
     try:
+        if frame is not None and numbers(whole, "BitsAllocated") == (1,) and not syntax.is_compressed:
+            return _bits_of(whole, frame)
         return pixel_array(whole, index=frame)
     except Exception as error:
-        # A decoder that does a part of a syntax (Pillow: JPEG Extended, but for 12 bits) fails as it does for damaged data.
-        if syntax.is_compressed and (way_out := _install(decoder)):
+        # Pillow does a part of a syntax (of JPEG Extended all but 12 bits) and fails as it does for damaged data; the others do all.
+        if syntax.is_compressed and decoder.available_plugins == ("pillow",) and (way_out := _install(decoder)):
             reason = f"compressed as {syntax.name} ({_bits(whole)} bits), which what is installed here cannot decode"
             raise Rejected(
                 "no-decoder", file, f"{reason} ({one_line(error)}); {way_out}, or save it uncompressed"
             ) from error
         raise Rejected("unreadable-image", file, f"its pixels cannot be read ({one_line(error)})") from error
+
+
+def _bits_of(whole: Any, frame: int) -> np.ndarray:
+    """One of the frames of single bits, which follow each other without a gap; pydicom reads only those that begin with a byte."""
+    size = whole.Rows * whole.Columns
+    first, skipped = divmod(frame * size, 8)
+    packed = np.frombuffer(whole.PixelData, np.uint8)[first : first + -(-(skipped + size) // 8)]
+    return np.unpackbits(packed, bitorder="little")[skipped : skipped + size].reshape(whole.Rows, whole.Columns)
 
 
 def _bits(whole: Any) -> str:
@@ -69,7 +79,7 @@ def _bits(whole: Any) -> str:
 def _install(decoder: Any) -> str:
     """How to get the decoders of a syntax that are not installed, those of pylibjpeg first; empty where none is lacking."""
     lacking = sorted(decoder.missing_dependencies, key=lambda line: not line.startswith("pylibjpeg"))
-    packages = re.findall(r"[\w-]+>=[\d.]+", lacking[0]) if lacking else []
+    packages = re.findall(r"[\w-]+>=[\d.]+", lacking[0].replace(" gdcm>", " python-gdcm>")) if lacking else []
     return f"pip install {' '.join(repr(name) for name in packages)}" if packages else ""
 
 
@@ -148,13 +158,18 @@ def _shares(
             return _WINDOWS[function](values.astype(np.float64), center, width), ends, unit
     if is_ct and unit != RELATIVE:
         low, high = ct_window("", site)
+        background = None
     else:
-        low, high = (float(v) for v in np.percentile(picture, PERCENTILES))
+        background = background_of(picture)
+        low, high = (float(v) for v in np.percentile(picture[picture != background], PERCENTILES))
         if low == high:
             low, high = float(picture.min()), float(picture.max())
         if low == high:
             raise Rejected("no-contrast", "", "all values of the image are equal")
-    return (values - low) / (high - low), (low, high), unit
+    share = (values - low) / (high - low)
+    if background is not None:
+        share[connected(values == background)] = 0
+    return share, (low, high), unit
 
 
 def _unit(header: Any, picture: np.ndarray) -> str:

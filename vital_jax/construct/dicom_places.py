@@ -34,7 +34,7 @@ _TELLING = (
 _GROUPS = (
     "PixelMeasuresSequence", "PlanePositionSequence", "PlaneOrientationSequence", "FrameVOILUTSequence", "FrameContentSequence",
     "PixelValueTransformationSequence", "CTImageFrameTypeSequence", "MRImageFrameTypeSequence", "PETFrameTypeSequence",
-    "MREchoSequence", "MRDiffusionSequence",
+    "MREchoSequence", "MRDiffusionSequence", "SegmentIdentificationSequence", "DerivationImageSequence",
 )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def open_slices(path: Path, file: str) -> list[Slice]:
             "burned-in-text", file, "says that its pixels carry writing, which may name the patient; mask it first"
         )
     groups = header.get("PerFrameFunctionalGroupsSequence")
-    if 0 in shape or (frames != (1,) and not groups):
+    if 0 in shape or (frames[0] > 1 and not groups):
         reason = f"holds {frames[0]:g} frames of {shape} without a place of their own"
         raise Rejected("multi-frame", file, f"{reason}; export the ones you mean as single images")
     if not groups:

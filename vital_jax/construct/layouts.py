@@ -187,11 +187,17 @@ class Coco(_Folder):
         file = path.relative_to(self.root).as_posix()
         try:
             table = read_json(path.read_bytes())
-            images = {image["id"]: image for image in table["images"]}
+            images = {image["id"]: image for image in table["images"] if isinstance(image, Mapping) and "id" in image}
             names = {category["id"]: str(category["name"]) for category in table["categories"]}
             annotations = list(table["annotations"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: not a COCO file ({error!r})") from error
+        for number, image in enumerate(table["images"]):
+            if not isinstance(image, Mapping) or "id" not in image:
+                where = f"{file}:images[{number}]"
+                yield refused(
+                    where, Rejected("bad-line", where, "an image without an id, to which no annotation can belong")
+                )
         owned = defaultdict(lambda: defaultdict(list))
         for number, row in enumerate(annotations):
             where = f"{file}:annotations[{number}]"
@@ -274,8 +280,8 @@ def draw(shapes: Sequence[Any], size: Sequence[int]) -> bytes:
             runs |= run_lengths(shape["counts"], height, width)
             continue
         for polygon in shape:
-            if len(polygon) < 6 or len(polygon) % 2:
-                raise ValueError(f"a polygon of {len(polygon)} numbers")
+            if len(polygon) < 6 or len(polygon) % 2 or not all(isinstance(v, int | float) for v in polygon):
+                raise ValueError(f"a polygon of {len(polygon)} numbers, of which {polygon.count(None)} are missing")
             # A pixel's center is at .5 there, and at whole numbers here.
             brush.polygon([(x - 0.5, y - 0.5) for x, y in zip(polygon[::2], polygon[1::2], strict=True)], fill=1)
     data = BytesIO()

@@ -42,6 +42,8 @@ _MEANT = {
     "index": "value",
     "invert": "value",
 }
+# What must not be torn apart, by other names: as a mere note it would be lost, and the patient stand on two sides of the split.
+_GROUPS = dict.fromkeys(("patient", "patient_id", "patientid", "subject", "subject_id", "case", "case_id"), "group")
 _VOLUME_KEYS = ("labels", "label_set")  # beside `label`, and much like it
 _DICOM = (".dcm", ".dicom", ".ima", "")  # files of a study often have no suffix, and neither has a folder of slices
 
@@ -239,7 +241,12 @@ def line_kind(row: Mapping[str, Any]) -> str:
     if "masks" not in row:
         return "volumes" if "label" in row else ""
     image = row.get("image")
-    return "dicom" if isinstance(image, str) and Path(image).suffix.lower() in _DICOM else "manifest"
+    return "dicom" if isinstance(image, str) and is_dicom(image) else "manifest"
+
+
+def is_dicom(name: str) -> bool:
+    """Whether a file is a DICOM file, or a folder of them, by its name."""
+    return Path(name).suffix.lower() in _DICOM
 
 
 def line_kinds(root: Path) -> set[str]:
@@ -335,8 +342,9 @@ def check_keys(row: Mapping[str, Any], known: Sequence[str], where: str) -> None
       Rejected: bad-line, for such a key, where the one that is meant is not there too.
     """
     for key in row.keys() - set(known):
-        meant = next(iter(get_close_matches(key, known, 1, 0.82)), "")
-        meant = "value of a mask" if key in ("value", *_MEANT) and key not in known else meant
+        word = key.strip().lower()
+        meant = _GROUPS.get(word) or next(iter(get_close_matches(word, known, 1, 0.82)), "")
+        meant = "value of a mask" if word in ("value", *_MEANT) and word not in known else meant
         if meant and meant not in row:
             raise Rejected("bad-line", where, f"{key!r} is not read; it is perhaps meant as {meant!r}")
 
@@ -356,9 +364,7 @@ def _check_line(row: dict, where: str) -> None:
         check(isinstance(row.get(key, ""), str), f"{key} must be text, not {row.get(key)!r}")
     check(type(row.get("group", "")) in (str, int), f"group must be text or a number, not {row.get('group')!r}")
     masks = row["masks"]
-    good = isinstance(masks, list) and all(
-        isinstance(mask, dict) and all(isinstance(mask.get(key), str) for key in ("target", "file")) for mask in masks
-    )
+    good = isinstance(masks, list) and all(_is_mask(mask, line_kind(row)) for mask in masks)
     check(good, "every mask needs a target and a file")
     check_keys(row, _KEYS, where)
     select = row.get("select", {})
@@ -375,7 +381,16 @@ def _check_line(row: dict, where: str) -> None:
                 check_value(mask["value"], f"mask {mask['file']!r}")
             except ValueError as error:
                 raise Rejected("bad-line", where, str(error)) from error
-    check(len({mask["target"] for mask in masks}) == len(masks), "a target has two masks; unite them")
+    names = [mask["target"] for mask in masks if "target" in mask]
+    check(len(set(names)) == len(names), "a target has two masks; unite them")
+
+
+def _is_mask(mask: Any, kind: str) -> bool:
+    """Whether it has a file and a target; the segments of a DICOM file have names of their own."""
+    if not isinstance(mask, dict) or not isinstance(mask.get("file"), str):
+        return False
+    named = kind == "dicom" and is_dicom(mask["file"]) and "target" not in mask
+    return named or isinstance(mask.get("target"), str)
 
 
 def refused(unit: str, reason: Rejected) -> Unit:

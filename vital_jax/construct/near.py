@@ -7,7 +7,7 @@ off. Two such pictures must not stand on two sides of a split. They are found in
    windows). 77 low cosine frequencies of it are its descriptor; those of mirrored copies are the same but for signs. Of all others, each
    picture's `MOST` most alike, at least `ALIKE`, are candidates.
 2. The halved thumbnails of a candidate pair are laid over each other by least squares (affine, from rough to fine; residuals are clipped,
-   so that a burnt-in box does not pull), and a pair that does not fit even then is dropped.
+   so that a burnt-in box does not pull), and a pair that does not fit roughly, or not even then, is dropped.
 3. The same at full size, and the fine structure decides: the correlation of what is left after smoothing, block by block, mean over the
    better three quarters of the blocks, at least `SAME`. Two chests are alike in the large and differ there.
 
@@ -22,12 +22,13 @@ from scipy.ndimage import gaussian_filter
 
 SIDE = 48
 MOST, ALIKE = 16, 0.7
-ROUGH, SAME = 0.75, 0.95
+EARLY, ROUGH, SAME = 0.5, 0.75, 0.95
 _ORDER = 12  # of cosine frequencies, both directions together
 _BLOCK, _KEPT = 6, 0.75  # blocks along a side; share of them that counts
 _FLAT = 12  # grey levels within which a border is even
 _FEW = 8  # least blocks that both pictures show
-ROWS, PAIRS = 1024, 1024  # pictures compared with all, and pairs aligned, at once
+# Pictures compared with all, with how many of those, and pairs aligned at once: what is worked on has to fit a processor's cache.
+ROWS, COLUMNS, PAIRS = 256, 1024, 64
 FLIPS = ((False, False), (True, False), (False, True), (True, True))  # upside down, left to right
 
 _waves = np.cos(np.pi * (np.arange(SIDE) + 0.5) * np.arange(_ORDER)[:, None] / SIDE).astype(np.float32)
@@ -45,7 +46,9 @@ def describe(picture: Image.Image) -> bytes:
     height, width = pixels.shape
     if top + bottom < 0.7 * height and left + right < 0.7 * width:
         grey = grey.crop((left, top, width - right, height - bottom))
-    return grey.resize((SIDE, SIDE), Image.Resampling.BOX).tobytes()
+    # A small picture is enlarged: boxes would repeat its pixels in steps, which a copy with another border has elsewhere.
+    small = min(grey.size) < 2 * SIDE
+    return grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC if small else Image.Resampling.BOX).tobytes()
 
 
 def _even(lines: np.ndarray) -> int:
@@ -57,12 +60,10 @@ def _even(lines: np.ndarray) -> int:
 
 def ranks(thumbs: np.ndarray) -> np.ndarray:
     """Thumbnails [N, SIDE * SIDE] uint8 with each grey replaced by the share of pixels below it: [N, SIDE, SIDE] float32, -0.5..0.5."""
-    found = np.empty(thumbs.shape, np.float32)
-    for number, thumb in enumerate(thumbs):
-        counts = np.bincount(thumb, minlength=256)
-        above = np.cumsum(counts)
-        found[number] = ((above - counts / 2) / thumb.size - 0.5)[thumb]
-    return found.reshape(-1, SIDE, SIDE)
+    own = thumbs + 256 * np.arange(len(thumbs))[:, None]  # greys of each thumbnail by numbers of their own
+    counts = np.bincount(own.ravel(), minlength=256 * len(thumbs)).reshape(-1, 256)
+    below = (np.cumsum(counts, axis=1) - counts / 2) / thumbs.shape[1] - 0.5
+    return below.astype(np.float32).reshape(-1)[own].reshape(-1, SIDE, SIDE)
 
 
 def descriptors(ranked: np.ndarray) -> np.ndarray:
@@ -82,44 +83,64 @@ def candidates(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Pairs that may be the same: (one, other, number of the flip, cosine) per block of pictures.
 
+    Mirroring changes signs of frequencies that are odd down, across or both. So four sums of products are enough for all flips.
+
     Args:
       found: descriptors [N, 77]. groups: [N] pictures of one group are not compared.
     """
+    parity = (2 * (_down % 2) + _across % 2)[_low]
+    parts = [np.ascontiguousarray(found[:, parity == number]) for number in range(4)]
     for start in range(0, len(found), ROWS):
-        rows = found[start : start + ROWS]
-        best, which = None, np.zeros((len(rows), len(found)), np.uint8)
-        for number, flip in enumerate(FLIPS):
-            cosines = (rows * signs(flip)) @ found.T
-            if best is None:
-                best = cosines
-                continue
-            better = cosines > best
-            which[better] = number
-            np.maximum(best, cosines, out=best)
-        best[groups[start : start + ROWS, None] == groups[None]] = -1
-        most = min(MOST, best.shape[1])
-        near = np.argpartition(-best, most - 1, axis=1)[:, :most]
-        cosines = np.take_along_axis(best, near, 1)
-        one, place = np.nonzero(cosines >= ALIKE)
-        other = near[one, place]
-        yield one + start, other, which[one, other], cosines[one, place]
+        rows = slice(start, start + ROWS)
+        best = np.empty((len(found[rows]), len(found)), np.float32)
+        for first in range(0, len(found), COLUMNS):
+            columns = slice(first, first + COLUMNS)
+            plain, across, down, both = (part[rows] @ part[columns].T for part in parts)
+            most = np.maximum(across + np.abs(down + both), np.abs(down - both) - across)
+            most[groups[rows, None] == groups[columns]] = -2
+            np.add(plain, most, out=best[:, columns])
+        near = _largest(best, MOST)
+        one, place = np.nonzero(np.take_along_axis(best, near, 1) >= ALIKE)
+        other, one = near[one, place], one + start
+        cosines = np.stack([(found[one] * signs(flip) * found[other]).sum(1) for flip in FLIPS])
+        yield one, other, cosines.argmax(0), cosines.max(0)
+
+
+def _largest(values: np.ndarray, most: int) -> np.ndarray:
+    """[R, most] where in its row [N] the largest values are, in no order; all where there are no more."""
+    size = values.shape[1] // most
+    if size <= most:
+        return np.argpartition(-values, min(most, values.shape[1]) - 1, axis=1)[:, :most]
+    # They lie in the groups with the largest maxima, and those are few; the last values of a row may belong to no group.
+    groups = np.arange(most * size).reshape(most, size)
+    heads = values[:, : most * size].reshape(-1, most, size).max(1)
+    places = groups[:, np.argpartition(-heads, most - 1, axis=1)[:, :most]].transpose(1, 0, 2).reshape(len(values), -1)
+    rest = np.broadcast_to(np.arange(most * size, values.shape[1]), (len(values), values.shape[1] - most * size))
+    places = np.concatenate([places, rest], axis=1)
+    chosen = np.argpartition(-np.take_along_axis(values, places, 1), most - 1, axis=1)[:, :most]
+    return np.take_along_axis(places, chosen, 1)
 
 
 def same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """[N] bool, whether ranked thumbnails [N, SIDE, SIDE] are of the same picture; `other` is mirrored as it has to be."""
-    small = [ranked.reshape(-1, SIDE // 2, 2, SIDE // 2, 2).mean((2, 4)) for ranked in (one, other)]
-    moved = align(*small, np.zeros((len(one), 2, 3), np.float32), (1.5, 0.7))
-    likely = np.flatnonzero(_likeness(*small, moved) >= ROUGH)
+    small = [sum(ranked[:, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4 for ranked in (one, other)]
+    moved, live = np.zeros((len(one), 2, 3), np.float32), np.arange(len(one))
+    for blur, least in ((1.5, EARLY), (0.7, ROUGH)):
+        moved = align(*small, moved, (blur,))
+        fits = _likeness(*small, moved) >= least
+        moved, live, small = moved[fits], live[fits], [ranked[fits] for ranked in small]
+        if not len(live):
+            break
     found = np.zeros(len(one), bool)
-    if len(likely):
-        one, other = one[likely], other[likely]
-        moved = align(one, other, 2 * moved[likely], (1.2, 0.6))
-        found[likely] = _likeness(one, other, moved) >= SAME
+    if len(live):
+        one, other = one[live], other[live]
+        moved = align(one, other, 2 * moved, (1.2, 0.6))
+        found[live] = _likeness(one, other, moved) >= SAME
     return found
 
 
 def align(
-    one: np.ndarray, other: np.ndarray, moved: np.ndarray, blurs: tuple[float, ...], turns: int = 6
+    one: np.ndarray, other: np.ndarray, moved: np.ndarray, blurs: tuple[float, ...], turns: int = 4
 ) -> np.ndarray:
     """Lays pictures [N, S, S] over each other (Lucas and Kanade, with the gradient of `one` throughout).
 
@@ -172,11 +193,12 @@ def _warp(images: np.ndarray, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray
     inside = (y >= 0) & (y <= side - 1) & (x >= 0) & (x <= side - 1)
     y, x = np.clip(y, 0, side - 1.001), np.clip(x, 0, side - 1.001)
     row, column = y.astype(np.int32), x.astype(np.int32)
-    y, x = y - row, x - column
-    flat, place = images.reshape(len(images), -1), row * side + column
-    corners = [np.take_along_axis(flat, place + more, 1) for more in (0, 1, side, side + 1)]
-    upper = corners[0] + x * (corners[1] - corners[0])
-    lower = corners[2] + x * (corners[3] - corners[2])
+    y -= row  # in place: with a whole number of 32 bits it would become a number of 64
+    x -= column
+    place = (row * side + column).astype(np.intp) + np.arange(len(images))[:, None] * side**2
+    upper, right, lower, corner = (images.reshape(-1)[place + more] for more in (0, 1, side, side + 1))
+    upper += x * (right - upper)
+    lower += x * (corner - lower)
     return upper + y * (lower - upper), inside
 
 

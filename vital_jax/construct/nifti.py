@@ -4,18 +4,26 @@ A stack runs from feet to head; in each slice rows run from front to back and co
 left is on the image's right and the front is up, which is how radiologists look at slices. Volumes that were acquired at an angle are
 turned by exchanging and flipping axes only, to the nearest such stack: nothing is interpolated.
 
+Volumes of ITK (.mha, .nrrd in one file) are read the same way by SimpleITK, where it is installed.
+
 Memory: a gzipped file cannot be read in part, so its values are held once, in the stored type (a 512 x 512 x 400 CT: 200 MiB); a plain
 file is mapped, and only the slices that are used are read. Scaling to real values happens slice by slice.
 """
 
 import gzip
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vital_jax.construct.source import Rejected
 
+ITK = (".mha", ".nrrd")
+ENDINGS = (".nii.gz", ".nii", *ITK)  # of volumes
 MAX_BYTES = 4 << 30  # of stored values; the largest volume of the public corpora has half a GiB
 _STACK = ("S", "P", "L")  # what the stack's axes run towards
 _AXES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
@@ -60,7 +68,7 @@ def check_orientation(letters: str) -> None:
 def read_stack(
     path: Path, name: str, *, orientation: str = "", fallback: str = "", code: str = "unreadable-volume"
 ) -> Stack:
-    """Reads a single-file NIfTI-1 or NIfTI-2 volume, gzipped or not.
+    """Reads a single-file NIfTI-1 or NIfTI-2 volume, gzipped or not, or one of ITK.
 
     Args:
       path: the file. name: what rejections call it.
@@ -72,29 +80,27 @@ def read_stack(
       Rejected: missing-file; `code`; too-large, over `MAX_BYTES`; no-affine, where no directions are stated (no affine at all, or the
         identity, which is what programs write that lost it) and none are given.
       ValueError: `orientation` or `fallback` is not such letters.
-      ImportError: nibabel is not installed.
+      ImportError: nibabel, or SimpleITK for a volume of ITK, is not installed.
     """
     for letters in (orientation, fallback):
         check_orientation(letters)
-    image, voxels = _load(path, name, code)
-    given = orientation or ("" if _states_directions(image) else fallback)
-    affine = image.affine
+    found = (_load_itk if path.name.lower().endswith(ITK) else _load)(path, name, code)
+    affine, given = found.affine, orientation or ("" if found.stated else fallback)
     if given:
         affine = np.eye(4)
         affine[:3, :3] = 0
-        for axis, (letter, zoom) in enumerate(zip(given, image.header.get_zooms(), strict=False)):
+        for axis, (letter, zoom) in enumerate(zip(given, found.zooms, strict=False)):
             world, sign = _AXES[letter]
             affine[world, axis] = sign * float(zoom)
-    elif not _states_directions(image):
+    elif not found.stated:
         reason = "states no directions (its affine is absent or the identity), so left and right are unknown"
         raise Rejected("no-affine", name, f"{reason}; give orientation, such as LPS, if you know them")
 
     from nibabel import orientations as turns
 
     turn = turns.ornt_transform(turns.io_orientation(affine), turns.axcodes2ornt(_STACK))
-    turned = affine @ turns.inv_ornt_aff(turn, voxels.shape[:3])
-    slope, intercept = image.dataobj.slope, image.dataobj.inter
-    return Stack(turns.apply_orientation(voxels, turn), float(slope), float(intercept), turned, given)
+    turned = affine @ turns.inv_ornt_aff(turn, found.voxels.shape[:3])
+    return Stack(turns.apply_orientation(found.voxels, turn), found.slope, found.intercept, turned, given)
 
 
 def read_labels(path: Path, name: str, image: Stack) -> np.ndarray:
@@ -162,8 +168,19 @@ def _states_directions(image) -> bool:
     return bool(stated and whole and not np.allclose(affine, np.eye(4)))
 
 
-def _load(path: Path, name: str, code: str):
-    """The nibabel image and its stored values [X, Y, Z] or [X, Y, Z, C]."""
+class _Found(NamedTuple):
+    """A file as it is: stored values [X, Y, Z] or [X, Y, Z, C], what makes them real ones, the affine and whether it states directions, and
+    millimeters along X, Y and Z."""
+
+    voxels: np.ndarray
+    slope: float
+    intercept: float
+    affine: np.ndarray
+    stated: bool
+    zooms: Sequence[float]
+
+
+def _load(path: Path, name: str, code: str) -> _Found:
     try:
         import nibabel
     except ImportError as error:
@@ -195,8 +212,58 @@ def _load(path: Path, name: str, code: str):
         raise
     except Exception as error:  # nibabel, gzip and zlib each fail in their own ways on a damaged file
         raise Rejected(code, name, f"cannot be read ({' '.join(str(error).split())})") from error
+    voxels = _checked(voxels, name, code)
+    slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
+    return _Found(voxels, slope, intercept, image.affine, _states_directions(image), image.header.get_zooms())
+
+
+def _checked(voxels: np.ndarray, name: str, code: str) -> np.ndarray:
     while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
     if voxels.ndim not in (3, 4) or 0 in voxels.shape or voxels.dtype.kind not in "iuf":
         raise Rejected(code, name, f"{voxels.dtype} values of shape {voxels.shape}; a volume of numbers is needed")
-    return image, voxels
+    return voxels
+
+
+def check_readable(ending: str) -> None:
+    """Raises: ImportError, where what reads volumes of an ending is not installed."""
+    if ending in ITK and not find_spec("SimpleITK"):
+        raise ImportError(f"{ending} is read by SimpleITK; pip install SimpleITK, or save the volumes as .nii.gz")
+
+
+def _load_itk(path: Path, name: str, code: str) -> _Found:
+    if not path.is_file():
+        raise Rejected("missing-file", name, "not found")
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+    nrrd = start.startswith(b"NRRD")
+    header = start.partition(b"\n\n")[0] if nrrd else start
+    # A header may name another file, anywhere, as the one that holds the values.
+    if (
+        re.search(rb"^data ?file:", header, re.M | re.I)
+        if nrrd
+        else not re.search(rb"^ElementDataFile\s*=\s*LOCAL", header, re.M)
+    ):
+        raise Rejected(code, name, "holds no values of its own; save the volume in one file")
+    check_readable(path.suffix.lower())
+    import SimpleITK
+
+    try:
+        reader = SimpleITK.ImageFileReader()
+        reader.SetImageIO("NrrdImageIO" if nrrd else "MetaImageIO")
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        if (size := int(np.prod(reader.GetSize(), dtype=object)) * reader.GetNumberOfComponents()) > MAX_BYTES:
+            raise Rejected("too-large", name, f"{size} values; at most {MAX_BYTES >> 30} GiB are read")
+        image = reader.Execute()
+        voxels = SimpleITK.GetArrayFromImage(image)
+        affine = np.eye(4)
+        affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+        affine[:3, 3] = image.GetOrigin()
+    except Rejected:
+        raise
+    except Exception as error:  # SimpleITK tells all faults by one type, and numpy those of another number of axes
+        raise Rejected(code, name, f"cannot be read ({' '.join(str(error).split())[-200:]})") from error
+    stated = re.search(rb"^space:" if nrrd else rb"^(TransformMatrix|Rotation|Orientation)\s*=", header, re.M | re.I)
+    voxels = _checked(np.moveaxis(voxels, (0, 2), (2, 0)), name, code)
+    return _Found(voxels, 1.0, 0.0, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, bool(stated), image.GetSpacing())

@@ -29,7 +29,7 @@ from vital_jax.construct.measure import Facts, Measurement
 from vital_jax.construct.sample import Sample
 from vital_jax.pipeline.records import Record
 
-VERSION = 2  # 1: without the sides of official splits and the unit of CT values, and with other thumbnails
+VERSION = 3  # 2: other thumbnails of small pictures; 1: neither sides of official splits nor the unit of CT values
 _FILES = ("files.zip", "items.jsonl", "units.jsonl")
 _OPEN = 32  # zip files held open: the parts that consecutive units are spread over, as after a merge of shards
 

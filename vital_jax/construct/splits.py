@@ -97,7 +97,7 @@ class Pictures:
         first, second = np.minimum(one, other), np.maximum(one, other)
         # Every pair once, in an order that does not hang on the last digit of a cosine.
         order = np.lexsort((second, first, -np.round(cosines, 3)))
-        _, once = np.unique(np.stack([first, second])[:, order], axis=1, return_index=True)
+        _, once = np.unique((first * len(thumbs) + second)[order], return_index=True)
         order = order[np.sort(once)]
         for start in range(0, len(order), near.PAIRS):
             chosen = order[start : start + near.PAIRS]

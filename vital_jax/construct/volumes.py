@@ -148,11 +148,13 @@ class Labels:
       file: what rejections call it.
       values: [Z, H, W] unsigned integers.
       targets: which values make up each target.
+      ignored: the value of what nobody looked at, which may be anything; None: there is none.
     """
 
     file: str
     values: np.ndarray
     targets: Mapping[str, Sequence[int]]
+    ignored: int | None = None
 
     @cached_property
     def areas(self) -> np.ndarray:
@@ -162,15 +164,30 @@ class Labels:
 
     def check(self) -> None:
         """Raises: Rejected (unknown-label), where a value other than 0 belongs to no target."""
-        known = {0, *(value for values in self.targets.values() for value in values)}
+        known = {0, self.ignored, *(value for values in self.targets.values() for value in values)}
         unknown = sorted(set(np.nonzero(self.areas.sum(0))[0].tolist()) - known)
         if unknown:
             shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
             raise Rejected("unknown-label", self.file, f"holds label values that no table names: {shown}")
 
+    @cached_property
+    def unsure(self) -> np.ndarray:
+        """[Z] whether a slice holds what nobody looked at, so that a target may go on there."""
+        return np.zeros(len(self.areas), bool) if self.ignored is None else self._pixels([self.ignored]) > 0
+
+    def left_out(self) -> Rejected | None:
+        """What says that slices are left out for that."""
+        if not self.unsure.any():
+            return None
+        share = f"{self.unsure.sum()} of {len(self.unsure)} slices hold its ignore label"
+        return Rejected("partly-marked", self.file, f"{share}, where a target may go on unmarked; they are left out")
+
     def area(self, target: str) -> np.ndarray:
-        """[Z] pixels of a target in each slice."""
-        return self.areas[:, [value for value in self.targets[target] if value < self.areas.shape[1]]].sum(1)
+        """[Z] pixels of a target in each slice; 0 where that is unsure."""
+        return np.where(self.unsure, 0, self._pixels(self.targets[target]))
+
+    def _pixels(self, values: Sequence[int]) -> np.ndarray:
+        return self.areas[:, [value for value in values if value < self.areas.shape[1]]].sum(1)
 
     def mask(self, target: str, z: int) -> np.ndarray:
         """[H, W] bool."""
@@ -297,13 +314,14 @@ class Cutter:
                 yield from self._slice(case, source, channel, shown, z, here, present, absent, homes)
 
     def _homes(self, case: Case) -> tuple[dict[str, Labels], list[Rejected]]:
-        """Which label map each target is taken from; and what is left out, by its reason: maps with values that no table names, and targets
-        that the table of targets lacks. Raises: Rejected, unknown-label, where that leaves no map."""
+        """Which label map each target is taken from; and what is left out, by its reason: maps with values that no table names, slices
+        that are partly marked, and targets that the table of targets lacks. Raises: Rejected, unknown-label, where that leaves no map."""
         homes, failed, whole = {}, [], 0
         for labels in case.labels:
             try:
                 labels.check()
                 whole += 1
+                failed += [reason for reason in (labels.left_out(),) if reason]
             except Rejected as reason:
                 failed.append(reason)
                 continue
@@ -360,7 +378,7 @@ class Cutter:
             if (low, high) not in images:
                 grey = np.clip((np.nan_to_num(plane, nan=low) - low) / (high - low), 0, 1)
                 if shown.background is not None:
-                    grey[_connected(plane == np.float32(shown.background))] = 0
+                    grey[connected(plane == np.float32(shown.background))] = 0
                 images[low, high] = png(np.rint(grey * 255).astype(np.uint8), size, Image.Resampling.BICUBIC)
             name = case.id if channel.index is None else f"{case.id}-{channel.modality}"
             yield Sample(
@@ -388,6 +406,6 @@ class Cutter:
             )
 
 
-def _connected(equal: np.ndarray) -> np.ndarray:
+def connected(equal: np.ndarray) -> np.ndarray:
     """Those of the pixels [H, W] that lie in patches of three by three or hang together with one: tissue has that value here and there."""
     return ndimage.binary_propagation(ndimage.binary_opening(equal, np.ones((3, 3))), mask=equal)

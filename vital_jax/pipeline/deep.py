@@ -2,8 +2,8 @@
 
 Pillow has no colours deeper than 8 bits: of 16-bit PNG and TIFF with colour or alpha it keeps the high byte, so that 12-bit data in them
 becomes black. Its readers can be told to take the other byte instead, so such a file is decoded twice and put together. It reads
-unsigned 32-bit TIFF as signed, and turns a TIFF whose white is zero only where it has 8 bits. The two formats whose depth it
-hides altogether are refused (`hidden_bits`).
+unsigned 32-bit TIFF as signed and signed 8-bit TIFF as unsigned, and turns a TIFF whose white is zero only where it has 8 bits. The two
+formats whose depth it hides altogether are refused (`hidden_bits`).
 """
 
 import struct
@@ -16,7 +16,9 @@ import numpy as np
 from PIL import Image
 
 _SWAPPED = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT, _UNSIGNED = 258, 262, 339, 1  # tags of a TIFF, and a value
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of a TIFF
+_UNSIGNED, _SIGNED = 1, 2  # values of the last
+_FORMS = {_UNSIGNED: "unsigned", _SIGNED: "signed", 3: "floating point", 5: "complex", 6: "complex"}
 
 
 def white_is_zero(data: bytes) -> bool:
@@ -28,6 +30,12 @@ def black_is_zero(data: bytes) -> bytes:
     """A TIFF of which `white_is_zero` is true, said to be the other way round: Pillow refuses most of such files."""
     place = _tag(data, _PHOTOMETRIC)[0]
     return data[:place] + struct.pack(_end(data) + "H", 1) + data[place + 2 :]
+
+
+def form_of(data: bytes) -> str:
+    """What the values of a grey TIFF are, in words; empty for any other file."""
+    bits, form = _tag(data, _BITS)[1], _tag(data, _SAMPLE_FORMAT)[1]
+    return f"{bits}-bit {_FORMS.get(form, '')}".strip() if bits > 0 else ""
 
 
 def _end(data: bytes) -> str:
@@ -108,9 +116,11 @@ def stored_values(opened: Image.Image, image: Image.Image, words: list[Image.Ima
     if words:
         high, low = (np.asarray(part).astype(np.uint16) for part in words)
         return high << 8 | low
+    tags = getattr(opened, "tag_v2", {}) if opened.format == "TIFF" else {_SAMPLE_FORMAT: ()}
+    form = (*tags.get(_SAMPLE_FORMAT, (_UNSIGNED,)), 0)[0]
+    if image.mode == "L" and form == _SIGNED:
+        return np.asarray(image).view(np.int8)
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         return None
     values = np.asarray(image)
-    tags = getattr(opened, "tag_v2", {})
-    unsigned = opened.format == "TIFF" and image.mode == "I" and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED
-    return values.view(np.uint32) if unsigned and values.dtype == np.int32 else values
+    return values.view(np.uint32) if (image.mode, form) == ("I", _UNSIGNED) and values.dtype == np.int32 else values

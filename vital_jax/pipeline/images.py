@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from vital_jax.pipeline.deep import black_is_zero, hidden_bits, stored_values, white_is_zero, words_of
+from vital_jax.pipeline.deep import black_is_zero, form_of, hidden_bits, stored_values, white_is_zero, words_of
 
 MAX_ASPECT_RATIO = 200
 MAX_PIXELS = 1_048_576  # 1,024 merged tokens at 32 x 32; the checkpoint's own 16,777,216 would be 16,384
@@ -232,6 +232,10 @@ def open_image(data: bytes, name: str) -> Image.Image:
         for offset, signature, what, way_out in _FOREIGN:
             if start[offset : offset + len(signature)] == signature:
                 raise ValueError(f"{name} is {what}, not a 2-D image; {way_out}") from error
+        if form := form_of(data):
+            raise ValueError(
+                f"{name} is a TIFF of {form} values, which is not read in this form, or damaged; save it as 16-bit TIFF or PNG"
+            ) from error
         raise ValueError(
             f"{name} is no image, is cut short or has no pixels; use PNG, JPEG, TIFF, BMP or WebP"
         ) from error
@@ -301,11 +305,17 @@ def _show(
         pixels, window = _apply_window(grey, window, name, None if alpha is None else alpha > 0)
         pixels = np.stack([pixels] * 3, axis=-1)
     else:
-        pixels, window = np.rint(grey * (255 / (2 ** max(8, int(grey.max()).bit_length()) - 1))).astype(np.uint8), None
+        pixels, window = np.rint(grey * (255 / _end(grey))).astype(np.uint8), None
     if alpha is not None:
-        share = (alpha / 65535)[..., None]
+        # Where the highest ends a number of bits, those are used: 12 bits of 16.
+        share = (alpha / (alpha.max() if alpha.max() == _end(alpha) else 65535))[..., None]
         pixels = np.rint(pixels * share + 255 * (1 - share)).astype(np.uint8)
     return Image.fromarray(pixels), window
+
+
+def _end(values: np.ndarray) -> int:
+    """The highest number of the least number of bits, 8 at least, that holds the values."""
+    return int(2 ** max(8, int(values.max()).bit_length()) - 1)
 
 
 def _apply_window(

@@ -181,7 +181,10 @@ def _soft(values: np.ndarray, present: np.ndarray) -> np.ndarray | None:
     white, most = float(present[-1]), 1.0 if values.dtype.kind == "f" else 255.0 if present[-1] < 256 else 65535.0
     if len(present) < LEVELS or not 0.8 * most <= white <= most or present[0] < 0 or present[0] > white / 8:
         return None
-    inner = (values > 0) & (values < 0.75 * white)
+    found, counts = np.unique(values, return_counts=True)
+    common = found[counts.argmax()]
+    black = common if common <= white / 64 else 0  # coarse JPEG stores it as 1
+    inner = (values > black) & (values < 0.75 * white)
     flat = inner[:-1, :-1] & (values[:-1, :-1] == values[1:, :-1]) & (values[:-1, :-1] == values[:-1, 1:])
     wide = ndimage.binary_erosion((values > 0.25 * white) & (values < 0.75 * white), np.ones((3, 3)))
     return None if wide.any() or 2 * flat.sum() > inner.sum() else values > white / 2

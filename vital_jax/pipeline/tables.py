@@ -111,14 +111,21 @@ def named(row: Row, names: Iterable[str]) -> Row:
     return {spelt[key]: row[key] for key in sorted(row, key=lambda key: spelt[key] == key)}
 
 
-# Other trainers mark in the text where an image stands: LLaVA, MiniCPM, InternLM, Qwen, Phi, Llama, Gemma, Pixtral, MMMU.
-_OPEN, _CLOSE = r"(?:<\|?(?:vision_start|im_start)\|?>\s*)", r"(?:\s*<\|?(?:vision_end|im_end)\|?>)"
+# Other trainers mark in the text where an image stands: LLaVA, MiniCPM, InternLM, InternVL, Qwen, Phi, Llama, Gemma, Pixtral, GLM, Idefics,
+# MMMU.
+_AROUND = "fake_token_around_image"
+_OPEN = rf"(?:<\|?(?:vision_start|im_start|begin_of_image|{_AROUND})\|?>\s*)"
+_CLOSE = rf"(?:\s*<\|?(?:vision_end|im_end|end_of_image|{_AROUND})\|?>)"
+_PATCHES = r"(?:<(?:img_context|im_patch)>\s*)"  # one image stands as many of them
 _KINDS = (
+    r"<\|begin_of_image\|><\|endoftext\|><\|end_of_image\|>",
     r"\(?<image>\./</image>\)?",
+    rf"<img>\s*{_PATCHES}*</img>",
     r"<img>[^<>]*</img>",
     r"<\|?image[ _-]?(?P<number>\d+)\|?>",
-    r"(?:<\|?image(?:[ _-]?(?:pad|placeholder|here|token|soft_token))?\|?>)",
-    r"<\|?(?:img|start_of_image)\|?>",
+    r"(?:<\|?\s*image(?:[ _-]?(?:pad|placeholder|here|content|token|soft_token))?\s*/?\|?>)",
+    r"<\|?(?:img|start_of_image|begin_of_image)\|?>",
+    rf"{_PATCHES}+",
     r"\[img\]",
 )
 _MARK = re.compile(rf"(?:picture \d+:\s*)?{_OPEN}?(?:{'|'.join(_KINDS)}){_CLOSE}?", re.IGNORECASE)
@@ -157,6 +164,8 @@ def without_placeholders(text: str, images: int) -> str:
             word = f"{'The' if made.rstrip().endswith(('.', '?', '!')) else 'the'} {word}"
         made += word
     made = (made + text[start:]).strip()
+    if not text[: marks[0].start()].strip():
+        made = made.lstrip(",;:. ")  # of "<image>, what is this?"
     if not made:
         raise ValueError(f"the question is nothing but {marks[0][0]!r}")
     return made

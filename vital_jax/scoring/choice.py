@@ -40,10 +40,9 @@ TERM = re.compile(
     r"\b(?:hepatitis|vitamin|type|group|class|grade|stage|fig(?:ure)?\.?|panel|image|influenza|protein)\s+$", re.I
 )
 SPECIES = r"(?!\.\s+(?:coli|aureus|epidermidis|pyogenes|pneumoniae|difficile|perfringens|albicans|pylori|faecalis|granulosus)\b)"
-# A capital that is named together with a label is one too: "options A and B".
-JOINED = re.compile(
-    r"([\ue800-\uefff][)\]]?\s*(?:[,/&+]\s*(?:(?:and|or)\s+)?|(?:and|or|nor|plus)\s+)[(\[]?)([\ue400-\ue7ff])"
-)
+# A capital that is named together with a label, before or behind it, is one too: "options A and B", "either A or B."
+_AND = r"[)\]]?\s*(?:[,/&+]\s*(?:(?:and|or)\s+)?|(?:and|or|nor|plus)\s+)[(\[]?"
+JOINED = re.compile(rf"(?<=[\ue800-\uefff])({_AND})([\ue400-\ue7ff])|([\ue400-\ue7ff])(?={_AND}[\ue800-\uefff])")
 # Behind a capital A or I these words tell a choice from the article and the pronoun.
 PROSE = r"(?!(?<=[AI])\s+(?!(?:and|or|nor|but|is|was|because|since|as|then|rather)\b)[a-z\ue000-\ue3ff])"
 
@@ -119,7 +118,11 @@ def marked(text: str, options: Sequence[str]) -> str:
         return found[0] if TERM.search(text[: found.start()]) else chr(FIRST + WEAK + names.index(found[1]))
 
     text = re.sub(alone, weak, text)
-    while (joined := JOINED.sub(lambda found: found[1] + chr(ord(found[2]) - WEAK + LABEL), text)) != text:
+
+    def joins(found: re.Match[str]) -> str:
+        return (found[1] or "") + chr(ord(found[2] or found[3]) - WEAK + LABEL)
+
+    while (joined := JOINED.sub(joins, text)) != text:
         text = joined
     # A reply that repeats the list of options has not chosen them all.
     listed = GAP.join(chr(FIRST + LABEL + i) + GAP + chr(FIRST + i) for i in range(len(names)))

@@ -19,7 +19,7 @@ _TOKEN = re.compile(
 _ARTICLES, _NOUN = ("a", "an", "the"), re.compile(r"\s+\W*\w")
 _NEGATIONS = (
     r"(?:\b(?:not|no|never|neither|nor|without|cannot|rather\s+than|instead\s+of|other\s+than|(?:any|every)thing\s+but|except(?:\s+for)?|unlike|exclud\w*|rules?\s+out|"
-    r"ruled\s+out|absence\s+of|lacks?)\b|n't\b|不|没|并非)"
+    r"ruled\s+out|absence\s+of|lacks?|(?:i|we)\s+doubt|doubtful)\b|n't\b|不|没|并非)"
 )
 _BEFORE = re.compile(rf"{_NEGATIONS}[^,:()]*$", re.I)
 _WRONG = (
