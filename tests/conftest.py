@@ -6,10 +6,12 @@ for the next run of this checkout. A folder there belongs to one jax, one set of
 processes that tests start may share it, for an entry that is not whole is compiled again. What no run has read for two weeks goes.
 """
 
+import gc
 import hashlib
 import os
 import platform
 import re
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +27,7 @@ import pytest  # noqa: E402
 REPOSITORY = Path(__file__).resolve().parent.parent
 KEPT = REPOSITORY / ".cache" / "compiled"
 TWO_WEEKS = 14 * 86400  # seconds
+MOST_MAPS = 20_000
 # With `--dist=loadfile` a file is one worker's: those that take longest start first, and the other worker runs the rest beside them.
 LONGEST = (
     "test_train.py",
@@ -63,6 +66,19 @@ def uncached():
     yield
     jax.config.update("jax_compilation_cache_dir", kept)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    """Lets compiled programs go before they fill the process's table of memory maps, at which it would end in a segmentation fault.
+
+    A program takes seven maps or more, Linux allows 65,530, and a worker that runs half of the tests compiles thousands of programs.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 def processor() -> str:
