@@ -141,13 +141,12 @@ def choose(
     """
     if banned is not None:
         logits = jnp.where(banned, -jnp.inf, logits)
-    penalty = sampling.repetition_penalty
-    logits = jax.lax.cond(jnp.any(penalty != 1), lambda x: _penalised(x, penalty, seen), lambda x: x, logits)
-    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    warm = sampling.temperature > 0
+    penalty, warm = sampling.repetition_penalty, sampling.temperature > 0
 
-    def draw() -> jax.Array:
-        x = logits / jnp.where(warm, sampling.temperature, 1)[..., None]
+    def otherwise() -> jax.Array:
+        x = jax.lax.cond(jnp.any(penalty != 1), lambda: _penalised(logits, penalty, seen), lambda: logits)
+        likeliest = jnp.argmax(x, axis=-1).astype(jnp.int32)
+        x = x / jnp.where(warm, sampling.temperature, 1)[..., None]
         for asked, cut in (
             (sampling.top_k > 0, lambda x: _top_k(x, sampling.top_k)),
             (sampling.top_p < 1, lambda x: _nucleus(x, sampling.top_p)),
@@ -157,9 +156,12 @@ def choose(
                 jnp.any(asked), lambda x, asked=asked, cut=cut: jnp.where(asked[..., None], cut(x), x), lambda x: x, x
             )
         drawn = jax.vmap(jax.vmap(jax.random.categorical))(folded(sampling.key, number), x)
-        return jnp.where(warm, drawn.astype(jnp.int32), greedy)
+        return jnp.where(warm, drawn.astype(jnp.int32), likeliest)
 
-    return jax.lax.cond(jnp.any(warm), draw, lambda: greedy)
+    # Most decoding is greedy and without penalty: that pays for one comparison of the vocabulary, and for no copy of it.
+    return jax.lax.cond(
+        jnp.any(warm | (penalty != 1)), otherwise, lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    )
 
 
 def _penalised(logits: jax.Array, penalty: jax.Array, seen: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ start token; all of its columns count for the budget, and where that is used up 
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from vital_jax.latent.choose import Sampling, choose, folded
 from vital_jax.latent.loop import Prompt, Variables, embed, empty_suffix, extend, prefill
-from vital_jax.latent.script import NONE, Script, columns, script_of
+from vital_jax.latent.script import NONE, Script, columns, items, script_of
 from vital_jax.models.attention import KeyValues
 from vital_jax.models.backbone import Backbone
 from vital_jax.pipeline.segments import FORCED, LATENT, PADDING, TOKEN, Suffix
@@ -59,7 +60,10 @@ class Asked(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Where every row stands, and what is recorded of it. U: columns, R: latents a row may take; W: tokens that an end is looked for in."""
+    """Where every row stands, and what is recorded of it.
+
+    U: columns; R: latents a row may take; W: tokens that an end is looked for in, 0 where nothing but a single token ends a text.
+    """
 
     cache: KeyValues  # [L, B, G, U, M, H] each
     x: jax.Array  # [B, G, D] the input of the column chosen last
@@ -177,7 +181,10 @@ def start(
     asked = Asked(script, sampling, jnp.broadcast_to(said, (B, G, said.shape[-1])), given)
     zero, no = jnp.zeros((B, G), jnp.int32), jnp.zeros((B, G), bool)
     cursor = _next(script, zero - 1)
-    W = max(script.ids.shape[-1], sampling.stops.shape[-1])
+    written = items(plan.suffix)
+    ends_in_text = any(a.kind == TOKEN and b.kind == FORCED for a, b in itertools.pairwise(written))
+    Q, W = sampling.stops.shape[2:]
+    W = max(script.ids.shape[-1] if ends_in_text else 0, W if Q else 0)
     rows = Rows(
         cache=empty_suffix(prompt, G, U),
         x=z0,
@@ -276,8 +283,10 @@ def _choose(model: Backbone, variables: Variables, state: State, h: jax.Array, p
     if plan.span is not None:
         opens = free & (token == opening)
         rows = rows._replace(span=jnp.where(opens, n + 1, jnp.maximum(rows.span - going, 0)))
-    tail = jnp.concatenate([rows.tail[..., 1:], jnp.where(text, token, NONE)[..., None]], axis=-1)
-    return _turn(script, sampling, rows._replace(tail=tail), going, free, token)
+    if rows.tail.shape[-1]:
+        tail = jnp.concatenate([rows.tail[..., 1:], jnp.where(text, token, NONE)[..., None]], axis=-1)
+        rows = rows._replace(tail=tail)
+    return _turn(script, sampling, rows, going, free, token)
 
 
 def _turn(script: Script, sampling: Sampling, rows: Rows, going: jax.Array, free: jax.Array, token: jax.Array) -> Rows:
@@ -285,11 +294,16 @@ def _turn(script: Script, sampling: Sampling, rows: Rows, going: jax.Array, free
     behind = _next(script, rows.cursor)
     following = _at(script.kind, behind)
     last = following == PADDING
-    end = free & jnp.any(token[..., None] == sampling.ends, axis=-1)
-    stopped = end | (free & last & jnp.any(_ends_in(rows.tail[:, :, None], sampling.stops), axis=-1))
-    written = free & (following == FORCED) & _ends_in(rows.tail, _at(script.ids, behind))
-    over = going & ((rows.left == 0) | stopped | written)
-    cursor = jnp.where(over, jnp.where(written, _next(script, behind), behind), rows.cursor)
+    stopped = free & jnp.any(token[..., None] == sampling.ends, axis=-1)
+    if sampling.stops.shape[2]:
+        stopped |= free & last & jnp.any(_ends_in(rows.tail[:, :, None], sampling.stops), axis=-1)
+    over = going & ((rows.left == 0) | stopped)
+    cursor = behind
+    if rows.tail.shape[-1] >= script.ids.shape[-1]:
+        written = free & (following == FORCED) & _ends_in(rows.tail, _at(script.ids, behind))
+        over |= going & written
+        cursor = jnp.where(written, _next(script, behind), behind)
+    cursor = jnp.where(over, cursor, rows.cursor)
     done = rows.done | (_at(script.kind, cursor) == PADDING)
     # The answer is the last item before the end.
     starts = over & ~done & (_at(script.kind, _next(script, cursor)) == PADDING)
