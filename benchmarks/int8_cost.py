@@ -74,7 +74,7 @@ def main() -> None:
     config = model.run.config
     feed = plan.open_feed(config, config.eval.evidence)
     numbers = closed(feed)[: options.limit or None]
-    K, eval_k, method = model.max_steps, model.run.eval_k, model.method
+    K, method = model.max_steps, model.method
     steps = max(1, len(numbers) // BATCH)
     phase = Phase(K, K, weights=tuple((loss, 0.0) for loss in method.losses[1:]))
     layout = method.layout(phase, setup.budgets_of(config, None))
@@ -87,7 +87,7 @@ def main() -> None:
     )
     for name, options_ in BASES.items():
         params = {"base": load_backbone(model.run.base, **options_)[1], **adapters}
-        replies = ask(method, params, feed, numbers, K, eval_k, BATCH)
+        replies = ask(method, params, feed, numbers, K, BATCH)
         exact = sum(row["exact"] for row in judged(feed, numbers, replies))
         texts = [reply.text for reply in replies]
         first = first or texts

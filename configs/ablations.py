@@ -27,7 +27,7 @@ RUNS = {
         ("encoder: low resolution", {"data.encoder": f"{quickstart.WEIGHTS}/siglip_low"}),
     ),
     "target": (("a target per step", {"method.visual_target": "per_step"}),),
-    "train_k": (("K of the phase", {"method.train_k": "phase_max"}),),
+    "train_k": (("K of each record", {"method.train_k": "per_sample"}),),
 }
 
 

@@ -28,7 +28,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.lora.update(rank=8, alpha=16.0)
     config.optim.learning_rate = 1e-3
     config.batch = 16
-    config.method.eval_k = "fixed"
     config.model.folder, config.model.text_decoder = f"{work}/models/backbone", f"{work}/models/text_decoder"
     config.data.update(
         records=f"{work}/set/records",
@@ -51,7 +50,6 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "overfit":
         config.data.limit = 32
         config.method.projector_dropout = 0.0
-        config.method.eval_k = "per_sample"  # asked as it was taught
         config.phases = (vital.phase("all steps", 4, 0, steps=240),)
         config.log.diagnose = 0
         config.eval.update(every=120, answers=32, split="train")

@@ -31,7 +31,9 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.lora.update(rank=16, alpha=32.0, dropout=0.0)
     config.optim.learning_rate = 2e-3
-    config.method.eval_k = "as_taught"  # a small model that was taught one step for a question is lost after four
+    config.method.train_k = (
+        "phase_max"  # a small model that was taught one step for a question is lost after four, as it is asked
+    )
     config.data.update(
         records=f"{work}/records",
         encoder=f"{WEIGHTS}/siglip",

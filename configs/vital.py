@@ -80,8 +80,9 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
                 visual=0.1,  # lambda_2
                 max_steps=4,  # K is never larger; records with longer chains keep their first steps
                 latent_state="post_norm",  # the head reads z_K, and every peer's public code feeds this state back
-                train_k="per_sample",  # equation 4's "valid steps"; phase_max runs every row at the phase's K
-                eval_k="fixed",  # Table 3 evaluates at K = 4 throughout; per_sample: each record's own K; as_taught: as train_k has it
+                # Equation 4's "valid steps", though Table 3 evaluates at K = 4 throughout, as every command here does; phase_max trains
+                # every row at the phase's K too.
+                train_k="per_sample",
                 projector="residual_mlp_ln",
                 projector_dropout=0.1,
                 output_norm="ln",  # its scale starts at E^-0.5, where the target's length is

@@ -4,6 +4,7 @@ The run is not trained: its checkpoint is written from drawn parameters, with le
 this phase, held from an earlier one, base). Random weights answer nonsense; a wrong leaf, position or bucket makes it other nonsense.
 """
 
+import dataclasses
 import io
 import json
 import shutil
@@ -290,6 +291,22 @@ def test_a_run_computes_as_it_was_trained_or_as_asked(run, work, both):
     alone = found.answer(png(SIZES[0]), QUESTIONS[0])
     assert abs(alone.log_prob - both[0].log_prob) > 1e-3
     assert open_run(work / "run").meta["config"]["model"]["dtype"] == "float32"
+
+
+def test_questions_asked_otherwise_than_taught_or_evaluated_are_said(model, work):
+    taught = "this model was taught with each record's own number of latent steps, which nobody knows in use: from 1 to 2; asked with K = 2"
+    assert model.otherwise(2).startswith(taught)
+    for K in (0, 1):
+        said = f"latent_steps={K}: this model was trained with up to 2 latent steps; it is evaluated with 2"
+        with pytest.warns(UserWarning, match=said):
+            assert model.steps(K) == K
+    with pytest.warns(UserWarning, match=taught):
+        assert model.steps(None) == 2
+    own = "asked with each record's own number of latent steps, which nobody knows in use"
+    with pytest.warns(UserWarning, match=own):
+        assert model.steps(None, "per_sample") == 2
+    as_taught = dataclasses.replace(model, method=dataclasses.replace(model.method, train_k="phase_max"))
+    assert as_taught.otherwise(2) == vital_jax.load(work / "base").otherwise(0) == ""
 
 
 def test_steps_are_what_the_text_decoder_reads(run, work, both, monkeypatch):

@@ -32,7 +32,8 @@ def work(tmp_path_factory):
 
 
 def test_vital_answer_in_a_process(work):
-    """Two images, with the steps, as JSON: the answer alone on standard output, one line on standard error."""
+    """Two images, with the steps, as JSON: the answer alone on standard output; on standard error how it was asked, and where training
+    asked otherwise."""
     command = [sys.executable, "-m", "vital_jax.cli", "answer", "--model", str(work / "run"), "--steps", "--json"]
     command += ["--image", str(work / "image.png")] * 2 + ["--question", QUESTIONS[0], "--max-new-tokens", "6"]
     cache = work / "run" / "compile_cache"
@@ -43,7 +44,11 @@ def test_vital_answer_in_a_process(work):
     found = json.loads(done.stdout)
     assert found["answer"] == Prompter(work / "base").decode(found["tokens"]) and len(found["tokens"]) <= 6
     assert found["latent_steps"] == len(found["steps"]) == 2 and found["log_prob"] < 0
-    (line,) = done.stderr.splitlines()
+    taught, line = done.stderr.splitlines()
+    assert taught == (
+        "vital answer: this model was taught with each record's own number of latent steps, which nobody knows in use: from 1 to 2; "
+        "asked with K = 2 for every question"
+    )
     assert "not a medical device" in line and "K = 2" in line
     assert any(cache.iterdir()), "the run's compiled programs are kept for the next question"
 

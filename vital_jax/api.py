@@ -24,7 +24,7 @@ from vital_jax.hub import folders
 from vital_jax.hub.exported import open_exported
 from vital_jax.hub.folders import NoScaffoldError
 from vital_jax.hub.load import load_backbone, types_of
-from vital_jax.latent.engine import Engine, Question, Request, in_order
+from vital_jax.latent.engine import OWN_K, Engine, Question, Request, in_order
 from vital_jax.latent.loop import KEPT, variables_of
 from vital_jax.latent.read import decode_steps
 from vital_jax.methods.base import Budgets, Method, make
@@ -116,7 +116,7 @@ class Model:
 
     Attributes:
       method: models without parameters. encoder: questions to rows. read_params: reads {base, lora?, scaffold?}, called once.
-      max_steps: the largest K it was trained with, and K where none is asked.
+      max_steps: the largest K it was trained with, which it is evaluated with, and K where none is asked.
       buckets: (S, P) budgets that training used. answer_tokens: T where none is asked.
       reader: see `load(steps=True)`. viewer: the visual window, see `load(explain=True)`.
       run: the training run that it is of; None for an export, an adapter and a base.
@@ -157,8 +157,8 @@ class Model:
           images: of one question: a path, the bytes of an image file or a Pillow image, or several of them in a list. For a list of
             questions: a list with these for each.
           questions: one, or a list; a list is answered in groups of `batch` rows.
-          latent_steps: K for all of them. None takes the largest it was trained with; 0 answers without latents, from the prompt alone;
-            more than it was trained with is allowed with a warning.
+          latent_steps: K for all of them. None takes what it is evaluated with, the largest it was trained with; 0 answers without
+            latents, from the prompt alone; any other K is allowed with a warning, see `otherwise`.
           max_new_tokens: T, the end token included; None takes the room training had for an answer.
         Returns: an `Answer`, or a list of them in order.
         Raises: RequestError for an empty question, one with control tokens, numbers of images and questions that differ, or a K below 0;
@@ -167,27 +167,33 @@ class Model:
         """
         several = not isinstance(questions, str)
         length = self.answer_tokens if max_new_tokens is None else max_new_tokens
-        K = self.steps(latent_steps)
         for name, value in (("max_new_tokens", length), ("batch", batch)):
             if value < 1:
                 raise RequestError(f"{name}={value}: give at least 1")
         asked = self._asked(images if several else [images], list(questions) if several else [questions])
+        K = self.steps(latent_steps)
         found = dict(self._replies(asked, K, length, batch))
         answers = [found[place] for place in range(len(asked))]
         return answers if several else answers[0]
 
-    def steps(self, asked: int | None) -> int:
-        """K as asked; None takes the largest it was trained with. Above that it warns. Raises: RequestError below 0."""
-        if asked is None:
-            return self.max_steps
-        if asked < 0:
-            raise RequestError(f"latent_steps={asked}: give 0 (no latents) or more")
-        if asked > self.max_steps:
-            trained = f"with up to {self.max_steps} latent steps" if self.max_steps else "without latent steps"
-            warnings.warn(
-                f"latent_steps={asked}: this model was trained {trained}; nothing taught the rest", stacklevel=3
-            )
-        return asked
+    def steps(self, asked: int | None, eval_k: str = "fixed") -> int:
+        """K as asked; None takes the largest it was trained with. Warns of what `otherwise` says. Raises: RequestError below 0."""
+        K = self.max_steps if asked is None else asked
+        if K < 0:
+            raise RequestError(f"latent_steps={K}: give 0 (no latents) or more")
+        if said := self.otherwise(K, eval_k):
+            warnings.warn(said, stacklevel=3)
+        return K
+
+    def otherwise(self, K: int, eval_k: str = "fixed") -> str:
+        """What is to be said where questions are not asked as this model was taught and is evaluated; empty where they are."""
+        if eval_k == "per_sample":
+            return f"asked with {OWN_K}"
+        if self.max_steps == K:
+            return (said := self.method.gap(K)) and f"this model was {said}"
+        trained = f"with up to {self.max_steps} latent steps" if self.max_steps else "without latent steps"
+        rest = "nothing taught the rest" if self.max_steps < K else f"it is evaluated with {self.max_steps}"
+        return f"latent_steps={K}: this model was trained {trained}; {rest}"
 
     def _asked(self, images: Sequence[ImagesOfOne], questions: Sequence[str]) -> list[Question]:
         """The questions, checked one by one before anything large is read."""
@@ -269,11 +275,12 @@ class Model:
     ) -> windows.Explained:
         """`explain` for records, whose gold, masks and chains stand beside; options: similar, seed and targets of `windows.explain`.
 
-        Args: eval_k: `fixed`, or `per_sample`, where each takes its own number of steps, at most `latent_steps`.
+        Args: eval_k: `fixed`, or `per_sample`, where each takes its own number of steps, at most `latent_steps`: a number that nobody
+          knows in use, so whatever is shown of it says so.
         """
         if self.reader is None and self.viewer is None:
             raise RequestError("this model was loaded without its scaffold: load it with explain=True")
-        if not (K := self.steps(latent_steps)):
+        if not (K := self.steps(latent_steps, eval_k)):
             raise RequestError("latent_steps=0: an answer without latents has no steps to explain; give at least 1")
         if bank is not None:
             if self.viewer is None:

@@ -64,7 +64,13 @@ def test_it_leaves_a_table_in_three_forms_and_a_page(audited):
     left_out = dict(found["left_out"])
     assert "region features" in left_out["retrieval"] and "left or right" in left_out["mirror"]
     text = (audited / "audit.md").read_text()
-    for words in ("own latents replayed", "## What this says", "oracle", "not a medical device", "eval_k per_sample"):
+    for words in (
+        "own latents replayed",
+        "## What this says",
+        "oracle",
+        "not a medical device",
+        "asked with each record's own",
+    ):
         assert words in text
     assert text.count("\n| ") == len(found["lines"]) + 2 == len((audited / "audit.csv").read_text().splitlines()) + 1
     page = (audited / "audit.html").read_text()

@@ -88,6 +88,9 @@ def test_answers_scores_and_page(done, work, capsys):
     )
     assert re.search(r"^\| accuracy +\| +all \| +7 \|", table, re.M) and "## By modality" in table
     assert "Asked run with K = 2 latent steps, greedy, at most 6 tokens." in table
+    # What the run was taught is not what it is asked, and every score says so.
+    rules = [line for line in table.splitlines() if line.startswith("| accuracy ") and "=" not in line.split("|")[2]]
+    assert rules and all("asked with K = 2 for every question" in rule for rule in rules)
     with (done / "table.csv").open(encoding="utf-8", newline="") as file:
         (line,) = (row for row in csv.DictReader(file) if (row["measure"], row["group"]) == ("accuracy", "all"))
     assert line["n"] == "7" and float(line["value"]) == sum(row["correct"] for row in scored) / 7
@@ -102,6 +105,19 @@ def test_answers_scores_and_page(done, work, capsys):
     assert cli.main(list(map(str, ["evaluate", "score", *given, "--predictions", done / "answers.jsonl"]))) == 0
     assert cli.main(["evaluate", "compare", str(done), str(done)]) == 0
     assert "file" in capsys.readouterr().out
+
+
+def test_steps_that_nobody_knows_in_use_stand_beside_every_score(work, capsys):
+    lines(work / "stated.jsonl", [{**row, "latent_steps": 1 + n} for n, row in enumerate(ROWS[:2])])
+    out = work / "own_out"
+    assert cli.main(command(work, out, "--eval-k", "per_sample", data="stated.jsonl")) == 0
+    assert [row["K"] for row in read(out / "predictions.jsonl")] == [1, 2]
+    said = "asked with each record's own number of latent steps, which nobody knows in use"
+    shown = capsys.readouterr()
+    assert "with K = 1 to 2 latent steps" in shown.out and said in shown.err
+    with (out / "table.csv").open(encoding="utf-8", newline="") as file:
+        assert all(row["rule"].endswith(said) for row in csv.DictReader(file))
+    assert said in (out / "page.html").read_text(encoding="utf-8")
 
 
 def test_the_same_command_asks_nothing_twice(done, work, capsys, monkeypatch):

@@ -46,6 +46,7 @@ def test_it_leaves_a_page_cases_and_numbers(done, work):
     assert [len(case["steps"]) for case in held["cases"]] == [1, 2, 4, 1, 2]
     assert all(len(step["similar"]) == 3 for case in held["cases"] for step in case["steps"])
     notes = " ".join(held["summary"]["notes"])
+    assert "Asked with each record's own number of latent steps, which nobody knows in use." in notes
     assert "split test: 5 of 5 records" in notes and "of the 4 questions with a mask, about 4 images" in notes
     row = held["summary"]["table"][0]
     assert (row["modality"], row["measure"], row["n"]) == ("all", "pointing", 4) and row["target"] is not None
@@ -54,6 +55,17 @@ def test_it_leaves_a_page_cases_and_numbers(done, work):
     text = (done / "numbers.md").read_text(encoding="utf-8")
     assert "## What this says" in text and "K = 4, z_4" in text and "Research software, not a medical device" in text
     assert len((done / "numbers.csv").read_text().splitlines()) == 1 + len(held["summary"]["table"]) + 4 * (2 + 4)
+
+
+def test_records_are_asked_as_the_run_is_evaluated_and_a_gap_to_training_is_said(work, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert vital(work, "explain", "--data", work / "records", "--limit", 2, "--batch", looked.BATCH, "--out", out) == 0
+    held = json.loads((out / "cases.json").read_text(encoding="utf-8"))
+    assert [len(case["steps"]) for case in held["cases"]] == [4, 4]
+    notes = held["summary"]["notes"]
+    assert notes[0] == "2 questions, K = 4 latent steps." and notes[1].endswith("asked with K = 4 for every question.")
+    assert notes[1] in (out / "page.html").read_text(encoding="utf-8")
+    assert "asked with K = 4 for every question" in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten(work, done, image, capsys):
@@ -90,7 +102,7 @@ def test_records_without_masks_are_explained_without_numbers(work, tmp_path, cap
         (["--image", "nowhere.png", "--question", "What?"], {}, "image nowhere.png: no such file"),
         (["--image", "WORK/run", "--question", "What?"], {}, "run: is a folder"),
         (["--image", "WORK/base/config.json", "--question", "What?"], {}, "config.json is no image, is cut short"),
-        (["--image", "IMAGE", "--question", "What?", "--eval-k", "fixed"], {}, "--eval-k is for --data"),
+        (["--image", "IMAGE", "--question", "What?", "--eval-k", "per_sample"], {}, "--eval-k per_sample is for"),
         (["--data", "WORK/records", "--question", "What?"], {}, "--question is for --image"),
         (["--data", "WORK/nowhere"], {}, "nowhere: no finished record folder"),
         (["--data", "WORK/records", "--split", "val"], {}, "no split 'val'"),

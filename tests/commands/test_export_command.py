@@ -42,7 +42,6 @@ def work(tmp_path_factory):
     found = {
         "config": {"eval": {"evidence": "test"}},
         "max_steps": 4,
-        "eval_k": "fixed",
         "answers": rows,
         "blind": rows[:1],
     }
@@ -104,7 +103,7 @@ def test_the_card_counts_data_by_licence_and_answers_with_their_n(out):
     assert "| MSD | 2 | CC-BY-SA-4.0 | file |" in text and "| ours | 1 | CC0-1.0 | its records |" in text
     assert (
         "| exact answers, % | 3 | 66.7 | 20.8 to 93.9 | exact match" in text
-        and "split test, greedy, K = 4 (fixed)" in text
+        and "split test, greedy, K = 4 for all" in text
     )
     assert "| the same with images exchanged, % | 1 | 0.0 |" in text
 
@@ -115,6 +114,27 @@ def test_evidence_of_another_step_is_left_out(work, capsys, monkeypatch):
     assert len(command._evidence(work / "run", meta)) == 2
     assert command._evidence(work / "run", {**meta, "step": 1}) == []
     assert "is of step 2, the checkpoint of step 1: the card leaves it out" in capsys.readouterr().err
+
+
+def test_evidence_at_steps_that_nobody_knows_in_use_is_left_out(work, tmp_path, capsys):
+    with Checkpoints(work / "run" / "checkpoints", read_only=True) as checkpoints:
+        meta = checkpoints.read_meta()
+    found = json.loads((work / "run" / "evidence.json").read_text()) | {"eval_k": "per_sample"}
+    (tmp_path / "evidence.json").write_text(json.dumps(found))
+    assert command._evidence(tmp_path, meta) == []
+    assert (
+        "each record's own number of latent steps, which nobody knows in use: the card leaves it out"
+        in capsys.readouterr().err
+    )
+
+
+def test_the_card_asks_as_the_run_is_evaluated_and_says_where_training_did_not(out):
+    text = (out / "README.md").read_text()
+    assert "| latent steps K | 4 for every question |" in text and "latent_steps=4, do_sample=False" in text
+    assert (
+        "Every question is asked with K = 4. In training each took as many steps as its explanation has, 1 to 4" in text
+    )
+    assert "try fewer" not in text
 
 
 def test_scores_of_a_benchmark_come_with_protocol_and_rule(work, tmp_path):

@@ -11,11 +11,12 @@ import toyfeed
 from PIL import Image, ImageStat
 
 from vital_jax.evaluate import audit_table as table
+from vital_jax.evaluate.audit_words import EACH_OWN
 from vital_jax.evaluate.audits import Store, Subject, audit
 from vital_jax.evaluate.mirror import VERDICTS
 from vital_jax.evaluate.replacements import OTHER, REPLAYED, SAME
 from vital_jax.evaluate.text_floor import Reader
-from vital_jax.latent.engine import Engine, Reply, in_order
+from vital_jax.latent.engine import OWN_K, Engine, Reply, in_order
 from vital_jax.latent.loop import variables_of
 from vital_jax.pipeline.images import decode
 from vital_jax.pipeline.records import Record
@@ -113,7 +114,7 @@ def found(tmp_path_factory):
 
 def test_answers_that_read_the_latents_are_changed_by_others(found):
     _, lines = found["latents"]
-    assert lines[table.RUN, "K = 1 to 3, each record's own"].value == 1
+    assert lines[table.RUN, f"K = 1 to 3, {OWN_K}"].value == 1
     assert lines[table.TOKENS, REPLAYED].value == 1 and lines[table.TOKENS, REPLAYED].changed == 0
     zeros, other = lines[table.TOKENS, "zeros"], lines[table.TOKENS, OTHER]
     assert zeros.value == pytest.approx(1 / 3) and zeros.difference == pytest.approx(-2 / 3)
@@ -194,7 +195,7 @@ def test_a_run_without_latents_has_images_and_confidence(tmp_path):
 def test_one_number_of_steps_for_all(tmp_path):
     _, lines = run("latents", tmp_path, latent_steps=2, eval_k="fixed")
     assert (table.RUN, "K = 2") in lines and lines[table.SWEEP, "K = 2"].changed == 0
-    assert (table.SWEEP, "K of each record") in lines and (table.TOKENS, "first latent repeated") not in lines
+    assert (table.SWEEP, EACH_OWN) in lines and (table.TOKENS, "first latent repeated") not in lines
 
 
 def test_questions_that_cannot_be_mirrored_or_swapped_are_left_out_with_a_reason(tmp_path):
@@ -267,7 +268,7 @@ def test_a_real_engine_gives_every_audit_and_its_replay_is_exact(tmp_path):
     )  # fmt: skip
     results = audit(one, Store(tmp_path / "audit.json", one.settings()))
     lines = {(line.audit, line.what): line for line in (table.Line(**line) for line in results["lines"])}
-    assert lines[table.TOKENS, REPLAYED].changed == 0 and lines[table.SWEEP, "K of each record"].changed == 0
+    assert lines[table.TOKENS, REPLAYED].changed == 0 and lines[table.SWEEP, EACH_OWN].changed == 0
     assert lines[table.TOKENS, "zeros"].changed > 0 and lines[table.SWEEP, "K = 0"].changed > 0
     # Four images of four questions, with 1, 2, 3 and 1 steps.
     assert lines[table.TOKENS, OTHER].n == lines[table.TOKENS, SAME].n == 8

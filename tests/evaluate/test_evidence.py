@@ -13,7 +13,6 @@ from longhand import project as project_longhand
 
 from vital_jax.evaluate.evidence import (
     BATCH,
-    Asked,
     closed,
     collapse,
     evidence,
@@ -27,11 +26,11 @@ from vital_jax.evaluate.evidence import (
 )
 from vital_jax.evaluate.preview import ask
 from vital_jax.evaluate.score import Score, table
-from vital_jax.latent.engine import Engine
+from vital_jax.latent.engine import Engine, in_order
+from vital_jax.latent.loop import variables_of
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.methods.base import read
 
-ASKED = Asked("per_sample")
 K, E = 4, 16
 
 
@@ -181,18 +180,19 @@ def setup(tmp_path_factory):
 def test_latents_are_those_of_the_training_path(setup):
     vital, params, _, test = setup
     numbers = [9, 2, 30]
-    z, own = latents(ask(vital, params, test, numbers, K, "per_sample"), K)
+    engine, records = Engine(vital.model, test.encoder, test.buckets), [test.source[i] for i in numbers]
+    asked = engine.ask(variables_of(params), records, K, engine.decoding(1), "per_sample", batch=3)
+    z, own = latents(in_order(asked), K)
     assert z.shape == (3, K, toy.WIDTH) and z.dtype == np.float32
     steps = [test.source[i].latent_steps for i in numbers]
     assert own.sum(1).tolist() == steps and len(set(steps)) > 1
-    engine = Engine(vital.model, test.encoder, test.buckets)
-    (_, batch), *others = engine.batches([test.source[i] for i in numbers], K, "per_sample", batch=3)
+    (_, batch), *others = engine.batches(records, K, "per_sample", batch=3)
     batch |= {"answer": np.ones((3, 5), np.int32), "answer_mask": np.ones((3, 5), bool)}
     assert not others
     expected = jax.jit(lambda p, b: read(vital, p, b, toy.suffix(vital)).steps("latent")[1][:, 0])(params, batch)
     np.testing.assert_allclose(z, expected, rtol=1e-4, atol=1e-4)
     assert not z[~own].any()
-    assert latents(ask(vital, params, test, numbers, K, "fixed"), K)[1].all()
+    assert latents(ask(vital, params, test, numbers, K), K)[1].all()
     with pytest.raises(ValueError, match="no latents of 3 records at 0 steps"):
         latents(ask(vital, params, test, numbers, 0), 0)
 
@@ -211,23 +211,23 @@ def test_questions_about_one_region_share_a_key(setup):
 
 def test_a_run_with_latents_gives_everything(setup):
     vital, params, train, test = setup
-    found = evidence(ASKED, vital, params, train, test, K)
+    found = evidence(vital, params, train, test, K)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     numbers = closed(test)
     assert len(numbers) == len(found["answers"]) == len(found["blind"]) == 30  # two of 32 are open
-    own = judged(test, numbers, ask(vital, params, test, numbers, K, "per_sample", batch=BATCH))
+    own = judged(test, numbers, ask(vital, params, test, numbers, K, batch=BATCH))
     assert found["answers"] == own
     assert all(row["image"] == row["id"] for row in own)
     assert all(row["image"].split("/")[0] != row["id"].split("/")[0] for row in found["blind"])
     assert [row["answer"] for row in found["blind"]] != [row["answer"] for row in own]
     assert {row["ask"] for row in own} == {"side", "presence"}
     assert np.shape(found["collapse"]) == (K, K) and found["collapse"][0][0] == pytest.approx(1)
-    assert found["collapse"][0][3] is None  # no record has four steps
+    assert found["collapse"][0][3] is not None  # every question takes all steps, though no record has four
     assert found["retrieval"]["projector"] == "trained with the run"
     assert (found["retrieval"]["n"], found["retrieval"]["gallery"]) == (14, 14)
     assert len(found["samples"]) == 4
     for sample in found["samples"]:
-        assert len(sample["steps"]) == len(sample["chain"]) and all(sample["steps"])
+        assert len(sample["steps"]) == K > len(sample["chain"]) and all(sample["steps"])
     scores = [Score.of(name, found[name]) for name in ("answers", "blind")]
     assert "location_choice (14)" in table(scores)
     text = show(found)
@@ -238,17 +238,17 @@ def test_a_run_with_latents_gives_everything(setup):
 def test_a_run_without_a_projector_gets_one_afterwards(setup):
     vital, params, train, test = setup
     plain = dataclasses.replace(vital, roi_width=None, decoder=None)
-    found = evidence(ASKED, plain, {"base": params["base"], "lora": params["lora"]}, train, test, K)
+    found = evidence(plain, {"base": params["base"], "lora": params["lora"]}, train, test, K)
     assert found["retrieval"]["projector"] == "trained afterwards on frozen latents"
     assert "samples" not in found
-    same = evidence(ASKED, vital, params, train, test, K)
+    same = evidence(vital, params, train, test, K)
     assert found["answers"] == same["answers"] and found["retrieval"]["last"] != same["retrieval"]["last"]
 
 
 def test_a_run_without_latents_gives_its_answers(setup):
     vital, params, train, test = setup
-    found = evidence(ASKED, vital, {"base": params["base"]}, train, test, 0, numbers=[0, 4, 8, 12])
-    assert set(found) == {"max_steps", "eval_k", "answers", "blind"}
+    found = evidence(vital, {"base": params["base"]}, train, test, 0, numbers=[0, 4, 8, 12])
+    assert set(found) == {"max_steps", "answers", "blind"}
     assert len(found["answers"]) == 4 and show(found) == ""
     train_only = dataclasses.replace(test, source=SimpleNamespace(index=[], folder="here", split="test"))
     with pytest.raises(ValueError, match="here: no record of split 'test' is of form 'closed'"):

@@ -17,12 +17,12 @@ def setup(tmp_path_factory):
 
 
 def texts(setup, numbers, **options):
-    return [reply.text for reply in ask(*setup, numbers, 4, "per_sample", batch=8, **options)]
+    return [reply.text for reply in ask(*setup, numbers, 4, batch=8, **options)]
 
 
 def test_answers_come_in_order_and_do_not_depend_on_their_neighbours(setup):
     numbers = list(range(11))
-    together = answers(*setup, numbers, 4, "per_sample", batch=8)
+    together = answers(*setup, numbers, 4, batch=8)
     source = setup[2].source
     assert [row["id"] for row in together] == [source[i].id for i in numbers]
     assert all(row["gold"] == source[i].answer and not row["exact"] for row, i in zip(together, numbers, strict=True))

@@ -27,7 +27,7 @@ def test_the_summary_says_what_was_counted(found):
 def test_what_is_missing_is_said():
     cases = [pictured.with_steps(pictured.case(), text="", heat=(), scores=None), pictured.case(1, steps=1)]
     notes = numbers.summary("toy", cases, [])["notes"]
-    assert notes == ["2 questions, K = 1 to 2, each record's own number of latent steps.",
+    assert notes == ["2 questions, K = 1 to 2 latent steps.",
                      "No question has a mask, so there are no numbers beside the heat maps."]  # fmt: skip
     bare = numbers.summary("toy", cases[:1], [])
     assert bare["notes"][1] == "The run has no text decoder, so no step has a text."

@@ -60,6 +60,34 @@ def test_every_method_says_what_the_contract_asks(name):
     assert all(segment.ids == suffix[segment.name].ids for segment in asked.segments if segment.fixed)
 
 
+@pytest.mark.parametrize(
+    ("given", "own"),
+    [
+        ({"name": "vital"}, True),
+        ({"name": "vital", "train_k": "phase_max"}, False),
+        ({"name": "coconut"}, True),
+        ({"name": "coconut", "pad_latent_to_max": True}, False),
+        ({"name": "direct"}, False),
+        ({"name": "text_cot"}, False),
+    ],
+)
+def test_a_method_taught_with_steps_that_nobody_knows_in_use_says_so(given, own):
+    method = base.make(base.settings_of(given), toy.backbone())
+    # What training takes for a row is what the layout of a phase says.
+    latents = method.layout(Phase(latent_steps=4, max_steps=4, stage=4), BUDGETS).suffix.of_kind("latent")
+    assert [segment.count for segment in latents] == (["own" if own else "all"] if latents else [])
+    assert method.gap(4) == own * (
+        "taught with each record's own number of latent steps, which nobody knows in use: from 1 to 4; asked with K = 4 for every question"
+    )
+    assert method.gap(1) == method.gap(0) == ""
+
+
+@pytest.mark.parametrize("name", ["vital", "coconut"])
+def test_how_a_run_is_asked_is_no_switch_of_a_recipe(name):
+    with pytest.raises(ValueError, match=r"config\.method\.eval_k: method .* has no such switch"):
+        base.settings_of({"name": name, "eval_k": "per_sample"})
+
+
 @pytest.mark.parametrize("name", ["direct", "text_cot"])
 def test_methods_without_latents_refuse_steps_by_name(name):
     method = base.make(base.settings_of({"name": name}), toy.backbone())

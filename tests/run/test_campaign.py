@@ -46,7 +46,7 @@ def share(value: float) -> dict:
 
 def found(answers: list, blind: list, K: int = 2, own: float = 0.5, same: float | None = 0.25, cosine=0.1) -> dict:
     """What `evidence.evidence` returns, with these numbers; K = 0 has answers alone."""
-    out = {"max_steps": K, "eval_k": "per_sample", "answers": answers, "blind": blind}
+    out = {"max_steps": K, "gap": "", "answers": answers, "blind": blind}
     if not K:
         return out
     exchanges = {"own": own, "shuffled": 0.05} | ({} if same is None else {"same_class": same})
@@ -116,17 +116,27 @@ def test_an_unknown_key_is_named_with_the_nearest_and_nothing_is_trained(tmp_pat
 
 @pytest.fixture
 def probed(monkeypatch):
-    """(how it is asked, K, splits opened) of every probe that looked; what it finds is `GOOD`."""
+    """(seed, K, splits opened) of every probe that looked; what it finds is `GOOD`."""
     calls, splits = [], []
 
-    def look(asked, method, params, train, test, max_steps):
-        calls.append((asked, max_steps, train, test))
+    def look(method, params, train, test, max_steps, seed):
+        calls.append((seed, max_steps, train, test))
         return GOOD if max_steps else NO_LATENTS
 
     monkeypatch.setattr(campaign.plan, "open_feed", lambda config, split, regions=False: splits.append(split) or split)
     monkeypatch.setattr(campaign.evidence, "evidence", look)
     monkeypatch.setattr(campaign, "audit", lambda config, method, params, feed, K: {**AUDIT, "asked": (feed, K)})
     return calls
+
+
+class Taught:
+    """A method that was taught as it is asked, or not."""
+
+    def __init__(self, said=""):
+        self._said = said
+
+    def gap(self, latent_steps):
+        return self._said and f"{self._said} {latent_steps}"
 
 
 def one_run(folder, **changes):
@@ -139,12 +149,12 @@ def one_run(folder, **changes):
 
 def test_a_probe_is_made_once_per_configuration(tmp_path, probed):
     for _ in range(2):
-        campaign.probe(one_run(tmp_path), None, {})
+        campaign.probe(one_run(tmp_path), Taught(), {})
     assert len(probed) == 1 and probed[0][1:] == (4, "train", "test")
     path = Path(one_run(tmp_path).workdir) / campaign.EVIDENCE
     written = json.loads(path.read_text())
     assert written.pop("audit") and written == {"config": resolved(one_run(tmp_path)), **GOOD}
-    campaign.probe(one_run(tmp_path, **{"optim.learning_rate": 0.5}), None, {})
+    campaign.probe(one_run(tmp_path, **{"optim.learning_rate": 0.5}), Taught(), {})
     assert len(probed) == 2
     assert json.loads(path.read_text())["config"]["optim"]["learning_rate"] == 0.5
     assert [file.name for file in path.parent.iterdir()] == [campaign.EVIDENCE]
@@ -153,8 +163,35 @@ def test_a_probe_is_made_once_per_configuration(tmp_path, probed):
 def test_a_reversed_curriculum_is_asked_at_its_largest_K(tmp_path, probed):
     config = one_run(tmp_path, curriculum="reverse")
     assert config.phases[-1].latent_steps == 1
-    campaign.probe(config, None, {})
+    campaign.probe(config, Taught(), {})
     assert probed[0][1] == 4
+
+
+def test_training_shows_answers_at_the_K_of_every_command(tmp_path, monkeypatch):
+    """Of a reversed curriculum too, whose later phases take fewer steps: at each step what `vital answer` would take then."""
+    config, asked = one_run(tmp_path, curriculum="reverse"), []
+
+    def answers(method, params, preview, numbers, K):
+        asked.append(K)
+        return [{"question": "?", "gold": "Yes.", "answer": "Yes.", "exact": True}]
+
+    class Preview:
+        def select(self, max_steps):
+            return [0]
+
+    monkeypatch.setattr(plan, "answers", answers)
+    for done in (1, 2, 3):
+        plan.preview_answers(config, None, {}, Preview(), config.phases[:done], done)
+    assert [phase.latent_steps for phase in config.phases] == [4, 2, 1] and asked == [4, 4, 4]
+    shown = [json.loads(line) for line in (Path(config.workdir) / "answers.jsonl").read_text().splitlines()]
+    assert [row["K"] for row in shown] == [4, 4, 4]
+
+
+def test_a_gap_between_training_and_use_is_kept_and_said(tmp_path, probed, capsys):
+    campaign.probe(one_run(tmp_path), Taught("taught otherwise than"), {})
+    path = Path(one_run(tmp_path).workdir) / campaign.EVIDENCE
+    assert json.loads(path.read_text())["gap"] == "taught otherwise than 4"
+    assert "with and without their images, K = 4; taught otherwise than 4" in capsys.readouterr().err
 
 
 def test_baselines_are_answered_once_per_configuration(tmp_path, monkeypatch):
@@ -207,7 +244,7 @@ def test_a_campaign_that_broke_off_goes_on_where_it_was(tmp_path, probed, monkey
         if trained[-1] == broken:
             raise RuntimeError("killed")
         Path(config.workdir).mkdir(parents=True, exist_ok=True)
-        campaign.probe(config, None, {})
+        campaign.probe(config, Taught(), {})
 
     runs = (PLAIN, LATENTS, ("linear", {"method.projector": "linear"}))
     with pytest.raises(RuntimeError, match="killed"):
@@ -216,7 +253,7 @@ def test_a_campaign_that_broke_off_goes_on_where_it_was(tmp_path, probed, monkey
     assert not (tmp_path / "report.md").exists()
     campaign.run(recipe(tmp_path, runs), train)
     assert trained[2:] == ["lora_direct", "vital", "linear"]
-    assert [(asked.eval_k, K) for asked, K, *_ in probed] == [("fixed", 0), ("per_sample", 4), ("per_sample", 4)]
+    assert [K for _, K, *_ in probed] == [0, 4, 4]
     report = (tmp_path / "report.md").read_text()
     assert report in capsys.readouterr().out
     assert [table_rows(report, name)[0][1] for name in (PLAIN[0], "VITAL", "linear")] == ["50.0", "75.0", "75.0"]
@@ -233,7 +270,7 @@ def test_without_evidence_there_is_nothing_to_report(tmp_path, key, value):
 def test_runs_with_latents_are_audited_where_the_recipe_asks_for_it(tmp_path, probed):
     def audited(**changes):
         config = one_run(tmp_path, **changes)
-        campaign.probe(config, None, {})
+        campaign.probe(config, Taught(), {})
         return json.loads((Path(config.workdir) / campaign.EVIDENCE).read_text()).get("audit")
 
     assert audited()["asked"] == ["test", 4]
@@ -257,6 +294,14 @@ def test_one_seed_is_a_table_of_systems_and_what_the_latents_hold():
     assert table_rows(text, "z_1") == [["1.000", "0.100"]]
     assert "step 1 says: It is on the left." in text and "(taught: It lies to the left.)" in text
     assert "Mean and standard deviation" not in text and text.endswith(campaign.CLOSING)
+
+
+def test_the_table_says_with_how_many_steps_each_run_is_asked():
+    text = campaign.report(
+        UNTRAINED, [(PLAIN[0], 0, NO_LATENTS), ("VITAL", 0, GOOD), ("own", 0, {**GOOD, "gap": "taught otherwise"})]
+    )
+    said = "LoRA, direct with K = 0, VITAL with K = 2, own with K = 2 (taught otherwise)."
+    assert f"Every question is asked with the same number of latent steps, as every command asks: {said}" in text
 
 
 def test_an_audit_stands_beside_what_the_latents_hold():

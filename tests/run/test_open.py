@@ -61,7 +61,7 @@ def edit(home, **changes):
 def test_it_says_what_the_run_is(written):
     home, made = written
     run = open_run(home / "runs" / "one")
-    assert (run.step, run.latent_steps, run.eval_k, run.roi_width) == (2, 4, "fixed", trained.ROI)
+    assert (run.step, run.latent_steps, run.roi_width) == (2, 4, trained.ROI)
     assert [phase.name for phase in run.phases] == ["1 steps", "4 steps"]
     assert run.parts == {"base", "lora", *TEXT, *VISUAL}
     assert run.leaves.keys() == {path for path in flatten(made.params) if not path.startswith("base/")}

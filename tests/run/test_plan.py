@@ -174,6 +174,13 @@ def test_every_recipe_resolves_once_and_for_all(module, argument, latent_steps):
     assert resolved(config) == once
 
 
+def test_the_quickstart_is_taught_as_every_command_asks():
+    config = quickstart.get_config()
+    plan.resolve(config)
+    assert config.method.train_k == "phase_max" and "eval_k" not in config.method
+    assert max(phase.latent_steps for phase in config.phases) == config.phases[-1].latent_steps == 4
+
+
 @pytest.mark.parametrize("module", [vital, one_gpu, quickstart, fixtures, pretrain, ablations])
 def test_a_recipe_refuses_an_argument_it_does_not_know(module):
     with pytest.raises(ValueError, match="'mine'"):

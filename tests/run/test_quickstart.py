@@ -58,6 +58,7 @@ def test_it_ends_with_the_table_of_five_systems(finished):
         "z_2",
         "step 1 says",
         "no description",
+        "LoRA, direct with K = 0, VITAL with K = 2.",
         "latents of another sample",
         "image of another question",
     ):
@@ -110,7 +111,8 @@ def test_the_trained_run_answers_a_question(finished):
     done = _run([*ask, "--question", record.question, "--json"], folder)
     assert done.returncode == 0, done.stderr[-3000:]
     answered = json.loads((folder / "vital/seed0/evidence.json").read_text())["answers"][0]
-    # Asked at the record's own number of steps there and at the largest here, so only the question is the same.
-    assert record.id == answered["id"] and json.loads(done.stdout)["latent_steps"] == 2
+    found = json.loads(done.stdout)
+    assert record.id == answered["id"] and (found["answer"], found["latent_steps"]) == (answered["answer"], 2)
+    assert len(done.stderr.splitlines()) == 1  # nothing to say: taught, evaluated and asked with one K
     refused = _run([*ask, "--question", record.question, "--latent-steps", "-9"], folder)
     assert refused.returncode == 2 and "-9" in refused.stderr and "Traceback" not in refused.stderr

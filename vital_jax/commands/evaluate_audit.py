@@ -22,9 +22,14 @@ def register(parts: argparse._SubParsersAction) -> None:
     audit.add_argument("--split", metavar="S", help="default: the one the run was probed on, else test")
     audit.add_argument("--limit", type=whole, metavar="N", help=f"of the closed-ended questions {LIMIT}; default all")
     steps = audit.add_mutually_exclusive_group()
-    steps.add_argument("--latent-steps", type=count, metavar="K", help="of the unchanged run, the same for all")
     steps.add_argument(
-        "--eval-k", choices=("fixed", "per_sample"), help="or each record's own; default as the run evaluates"
+        "--latent-steps", type=count, metavar="K", help="of the unchanged run; default as the run is evaluated"
+    )
+    steps.add_argument(
+        "--eval-k",
+        choices=("fixed", "per_sample"),
+        default="fixed",
+        help="per_sample: each record's own, which nobody knows in use; the audit says so",
     )
     audit.add_argument("--batch", type=whole, default=32, metavar="B", help="rows of a program, default 32")
     audit.add_argument("--seed", type=int, default=0, metavar="S", help="of what is exchanged and drawn, default 0")
@@ -53,11 +58,12 @@ def _audit(arguments: argparse.Namespace) -> int:
     lines = [table.Line(**line) for line in found["lines"]]
     said, left_out = ("\n".join(f"- {line}" for line in each) for each in (found["sentences"], _left_out(found)))
     title = f"Audit of {named(arguments.model)}"
-    parts = [f"# {title}", _under(settings), table.to_markdown(lines), "## What this says", said]
+    about = _under(settings, subject, model)
+    parts = [f"# {title}", about, table.to_markdown(lines), "## What this says", said]
     text = "\n\n".join([*parts, "## Left out", left_out, scoring.RESEARCH])
     write_text(out / _FILES[1], f"{text}\n")
     write_text(out / _FILES[2], table.to_csv(lines))
-    write_text(out / _FILES[3], figure.page(title, _under(settings), found))
+    write_text(out / _FILES[3], figure.page(title, about, found))
     print(text)
     print(f"wrote {out}: {', '.join(_FILES)}", file=errors)
     return 0
@@ -67,13 +73,14 @@ def _left_out(found: dict[str, Any]) -> list[str]:
     return [f"{name}: {why}" for name, why in found["left_out"]]
 
 
-def _under(settings: dict[str, Any]) -> str:
-    """What was asked under, in a line."""
+def _under(settings: dict[str, Any], subject: Any, model: Any) -> str:
+    """What was asked under, in a line, and where that is not how the run is evaluated."""
     from vital_jax.construct.pages import named
 
+    said = model.otherwise(subject.latent_steps, subject.eval_k)
     flat = settings["model"] | {name: value for name, value in settings.items() if name not in ("model", "ids")}
     flat["records"] = named(flat["records"])
-    return "; ".join(f"{name} {value}" for name, value in flat.items()) + "."
+    return "; ".join(filter(None, [*(f"{name} {value}" for name, value in flat.items()), said])) + "."
 
 
 def _model(arguments: argparse.Namespace):
@@ -92,7 +99,6 @@ def _subject(arguments: argparse.Namespace, model):
     from vital_jax.run.open import VISUAL
 
     run, config = model.run, model.run.config
-    eval_k = arguments.eval_k or run.eval_k
     K = model.max_steps if arguments.latent_steps is None else arguments.latent_steps
     if not 0 <= K <= model.max_steps:
         raise ValueError(f"--latent-steps {K}: this model was trained with up to {model.max_steps}; use 0 to that")
@@ -111,7 +117,7 @@ def _subject(arguments: argparse.Namespace, model):
         visual = (run.method(["visual_projector"]).visual, run.read_trained(VISUAL)["scaffold"]["visual_projector"])
     return audits.Subject(
         model.engine, model.params, feed, spread(numbers, arguments.limit), model.max_steps, K,
-        "fixed" if arguments.latent_steps is not None else eval_k, model.answer_tokens, arguments.batch, arguments.seed,
+        arguments.eval_k, model.answer_tokens, arguments.batch, arguments.seed,
         reader, visual,
     )  # fmt: skip
 

@@ -29,13 +29,16 @@ def register(parts: argparse._SubParsersAction) -> None:
     )
     steps = run.add_mutually_exclusive_group()
     steps.add_argument(
-        "--latent-steps", type=count, metavar="K", help="of every answer; by default the most it was trained with"
+        "--latent-steps",
+        type=count,
+        metavar="K",
+        help="of every answer; by default as the run is evaluated, the most it was trained with",
     )
     steps.add_argument(
         "--eval-k",
         choices=("fixed", "per_sample"),
         default="fixed",
-        help="per_sample: as many steps as an item itself states, as records do",
+        help="per_sample: as many steps as an item itself states, which nobody knows in use; every score says so",
     )
     run.add_argument("--max-new-tokens", type=whole, metavar="T", help="of an answer; by default what training had")
     run.add_argument("--batch", type=whole, default=8, metavar="B", help="rows of a program, default 8")
@@ -80,13 +83,13 @@ def _run(arguments: argparse.Namespace) -> int:
     length = arguments.max_new_tokens or model.answer_tokens
     asking = run.Asking(
         protocol,
-        model.steps(arguments.latent_steps),
+        model.steps(arguments.latent_steps, arguments.eval_k),
         engine.decoding(length, arguments.temperature, arguments.top_p),
         arguments.eval_k,
         arguments.batch,
         arguments.seed,
     )
-    if arguments.eval_k == "per_sample" and not asking.latent_steps:
+    if asking.eval_k == "per_sample" and not asking.latent_steps:
         raise ValueError(f"--eval-k per_sample: {arguments.model} has no latent steps")
     plan = run.check(engine, items, asking, looked)
     _refuse(arguments, loaded, plan.faults, len(items))
@@ -103,7 +106,8 @@ def _run(arguments: argparse.Namespace) -> int:
     with Answers(arguments.out, settings) as answers:
         read = model.read if arguments.steps else None
         run.answer(engine, lambda: variables_of(model.params), plan, asking, answers, read)
-        return _finish(arguments, loaded, plan, asking, answers, len(items))
+        said = model.otherwise(asking.latent_steps, asking.eval_k)
+        return _finish(arguments, loaded, plan, asking, answers, len(items), said)
 
 
 def _refuse(arguments: argparse.Namespace, loaded, faults, asked: int) -> None:
@@ -119,8 +123,8 @@ def _refuse(arguments: argparse.Namespace, loaded, faults, asked: int) -> None:
     raise ValueError(f"{loaded.benchmark} {loaded.split}: {looking.named(faults, asked)}; {way_out}")
 
 
-def _finish(arguments: argparse.Namespace, loaded, plan, asking, answers, asked: int) -> int:
-    """Scores what was answered and writes it."""
+def _finish(arguments: argparse.Namespace, loaded, plan, asking, answers, asked: int, otherwise: str) -> int:
+    """Scores what was answered and writes it. otherwise: how questions were not asked as the model is evaluated, of every score."""
     from vital_jax.construct.pages import write_text
     from vital_jax.evaluate import run
     from vital_jax.evaluate.page import page
@@ -135,7 +139,7 @@ def _finish(arguments: argparse.Namespace, loaded, plan, asking, answers, asked:
         ) from error
     limits = [f"only {asked} of {len(loaded.items)} items, evenly spaced"] if asked < len(loaded.items) else []
     limits += [said] if (said := run.left_out(plan.faults, asked)) else []
-    scored = scoring.noted(scored, limits)
+    scored = scoring.noted(scored, limits + [otherwise] * bool(otherwise))
     means = run.summary(answers.rows)
     notes = [f"Partial: {limit}." for limit in limits] + [_how(arguments, asking, means)]
     loaded = replace(loaded, details=(*loaded.details, *(f"{name}: {why} [{code}]" for code, name, why in plan.faults)))
@@ -151,8 +155,7 @@ def _finish(arguments: argparse.Namespace, loaded, plan, asking, answers, asked:
 
 def _how(arguments: argparse.Namespace, asking, means: dict[str, float]) -> str:
     """How it was asked and how long that took, in a sentence."""
-    K = f"as many latent steps as an item states, at most {asking.latent_steps}"
-    K = K if asking.eval_k == "per_sample" else f"K = {asking.latent_steps} latent steps"
+    K = f"K = {'1 to ' * (asking.eval_k == 'per_sample')}{asking.latent_steps} latent steps"
     drawn = f"drawn at temperature {arguments.temperature:g} with seed {arguments.seed}"
     decoding = f"{drawn if arguments.temperature else 'greedy'}, at most {asking.decoding.length} tokens"
     return (

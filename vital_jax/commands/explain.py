@@ -27,10 +27,13 @@ def register(commands: argparse._SubParsersAction) -> None:
     explain.add_argument("--limit", type=whole, metavar="N", help=f"of --data {LIMIT}; default all")
     steps = explain.add_mutually_exclusive_group()
     steps.add_argument(
-        "--latent-steps", type=whole, metavar="K", help="the same for all; by default as the run evaluates"
+        "--latent-steps", type=whole, metavar="K", help="the same for all; by default as the run is evaluated"
     )
     steps.add_argument(
-        "--eval-k", choices=("fixed", "per_sample"), help="of --data: the most steps, or each record's own"
+        "--eval-k",
+        choices=("fixed", "per_sample"),
+        default="fixed",
+        help="per_sample, of --data: each record's own number of steps, which nobody knows in use; the page says so",
     )
     explain.add_argument(
         "--bank", type=Path, metavar="RECORDS", help="search these records' training regions for similar ones; they need region features"
@@ -83,15 +86,6 @@ def asked(arguments: argparse.Namespace, limit: int | None = None) -> Asked:
     return Asked([source[number] for number in numbers], source, numbers)
 
 
-def eval_k_of(arguments: argparse.Namespace, model: Any, requests: list[Any]) -> str:
-    """How records take their steps: as asked; else as the run evaluates, where all records state their own number."""
-    if arguments.eval_k:
-        return arguments.eval_k
-    if arguments.latent_steps or not all(getattr(request, "latent_steps", None) for request in requests):
-        return "fixed"
-    return model.run.eval_k
-
-
 def targets_of(viewer: Any, found: Asked) -> list[Any] | None:
     """Each record's region feature of the run's encoder, None where the records have none."""
     if viewer is None or found.source is None:
@@ -108,8 +102,8 @@ def _explain(arguments: argparse.Namespace) -> int:
     from vital_jax.construct.pages import named, records_folder, write_text
 
     checks.free(arguments.out, *FILES)
-    if arguments.image and arguments.eval_k:
-        raise ValueError("--eval-k is for --data; say --latent-steps")
+    if arguments.image and arguments.eval_k == "per_sample":
+        raise ValueError("--eval-k per_sample is for --data; say --latent-steps")
     checks.model(arguments, explain=True)
     if arguments.bank:
         records_folder(arguments.bank)
@@ -118,11 +112,10 @@ def _explain(arguments: argparse.Namespace) -> int:
     from vital_jax.explain.page import page
 
     model = models.load(arguments, explain=True)
-    eval_k = eval_k_of(arguments, model, found.requests)
     print(f"{len(found.requests)} questions", file=sys.stderr)
     seed = None if found.source is None else arguments.seed
     cases, pointed = model.explain_requests(
-        found.requests, arguments.latent_steps, eval_k, batch=arguments.batch, bank=arguments.bank, seed=seed,
+        found.requests, arguments.latent_steps, arguments.eval_k, batch=arguments.batch, bank=arguments.bank, seed=seed,
         targets=targets_of(model.viewer, found),
     )  # fmt: skip
     summary = numbers.summary(named(arguments.model), cases, pointed, _notes(arguments, model, found))
@@ -138,7 +131,9 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _notes(arguments: argparse.Namespace, model: Any, found: Asked) -> list[str]:
-    notes = []
+    K = model.max_steps if arguments.latent_steps is None else arguments.latent_steps
+    said = model.otherwise(K, arguments.eval_k)
+    notes = [f"{said[0].upper()}{said[1:]}."] if said else []
     if found.source is not None:
         notes.append(
             f"{found.source.folder.name}, split {found.source.split}: {len(found.numbers)} of {len(found.source)} records."

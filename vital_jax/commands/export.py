@@ -156,6 +156,7 @@ def _evidence(run: Path, meta: Mapping[str, Any]) -> list:
     """What the run measured after its last step, where this checkpoint is of that step."""
     from vital_jax.evaluate.score import Score, percent
     from vital_jax.hub.card import Metric
+    from vital_jax.latent.engine import OWN_K
 
     path, steps = run / "evidence.json", sum(phase["steps"] for phase in meta["config"]["phases"])
     if not path.is_file():
@@ -164,8 +165,11 @@ def _evidence(run: Path, meta: Mapping[str, Any]) -> list:
         _say(f"{path} is of step {steps}, the checkpoint of step {meta['step']}: the card leaves it out")
         return []
     found = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("eval_k", "fixed") != "fixed":  # of a version that evaluated so
+        _say(f"{path} is of {OWN_K}: the card leaves it out; the same training command measures it anew")
+        return []
     split = found.get("config", {}).get("eval", {}).get("evidence", meta["config"]["eval"]["evidence"])
-    asked = f"closed-ended held-out questions of split {split}, greedy, K = {found['max_steps']} ({found['eval_k']})"
+    asked = f"closed-ended held-out questions of split {split}, greedy, K = {found['max_steps']} for all"
     how = "exact match after lower-casing and single spaces"
     rows = []
     for name, key in (("exact answers, %", "answers"), ("the same with images exchanged, %", "blind")):

@@ -35,9 +35,6 @@ def register(commands: argparse._SubParsersAction) -> None:
     _several(collapse)
     _records(collapse)
     collapse.add_argument("--limit", type=whole, metavar="N", help=f"of the records {LIMIT}; default all")
-    collapse.add_argument(
-        "--eval-k", choices=("fixed", "per_sample"), default="fixed", help="fixed (default): all take the most steps"
-    )
     collapse.add_argument("--batch", type=whole, default=32, metavar="B", help="rows of a program, default 32")
 
     compare = _part(parts, "compare", _compare, "one case as several checkpoints answer, say and show it (figure 3)")
@@ -140,9 +137,8 @@ def _collapse(arguments: argparse.Namespace) -> int:
                 f"{own.model}: trained without latent steps, so there are no steps to compare; leave it out"
             )
         # The answers do not matter: one token ends them.
-        asked = model.engine.ask(
-            variables_of(model.params), requests, K, model.engine.decoding(1), arguments.eval_k, arguments.batch
-        )
+        decoding = model.engine.decoding(1)
+        asked = model.engine.ask(variables_of(model.params), requests, K, decoding, batch=arguments.batch)
         found[name] = evidence.collapse(*evidence.latents(in_order(asked), K))
         print(f"{name}\n\n{markdown(*_cells(found[name]))}\n")
     return _write(arguments.out, figures.collapse(found, dict.fromkeys(found, len(requests))))

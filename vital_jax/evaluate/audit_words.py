@@ -29,7 +29,7 @@ LOWER, HIGHER, EQUAL, OPEN, UNKNOWN = "lower", "higher", "the same", "open", "no
 MIXED = "the same for some"  # of several lines: some do as well as the run, and some do not
 MEAN, ZEROS, NOISE = "mean latent", "zeros", "noise of the same length"
 STILL, REPEATED = "z_0 in every slot", "first latent repeated"
-EACH_OWN = "K of each record"
+EACH_OWN = "K of each record, unknown in use"
 
 # What several lines say together, as one finding.
 EVERY = "every replacement"  # EQUAL only where all are

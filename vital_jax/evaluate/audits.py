@@ -31,7 +31,7 @@ from vital_jax.evaluate.geometry import shape_of
 from vital_jax.evaluate.preview import shuffled
 from vital_jax.evaluate.replacements import ABOUT, ORACLE, replacements
 from vital_jax.evaluate.text_floor import Reader, text_floors
-from vital_jax.latent.engine import Engine, Reply, in_order, with_images
+from vital_jax.latent.engine import OWN_K, Engine, Reply, in_order, with_images
 from vital_jax.latent.loop import variables_of
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.pipeline.feed import Feed
@@ -387,4 +387,4 @@ def _asked(record: Record, place: int) -> Hashable:
 
 
 def _span(steps: Sequence[int]) -> str:
-    return str(steps[0]) if len(set(steps)) == 1 else f"{min(steps)} to {max(steps)}, each record's own"
+    return str(steps[0]) if len(set(steps)) == 1 else f"{min(steps)} to {max(steps)}, {OWN_K}"

@@ -224,17 +224,9 @@ def regions(feed: Feed, numbers: Iterable[int]) -> tuple[list[int], np.ndarray, 
     return places, np.stack(features), keys, names
 
 
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """How a run is asked: eval_k, `fixed` or `per_sample` (see `Engine.batches`), and the seed of exchanges and draws."""
-
-    eval_k: str = "fixed"
-    seed: int = 0
-
-
 def _retrieve(
-    asked: Asked, method: Method, params: Mapping[str, Any], train: Feed, test: Feed, numbers: Sequence[int],
-    z: np.ndarray, own: np.ndarray, max_steps: int,
+    method: Method, params: Mapping[str, Any], train: Feed, test: Feed, numbers: Sequence[int],
+    z: np.ndarray, own: np.ndarray, max_steps: int, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """`retrieval` with the run's own projector, or, where it has none, with one fitted to its latents of training records."""
     places, features, keys, names = regions(test, numbers)
@@ -246,9 +238,9 @@ def _retrieve(
         visual = dataclasses.replace(method, roi_width=width).visual or VisualProjector(width)
         candidates = np.flatnonzero(train.features.valid[: train.limit or None])
         candidates = candidates[np.linspace(0, len(candidates) - 1, min(FIT_ROWS, len(candidates))).astype(int)]
-        replies = ask(method, params, train, candidates, max_steps, asked.eval_k, BATCH, length=1)
+        replies = ask(method, params, train, candidates, max_steps, BATCH, length=1)
         seen, mine = latents(replies, max_steps)
-        projector = fit_projector(visual, seen, mine, np.asarray(train.features.roi[candidates]), seed=asked.seed)
+        projector = fit_projector(visual, seen, mine, np.asarray(train.features.roi[candidates]), seed=seed)
     shown = project(visual, projector, z[places], own[places])
     return {"projector": origin, **retrieval(shown, own[places], features, keys, names)}
 
@@ -282,12 +274,12 @@ def _samples(
 
 
 def evidence(
-    asked: Asked,
     method: Method,
     params: Mapping[str, Any],
     train: Feed,
     test: Feed,
     max_steps: int,
+    seed: int = 0,
     numbers: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Everything about one trained run that does not need another run; JSON as it stands.
@@ -296,27 +288,26 @@ def evidence(
       method, params {base, lora?, scaffold?}: the trained run.
       train: training records with features, looked at only where the run has no projector (lambda_2 = 0) and one is fitted.
       test: held-out records. Opened without features, there is no retrieval; with chain = 0, no decoded steps.
-      max_steps: K; 0 gives the two lists of answers alone.
+      max_steps: K of every question; 0 gives the two lists of answers alone. seed: of exchanges and draws.
       numbers: of the test records; by default the closed-ended ones.
-    Returns: {"max_steps", "eval_k", "answers", "blind"}, the rows of `judged` with the own images and with those of `shuffled`;
+    Returns: {"max_steps", "answers", "blind"}, the rows of `judged` with the own images and with those of `shuffled`;
       with latents also "collapse" [K][K] (None where no row has both steps), "retrieval" (see `retrieval`; and "projector", which one) and
       "samples", a few answers with "chain" and "steps", the decoded sentences.
     Raises: ValueError as `closed`, `shuffled`, `ask`, `regions`.
     """
-    numbers, eval_k = list(closed(test) if numbers is None else numbers), asked.eval_k
-    exchanged = shuffled(numbers, test, asked.seed)
-    replies = ask(method, params, test, numbers, max_steps, eval_k, BATCH)
+    numbers = list(closed(test) if numbers is None else numbers)
+    exchanged = shuffled(numbers, test, seed)
+    replies = ask(method, params, test, numbers, max_steps, BATCH)
     answered = judged(test, numbers, replies)
-    blind = judged(
-        test, numbers, ask(method, params, test, numbers, max_steps, eval_k, BATCH, images=exchanged), exchanged
-    )
-    found: dict[str, Any] = {"max_steps": max_steps, "eval_k": eval_k, "answers": answered, "blind": blind}
+    unseen = ask(method, params, test, numbers, max_steps, BATCH, images=exchanged)
+    blind = judged(test, numbers, unseen, exchanged)
+    found: dict[str, Any] = {"max_steps": max_steps, "answers": answered, "blind": blind}
     if not max_steps:
         return found
     z, own = latents(replies, max_steps)
     found["collapse"] = [[None if np.isnan(x) else float(x) for x in row] for row in collapse(z, own)]
     if test.features is not None:
-        found["retrieval"] = _retrieve(asked, method, params, train, test, numbers, z, own, max_steps)
+        found["retrieval"] = _retrieve(method, params, train, test, numbers, z, own, max_steps, seed)
     if method.decoder is not None and test.chain:
         found["samples"] = _samples(method, params, test, numbers, answered, z, own)
     return found

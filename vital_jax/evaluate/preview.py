@@ -22,19 +22,18 @@ def ask(
     feed: Feed,
     numbers: Sequence[int],
     max_steps: int,
-    eval_k: str = "fixed",
     batch: int = 8,
     *,
     images: Sequence[int] | None = None,
     length: int = 0,
 ) -> list[Reply]:
-    """Greedy replies to these records, in order, at K = `max_steps` or at each record's own (`eval_k`).
+    """Greedy replies to these records, in order, at K = `max_steps` for all.
 
     Args:
       params: base, and lora if any. batch: rows of the program.
       images: one record number per record, whose images are shown instead of its own (see `shuffled`).
       length: T, the most tokens of an answer; by default the feed's.
-    Raises: ValueError for another `eval_k`, `images` that are not one per record, or as `Engine.batches`.
+    Raises: ValueError for `images` that are not one per record, or as `Engine.batches`.
     """
     if images is not None and len(images) != len(numbers):
         raise ValueError(f"{len(images)} images for {len(numbers)} records: give one per record")
@@ -43,7 +42,7 @@ def ask(
         asked = [with_images(record, feed.source[int(i)]) for record, i in zip(asked, images, strict=True)]
     engine = method.engine(feed.encoder, feed.buckets, Budgets(feed.answer, feed.chain, feed.written))
     decoding = engine.decoding(length or feed.answer)
-    return in_order(engine.ask(variables_of(params), asked, max_steps, decoding, eval_k, batch))
+    return in_order(engine.ask(variables_of(params), asked, max_steps, decoding, batch=batch))
 
 
 def answers(
@@ -52,11 +51,10 @@ def answers(
     feed: Feed,
     numbers: Sequence[int],
     max_steps: int,
-    eval_k: str = "fixed",
     batch: int = 8,
 ) -> list[Row]:
     """`ask`, judged: {"id", "question", "gold", "answer", "exact"}; `exact` compares after `normalise`."""
-    replies = ask(method, params, feed, numbers, max_steps, eval_k, batch)
+    replies = ask(method, params, feed, numbers, max_steps, batch)
     return [judge(feed.source[int(number)], reply.text) for number, reply in zip(numbers, replies, strict=True)]
 
 

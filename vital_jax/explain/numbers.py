@@ -54,7 +54,7 @@ def summary(model: str, cases: Sequence[Case], pointed: Sequence[Pointed], notes
 
 def _steps(cases: Sequence[Case]) -> str:
     found = sorted({len(case.steps) for case in cases})
-    return f"K = {found[0]}" if len(found) == 1 else f"K = {found[0]} to {found[-1]}, each record's own number of"
+    return f"K = {found[0]}" if len(found) == 1 else f"K = {found[0]} to {found[-1]}"
 
 
 def sentences(table: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -141,8 +141,9 @@ def table(pointed: Sequence[Pointed]) -> list[dict[str, Any]]:
     """Means over questions of the means over their own steps: one row per modality and measure, all modalities together first.
 
     Returns: rows {"modality", "measure", "n", "own", "low", "high", "shuffled", "other", "random", "target", "over"}: low and high are the
-      95 % interval of `own` by drawing images, None where all questions share one; a baseline is None where no question has it; "over" is
-      {baseline: {"n", "value", "low", "high"}}, how much higher `own` is on the questions that have that baseline. Empty for no questions.
+      95 % interval of `own` by drawing images, None where all questions share one; a baseline is None where no question has it, target
+      where one lacks it; "over" is {baseline: {"n", "value", "low", "high"}}, how much higher `own` is on the questions that have that
+      baseline. Empty for no questions.
     """
     modalities = sorted({one.modality for one in pointed})
     groups = [ALL, *modalities] if len(modalities) > 1 else modalities
@@ -176,7 +177,8 @@ def _row(pointed: Sequence[Pointed], measure: str, steps: slice) -> dict[str, An
     row = {"measure": measure, "n": len(own), "own": float(np.mean(own)), "low": low, "high": high, "over": {}}
     for who in (*BASELINES, TARGET):
         having = [one for one in pointed if who in one.scores]
-        row[who] = float(np.mean([value(one, who) for one in having])) if having else None
+        counted = having if who != TARGET or len(having) == len(own) else []
+        row[who] = float(np.mean([value(one, who) for one in counted])) if counted else None
         if having and who != TARGET:
             more = [value(one, OWN) - value(one, who) for one in having]
             ends = clustered_mean(more, [one.image for one in having]) or (None, None)

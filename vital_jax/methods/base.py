@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vital_jax.latent.decode import Feed as DecodeFeed
-from vital_jax.latent.engine import Engine, latents_then_answer
+from vital_jax.latent.engine import OWN_K, Engine, latents_then_answer
 from vital_jax.latent.interpret import Columns, Feed, Given, run
 from vital_jax.latent.loop import embed, prefill, variables_of
 from vital_jax.latent.loss import cross_entropy
@@ -128,11 +128,6 @@ class Method:
         """What of a scaffold these phases need: `text_decoder`, `visual_projector`."""
         return frozenset()
 
-    @classmethod
-    def asked_with(cls, settings: Mapping[str, Any]) -> str:
-        """How evaluation chooses each question's steps: `fixed`, the same K for all, or `per_sample`, each record's own."""
-        return "fixed"
-
     # --- columns -----------------------------------------------------------------------------------------------------
 
     def layout(self, phase: Phase, budgets: Budgets) -> Layout:
@@ -148,6 +143,20 @@ class Method:
         Raises: ValueError for latent steps that the method does not take.
         """
         return latents_then_answer(latent_steps, eval_k, budgets.answer)
+
+    @property
+    def own_steps(self) -> bool:
+        """Whether training takes each record's own number of steps. Nobody knows that number in use, so all questions take one K there."""
+        return False
+
+    def gap(self, latent_steps: int) -> str:
+        """What is to be said where questions are asked at another number of steps than they were taught with; empty where they are not.
+
+        Args: latent_steps: K of use, the most that training took.
+        """
+        if not self.own_steps or latent_steps < 2:
+            return ""
+        return f"taught with {OWN_K}: from 1 to {latent_steps}; asked with K = {latent_steps} for every question"
 
     def without_latents(self, latent_steps: int) -> None:
         """What a method that has no latents says of K. Raises: ValueError for any but 0."""

@@ -53,6 +53,10 @@ class Coconut(Method):
     def steps_of(cls, settings: Mapping[str, Any], phase: Mapping[str, Any]) -> int:
         return settings["c"] * min(phase["stage"], settings["max_stage"])
 
+    @property
+    def own_steps(self) -> bool:
+        return not self.pad_latent_to_max
+
     def layout(self, phase: Phase, budgets: Budgets) -> Layout:
         writes = phase.stage <= self.max_stage
         source, room = (f"chain[{phase.stage}:]", budgets.written) if writes else ("chain[:0]", 0)

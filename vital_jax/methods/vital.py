@@ -55,7 +55,6 @@ class Vital(Method):
         "max_steps": Switch(4, free=True),
         "latent_state": Switch("post_norm", LATENT_STATES),
         "train_k": Switch("per_sample", TRAIN_K),
-        "eval_k": Switch("as_taught", ("fixed", "per_sample", "as_taught"), free=True),
         "projector": Switch("residual_mlp_ln", PROJECTORS),
         "projector_dropout": Switch(0.1),
         "output_norm": Switch("ln", OUTPUT_NORMS),
@@ -85,10 +84,9 @@ class Vital(Method):
         used = {loss for phase in phases for loss in needs if phase.latent_steps and phase.weight(loss)}
         return frozenset(needs[loss] for loss in used)
 
-    @classmethod
-    def asked_with(cls, settings: Mapping[str, Any]) -> str:
-        taught = {"per_sample": "per_sample", "phase_max": "fixed"}[settings["train_k"]]
-        return taught if settings["eval_k"] == "as_taught" else settings["eval_k"]
+    @property
+    def own_steps(self) -> bool:
+        return self.train_k == "per_sample"
 
     def layout(self, phase: Phase, budgets: Budgets) -> Layout:
         K = phase.latent_steps

@@ -25,7 +25,7 @@ from vital_jax.methods.base import Method
 from vital_jax.pipeline.feed import Feed
 from vital_jax.run import plan, setup
 from vital_jax.statistics import spread as evenly
-from vital_jax.training.config import keys, resolved
+from vital_jax.training.config import keys, resolved, steps_in_use
 from vital_jax.training.sharding import make_mesh
 
 EVIDENCE = "evidence.json"
@@ -69,10 +69,11 @@ def probe(config: Any, method: Method, params: Mapping[str, Any]) -> None:
     if _held(path, setting):
         return
     train, held_out = (plan.open_feed(config, split, regions=True) for split in ("train", config.eval.evidence))
-    print(f"answering the questions of split {config.eval.evidence!r} with and without their images", file=sys.stderr)
-    # The most steps the run was taught, also where its last phase takes fewer (a reversed curriculum): Table 3 asks every run at K = 4.
-    K = max(phase.latent_steps for phase in config.phases)
-    found = evidence.evidence(evidence.Asked(setup.eval_k_of(config), config.seed), method, params, train, held_out, K)
+    K = steps_in_use(config.phases)
+    gap = method.gap(K)
+    asked = f"answering the questions of split {config.eval.evidence!r} with and without their images, K = {K}"
+    print("; ".join(filter(None, [asked, gap])), file=sys.stderr)
+    found = {**evidence.evidence(method, params, train, held_out, K, config.seed), "gap": gap}
     if config.eval.audit and K:
         found = {**found, "audit": audit(config, method, params, held_out, K)}
     _write(path, {"config": setting, **found})
@@ -89,13 +90,14 @@ def audit(config: Any, method: Method, params: Mapping[str, Any], feed: Feed, K:
         reader = Reader(method.decoder, scaffold, prompter, method.model.dtype)
     if "visual_projector" in scaffold and (projector := method.visual) is not None:
         visual = (projector, scaffold["visual_projector"])
-    engine, eval_k = method.engine(feed.encoder, feed.buckets, setup.budgets_of(config, None)), setup.eval_k_of(config)
+    engine = method.engine(feed.encoder, feed.buckets, setup.budgets_of(config, None))
     subject = audits.Subject(
-        engine, params, feed, numbers, K, K, eval_k, feed.answer, seed=config.seed, reader=reader, visual=visual
+        engine, params, feed, numbers, K, K, "fixed", feed.answer, seed=config.seed, reader=reader, visual=visual
     )
     settings = {"config": resolved(config), **subject.settings()}
     found = audits.audit(subject, audits.Store(folder / "audit.json", settings, fresh=True))
-    about = f"{len(numbers)} questions of split {config.eval.evidence!r}."
+    asked = f"{len(numbers)} questions of split {config.eval.evidence!r}, K = {K}"
+    about = "; ".join(filter(None, [asked, method.gap(K)])) + "."
     write_text(folder / "audit.html", figure.page(f"Audit of {named(config.workdir)}", about, found))
     return {name: found[name] for name in ("lines", "sentences", "left_out")}
 
@@ -112,7 +114,7 @@ def baselines(config: Any) -> dict[str, Any]:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
         base = {"base": setup.load_params(config, method, mesh)["base"]}
-        frozen = evidence.judged(held_out, numbers, ask(method, base, held_out, numbers, 0, batch=evidence.BATCH))
+        frozen = evidence.judged(held_out, numbers, ask(method, base, held_out, numbers, 0, evidence.BATCH))
     usual = score.majority((train.source[i] for i in evidence.closed(train)), (held_out.source[i] for i in numbers))
     found = {"config": setting, "frozen backbone": frozen, "majority answer": usual}
     _write(path, found)
@@ -171,7 +173,7 @@ def report(untrained: Mapping[str, Any], found: Sequence[tuple[str, int, Mapping
     """
     seeds = sorted({seed for _, seed, _ in found})
     idle = [score.Score.of(name, rows) for name, rows in untrained.items() if name != "config"]
-    parts = ["# Held-out questions, closed-ended and balanced: exact answers in percent"]
+    parts = ["# Held-out questions, closed-ended and balanced: exact answers in percent", _asked(found)]
     for seed in seeds:
         runs = [(name, one) for name, other, one in found if other == seed]
         name, last = runs[-1]
@@ -186,6 +188,13 @@ def report(untrained: Mapping[str, Any], found: Sequence[tuple[str, int, Mapping
         if "audit" in one:
             parts += [f"## Whether the latents of {name!r} matter (seed {seed})", audit_table.show(one["audit"])]
     return "\n\n".join([*filter(None, parts), CLOSING])
+
+
+def _asked(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:
+    """At how many steps each run is asked, and where it was taught otherwise."""
+    last = {name: one for name, _, one in found}
+    said = [f"{name} with K = {one['max_steps']}" + f" ({one['gap']})" * bool(one["gap"]) for name, one in last.items()]
+    return f"Every question is asked with the same number of latent steps, as every command asks: {', '.join(said)}."
 
 
 def spread(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:

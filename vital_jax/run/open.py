@@ -24,6 +24,7 @@ from vital_jax.models.config import read_json
 from vital_jax.pipeline.batch import Encoder
 from vital_jax.run import setup
 from vital_jax.training.checkpoint import Checkpoints
+from vital_jax.training.config import steps_in_use
 
 # Folders that a run names in its configuration: what stands in for one that moved, here and on the command line.
 _STAND_INS = {
@@ -64,8 +65,8 @@ class Run:
 
     @property
     def latent_steps(self) -> int:
-        """K, the largest it was trained with so far; 0 without latents."""
-        return max(phase.latent_steps for phase in self.phases)
+        """K, the largest it was trained with so far, which it is asked with; 0 without latents."""
+        return steps_in_use(self.phases)
 
     @property
     def kind(self) -> str:
@@ -86,11 +87,6 @@ class Run:
     def latent_state(self) -> str:
         """Which state it feeds back: after the final norm, or before it."""
         return self.config.method.get("latent_state", LATENT_STATES[0])
-
-    @property
-    def eval_k(self) -> str:
-        """How it was evaluated: at a `fixed` K, or `per_sample`, at each record's own."""
-        return setup.eval_k_of(self.config)
 
     @property
     def parts(self) -> frozenset[str]:

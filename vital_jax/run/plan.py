@@ -26,7 +26,7 @@ from vital_jax.run import setup
 from vital_jax.run.prepare import features_name, prepare
 from vital_jax.statistics import spread
 from vital_jax.training import distributed
-from vital_jax.training.config import resolved
+from vital_jax.training.config import resolved, steps_in_use
 from vital_jax.training.metrics import Clock
 from vital_jax.training.partition import flatten, parameter_table
 from vital_jax.training.sharding import own_mesh, shardings
@@ -42,15 +42,13 @@ CURRICULA = {
 
 def resolve(config: Any) -> None:
     """Fills in, in place, what a recipe leaves to be derived: the method's defaults, the phases of the curriculum with their K and loss
-    weights, how questions are asked, and the features' name, which is empty where nothing of the run reads them.
+    weights, and the features' name, which is empty where nothing of the run reads them.
 
     Raises: ValueError naming an unknown method, switch or curriculum, a `compiler` that is not rows of two strings, or a loss on regions
       without region features.
     """
     settings = base.settings_of(config.method.to_dict())
     kind = base.get(settings["name"])
-    if "eval_k" in settings:
-        settings["eval_k"] = kind.asked_with(settings)
     config.method = ConfigDict(settings)
     if config.curriculum not in CURRICULA:
         raise ValueError(f"unknown config.curriculum={config.curriculum!r}: use one of {', '.join(CURRICULA)}")
@@ -169,6 +167,7 @@ def describe(config: Any, method: Method, feed: Feed) -> str:
             f"phase {phase.name!r}: {counts} ({epochs:.1f} epochs); per step about {tokens:,} prompt tokens, "
             f"{patches:,} patches, {config.batch * images:.0f} images, at most {config.batch * feed.answer:,} answer tokens"
         )
+    lines += filter(None, [method.gap(steps_in_use(config.phases))])
     lines += [
         "",
         f"memory of the state on one device, nothing sharded: "
@@ -283,26 +282,26 @@ def on_first(config: Any, name: str, params: Mapping[str, Any], work: Callable[[
 
 
 def preview_answers(
-    config: Any, method: Method, params: Mapping[str, Any], preview: Feed, phase: Any, step: int
+    config: Any, method: Method, params: Mapping[str, Any], preview: Feed, phases: Sequence[Any], step: int
 ) -> dict[str, float]:
-    """Asks some records of the preview at the phase's K, shows the answers and logs them. Returns: {"exact": share of exact ones}."""
-    numbers = spread(preview.select(phase.max_steps).tolist(), config.eval.answers)
+    """Asks some records of the preview, shows the answers and logs them. phases: those begun. Returns: {"exact": share of exact ones}."""
+    numbers, K = spread(preview.select(phases[-1].max_steps).tolist(), config.eval.answers), steps_in_use(phases)
     log = Path(config.workdir) / "answers.jsonl"
 
     def work(here: Mapping[str, Any]) -> float:
-        found = answers(method, here, preview, numbers, phase.latent_steps, setup.eval_k_of(config))
-        show_answers(found, step, log)
+        found = answers(method, here, preview, numbers, K)
+        show_answers(found, step, K, log)
         return sum(row["exact"] for row in found) / len(found)
 
     asked = {name: part for name, part in params.items() if name != "scaffold"}
     return {"exact": on_first(config, "preview", asked, work)}
 
 
-def show_answers(found: Sequence[Mapping[str, Any]], step: int, log: Path, shown: int = 4) -> None:
+def show_answers(found: Sequence[Mapping[str, Any]], step: int, K: int, log: Path, shown: int = 4) -> None:
     """Prints some decoded answers and appends all of them to the log."""
     exact = sum(row["exact"] for row in found)
-    print(f"\nstep {step}: {exact} of {len(found)} decoded answers exact", file=sys.stderr)
+    print(f"\nstep {step}: {exact} of {len(found)} decoded answers exact at K = {K}", file=sys.stderr)
     for row in found[:shown]:
         print(f"  {row['question']}\n    gold   {row['gold']}\n    answer {row['answer']}", file=sys.stderr)
     with log.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"step": step, **row}) + "\n" for row in found)
+        file.writelines(json.dumps({"step": step, "K": K, **row}) + "\n" for row in found)

@@ -88,11 +88,6 @@ def added_tokens(config: Any) -> dict[int, tuple[int, ...]]:
     return {prompter.added[text]: tuple(map(int, prompter.literal(start or text))) for text, start in added.items()}
 
 
-def eval_k_of(config: Any) -> str:
-    """How questions are asked: `fixed`, the same K for all, or `per_sample`, each record's own number of steps."""
-    return base.get(config.method.name).asked_with(config.method)
-
-
 def budgets_of(config: Any, roi_width: int | None) -> base.Budgets:
     """How much room a configuration gives texts and features."""
     return base.Budgets(config.data.answer, config.data.chain, config.data.written, roi_width or 0)

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +257,11 @@ def resolved(config: Any, path: str = "config") -> Any:
     raise TypeError(
         f"{path} is a {type(config).__name__}, which JSON cannot hold: use numbers, strings, tuples and ConfigDicts"
     )
+
+
+def steps_in_use(phases: Iterable[Any]) -> int:
+    """K of every command, for all questions: the most steps that these phases take, also where a later one takes fewer."""
+    return max(phase.latent_steps for phase in phases)
 
 
 def total_steps(phases: Sequence[ConfigDict]) -> int:

@@ -14,7 +14,8 @@ import torch
 from transformers import GenerationMixin
 from transformers.generation import GenerateDecoderOnlyOutput
 
-# Written by the exporter: the most steps this model was trained with, taken where none are asked; and which state is fed back.
+# Written by the exporter: K, the most steps this model was trained with, which it is evaluated with, taken where none are asked; and which
+# state is fed back.
 LATENT_STEPS = None
 LATENT_STATE = "post_norm"
 
@@ -40,8 +41,9 @@ def generate(
     steps = LATENT_STEPS if latent_steps is None else latent_steps
     if type(steps) is not int or steps < 0:
         raise ValueError(f"latent_steps={steps!r}: give a whole number, 0 (no latents) or more")
-    if LATENT_STEPS is not None and steps > LATENT_STEPS:
-        warnings.warn(f"latent_steps={steps}: this model was trained with up to {LATENT_STEPS}", stacklevel=2)
+    if LATENT_STEPS is not None and steps != LATENT_STEPS:
+        said = f"latent_steps={steps}: this model was trained with up to {LATENT_STEPS} and is evaluated with that"
+        warnings.warn(said, stacklevel=2)
     if assistant_model is not None or kwargs.get("synced_gpus"):
         raise ValueError("latent steps work with neither an assistant model nor synced_gpus: leave both out")
     if model.config.model_type != "qwen3_vl":
