@@ -140,8 +140,10 @@ def test_the_card_asks_as_the_run_is_evaluated_and_says_where_training_did_not(o
 def test_scores_of_a_benchmark_come_with_protocol_and_rule(work, tmp_path):
     head = "protocol,benchmark,split,measure,group,n,value,low,high,interval,rule\n"
     row = "paper/1,vqa_rad,test,{},{},451,0.5,0.45,0.55,wilson,all items\n"
-    (tmp_path / "table.csv").write_text(head + row.format("accuracy", "all") + row.format("accuracy", "modality=CT"))
-    (found,) = command._scores(tmp_path)
+    groups = ("all", "majority answer", "modality=CT")
+    (tmp_path / "table.csv").write_text(head + "".join(row.format("accuracy", group) for group in groups))
+    found, floor = command._scores(tmp_path)
+    assert floor.name == "vqa_rad test: accuracy, % (majority answer)"
     assert dataclasses.astuple(found) == (
         "vqa_rad test: accuracy, %",
         451,

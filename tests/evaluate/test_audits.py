@@ -116,6 +116,8 @@ def test_answers_that_read_the_latents_are_changed_by_others(found):
     _, lines = found["latents"]
     assert lines[table.RUN, f"K = 1 to 3, {OWN_K}"].value == 1
     assert lines[table.TOKENS, REPLAYED].value == 1 and lines[table.TOKENS, REPLAYED].changed == 0
+    floors = [line for (part, _), line in lines.items() if part == table.FLOOR]
+    assert [(line.value, line.n) for line in floors] == [(pytest.approx(1 / 3), 60)] * 2
     zeros, other = lines[table.TOKENS, "zeros"], lines[table.TOKENS, OTHER]
     assert zeros.value == pytest.approx(1 / 3) and zeros.difference == pytest.approx(-2 / 3)
     assert zeros.difference_high < 0 and zeros.p < 1e-6 and zeros.changed == pytest.approx(2 / 3)
@@ -187,7 +189,7 @@ def test_programs_are_one_for_all_steps_one_for_vectors_and_one_without_latents(
 
 def test_a_run_without_latents_has_images_and_confidence(tmp_path):
     results, lines = run("image", tmp_path, max_steps=0, latent_steps=0, eval_k="fixed")
-    assert {part for part, _ in lines} == {table.RUN, table.IMAGES, table.MIRROR, table.CALIBRATION}
+    assert {part for part, _ in lines} == {table.RUN, table.FLOOR, table.IMAGES, table.MIRROR, table.CALIBRATION}
     left_out = dict(map(tuple, results["left_out"]))
     assert "no latent steps" in left_out[table.TOKENS] and "without latent steps" in left_out[table.SWEEP]
 

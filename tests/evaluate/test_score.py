@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from vital_jax.evaluate.score import Score, judge, kind, majority, table
+from vital_jax.evaluate.score import Score, chance, judge, kind, majority, table
 from vital_jax.pipeline.records import Record
 from vital_jax.scoring.text import normalise
 
@@ -38,6 +38,14 @@ def test_the_majority_answers_by_type_and_ask_from_training_alone():
     assert rows[2] == {**judge(test[2], "No."), "question_type": "yesno", "ask": "presence"}
     with pytest.raises(ValueError, match="no training records"):
         majority([], test)
+
+
+def test_chance_is_one_of_the_offered_answers():
+    two, four = (record(n, "Left.", options=("left", "right", "up", "down")[:n]) for n in (2, 4))
+    assert [row["exact"] for row in chance([two, four])] == [1 / 2, 1 / 4]
+    score = Score.of("chance", chance([two, four]))
+    assert (score.correct, score.n, score.by_type) == (0.75, 2, {"location": (0.75, 2)}) and "37.5" in table([score])
+    assert chance([two, record(5, "Left.")]) == []  # who offers nothing leaves nothing to draw
 
 
 def test_the_table_shows_n_and_intervals_and_refuses_other_questions():

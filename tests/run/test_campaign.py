@@ -214,6 +214,7 @@ def test_baselines_are_answered_once_per_configuration(tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "ask", ask)
     monkeypatch.setattr(campaign.evidence, "judged", lambda feed, numbers, replies: rows("1000", "0000"))
     monkeypatch.setattr(campaign.score, "majority", majority)
+    monkeypatch.setattr(campaign.score, "chance", lambda test: [f"chance of a {record}" for record in test])
     monkeypatch.setattr(campaign.setup, "make_method", lambda config, width: "method")
     trained = {"base": "frozen weights", "lora": "drawn adapters"}
     monkeypatch.setattr(campaign.setup, "load_params", lambda config, method, mesh: trained)
@@ -225,6 +226,7 @@ def test_baselines_are_answered_once_per_configuration(tmp_path, monkeypatch):
 
     first = untrained()
     assert first["frozen backbone"] == rows("1000", "0000") and first["majority answer"] == rows("1100", "1000")
+    assert first["chance, one of the offered answers"] == ["chance of a test record"]
     # Neither adapters nor latents: the backbone as it came.
     assert asked == [({"base": "frozen weights"}, "test", [0], 0)]
     assert untrained() == first and len(asked) == 1

@@ -78,7 +78,7 @@ def _inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from vital_jax.evaluate.protocols import apply
+    from vital_jax.evaluate.protocols import apply, with_floors
     from vital_jax.evaluate.protocols.core import KEYS
 
     keys = [key.strip() for key in arguments.by.split(",") if key.strip()]
@@ -90,7 +90,7 @@ def _score(arguments: argparse.Namespace) -> int:
     rows, loaded = _read(arguments.predictions), load_benchmark(arguments)
     items, rows, notes = _matched(loaded, rows, arguments.predictions, arguments.partial)
     try:
-        scored = apply(protocol, items, rows)
+        scored = with_floors(apply(protocol, items, rows), protocol, items)
     except ValueError as error:
         raise ValueError(f"{arguments.predictions}: {error}") from error
     if len(items) < len(loaded.items):

@@ -128,7 +128,7 @@ def _finish(arguments: argparse.Namespace, loaded, plan, asking, answers, asked:
     from vital_jax.construct.pages import write_text
     from vital_jax.evaluate import run
     from vital_jax.evaluate.page import page
-    from vital_jax.evaluate.protocols import apply
+    from vital_jax.evaluate.protocols import apply, with_floors
 
     kept = answers.folder / "answers.jsonl"
     try:
@@ -139,7 +139,8 @@ def _finish(arguments: argparse.Namespace, loaded, plan, asking, answers, asked:
         ) from error
     limits = [f"only {asked} of {len(loaded.items)} items, evenly spaced"] if asked < len(loaded.items) else []
     limits += [said] if (said := run.left_out(plan.faults, asked)) else []
-    scored = scoring.noted(scored, limits + [otherwise] * bool(otherwise))
+    scored = scoring.noted(scored, [otherwise] if otherwise else [])
+    scored = scoring.noted(with_floors(scored, asking.protocol, plan.items), limits)
     means = run.summary(answers.rows)
     notes = [f"Partial: {limit}." for limit in limits] + [_how(arguments, asking, means)]
     loaded = replace(loaded, details=(*loaded.details, *(f"{name}: {why} [{code}]" for code, name, why in plan.faults)))

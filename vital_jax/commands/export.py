@@ -191,6 +191,7 @@ def _evidence(run: Path, meta: Mapping[str, Any]) -> list:
 
 def _scores(folder: Path) -> list:
     """Whole-benchmark scores of a table.csv that `vital evaluate score` wrote."""
+    from vital_jax.evaluate.protocols.floors import FLOORS
     from vital_jax.evaluate.score import percent
     from vital_jax.hub.card import Metric
 
@@ -200,11 +201,12 @@ def _scores(folder: Path) -> list:
     rows = []
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            if row.get("group") != "all":
+            if row.get("group") not in ("all", *FLOORS):
                 continue
             try:
                 low, high = (percent(float(row[key])) if row[key] else "" for key in ("low", "high"))
                 name = f"{row['benchmark']} {row['split']}: {row['measure']}, %"
+                name += f" ({row['group']})" if row["group"] in FLOORS else ""
                 shown = percent(float(row["value"])), f"{low} to {high}" if low else ""
                 rows.append(Metric(name, int(row["n"]), *shown, f"{row['protocol']}: {row['rule']}"))
             except (KeyError, TypeError, ValueError) as error:

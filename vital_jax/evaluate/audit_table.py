@@ -21,11 +21,12 @@ ACCURACY = "accuracy"
 TOKENS, SWEEP, IMAGES, MIRROR = "token replacement", "K sweep", "image", "mirror"
 LATENTS, TEXT, REGIONS, CALIBRATION = "latents", "text decoder", "retrieval", "calibration"
 RUN = "the run as it is"
+FLOOR = "no image, no model"
 SWAPPED, GREY, MIRRORED = "image of another question", "evenly grey image", "mirrored image, right answer mirrored"
 SIDES = "share of answers that name a side"
 NO_STEPS = "K = 0"
 # What the report of a campaign shows; the rest stands beside it already, or in the audit's own table.
-BRIEF = (RUN, TOKENS, SWEEP, IMAGES, MIRROR)
+BRIEF = (RUN, FLOOR, TOKENS, SWEEP, IMAGES, MIRROR)
 
 
 @dataclass(frozen=True)

@@ -53,19 +53,25 @@ def majority(train: Iterable[Record], test: Iterable[Record]) -> list[Row]:
     ]
 
 
+def chance(test: Iterable[Record]) -> list[Row]:
+    """What drawing one of the offered answers is worth: `exact` is a share. Empty where a record offers none."""
+    rows = [{**judge(record, ""), **kind(record.metadata), "options": len(record.options)} for record in test]
+    return [{**row, "exact": 1 / row["options"]} for row in rows] if all(row["options"] for row in rows) else []
+
+
 @dataclass(frozen=True)
 class Score:
     """How many answers of a system are exact.
 
     Attributes:
       name: of the system, as the table shows it.
-      correct, n: exact answers and questions. by_type: the same two numbers per question type.
+      correct, n: exact answers (in the mean, of `chance`) and questions. by_type: the same two numbers per question type.
     """
 
     name: str
-    correct: int
+    correct: float
     n: int
-    by_type: dict[str, tuple[int, int]]
+    by_type: dict[str, tuple[float, int]]
 
     @classmethod
     def of(cls, name: str, rows: Sequence[Row]) -> "Score":

@@ -103,7 +103,7 @@ def audit(config: Any, method: Method, params: Mapping[str, Any], feed: Feed, K:
 
 
 def baselines(config: Any) -> dict[str, Any]:
-    """Answers of what was not trained, made once for a campaign: the frozen backbone, and the most frequent training answer."""
+    """Answers of what was not trained, made once for a campaign: the frozen backbone, the most frequent training answer, and chance."""
     plan.resolve(config)
     path, setting = Path(config.workdir) / "baselines.json", resolved(config)
     if found := _held(path, setting):
@@ -116,7 +116,9 @@ def baselines(config: Any) -> dict[str, Any]:
         base = {"base": setup.load_params(config, method, mesh)["base"]}
         frozen = evidence.judged(held_out, numbers, ask(method, base, held_out, numbers, 0, evidence.BATCH))
     usual = score.majority((train.source[i] for i in evidence.closed(train)), (held_out.source[i] for i in numbers))
+    drawn = score.chance(held_out.source[i] for i in numbers)
     found = {"config": setting, "frozen backbone": frozen, "majority answer": usual}
+    found |= {"chance, one of the offered answers": drawn} if drawn else {}
     _write(path, found)
     return found
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from vital_jax.evaluate.protocols import choice, llava_med, lmms_eval, medevalkit, mmmu, paper, pathvqa
 from vital_jax.evaluate.protocols.core import Metric, Parsed, Protocol, Scored, ScorerStops, apply, family
 from vital_jax.evaluate.protocols.defects import defects_table
+from vital_jax.evaluate.protocols.floors import with_floors
 from vital_jax.evaluate.protocols.predictions import read_predictions, write_predictions
 
 # Each is made with options: compat (the scorer's own arithmetic), judge (verdicts that came with the predictions).
@@ -82,5 +83,6 @@ __all__ = [
     "official",
     "protocols_table",
     "read_predictions",
+    "with_floors",
     "write_predictions",
 ]

@@ -290,7 +290,7 @@ def _metrics(
     counted = [(item, score, unread) for item, scores, unread in judged if (score := scores[measure.name]) is not None]
     if not counted:
         return []
-    made = [_metric(measure, "all", counted, draws, seed)]
+    made = [metric_of(measure, "all", counted, draws, seed)]
     for key in ("benchmark", *KEYS):
         groups = defaultdict(list)
         for one in counted:
@@ -298,7 +298,7 @@ def _metrics(
                 groups[value].append(one)
         if len(groups) < 2:
             continue
-        made += [_metric(measure, f"{key}={value}", groups[value], draws, seed) for value in sorted(groups)]
+        made += [metric_of(measure, f"{key}={value}", groups[value], draws, seed) for value in sorted(groups)]
         made.append(_macro(measure, key, groups, made[0], draws, seed))
     return made
 
@@ -318,7 +318,10 @@ def _macro(measure: Measure, key: str, groups: Mapping[str, list], whole: Metric
     return Metric(measure.name, f"macro over {key}", value, whole.n, rule, low, high, how, whole.unread)
 
 
-def _metric(measure: Measure, group: str, counted: Sequence[tuple[Item, float, bool]], draws: int, seed: int) -> Metric:
+def metric_of(
+    measure: Measure, group: str, counted: Sequence[tuple[Item, float, bool]], draws: int = 1000, seed: int = 0
+) -> Metric:
+    """The score of a group: its items, their scores, and whether their answers could not be read."""
     items, scores, unread = zip(*counted, strict=True)
     n = len(scores)
     value = sum(scores) / n
