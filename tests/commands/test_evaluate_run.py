@@ -1,6 +1,7 @@
 """The door `vital evaluate run`: from a run's folder and questions to answers, scores and a page; killed, refused, gone on with."""
 
 import csv
+import html
 import json
 import os
 import re
@@ -89,7 +90,7 @@ def test_answers_scores_and_page(done, work, capsys):
     assert re.search(r"^\| accuracy +\| +all \| +7 \|", table, re.M) and "## By modality" in table
     assert "Asked run with K = 2 latent steps, greedy, at most 6 tokens." in table
     # What the run was taught is not what it is asked, and every score says so.
-    rules = [line for line in table.splitlines() if re.match(r"\| [\w ,]+ \| all ", line)]
+    rules = [line for line in table.splitlines() if re.match(r"\| [\w ,/]+\| +all ", line)]
     assert rules and all("asked with K = 2 for every question" in rule for rule in rules)
     with (done / "table.csv").open(encoding="utf-8", newline="") as file:
         (line,) = (row for row in csv.DictReader(file) if (row["measure"], row["group"]) == ("accuracy", "all"))
@@ -120,7 +121,7 @@ def test_steps_that_nobody_knows_in_use_stand_beside_every_score(work, capsys):
     # The answers that need no image were asked with no steps at all.
     floors = [row for row in rows if row["group"] in ("majority answer", "chance")]
     assert floors and all(row["rule"].endswith(said) != (row in floors) for row in rows)
-    assert said in (out / "page.html").read_text(encoding="utf-8")
+    assert said in html.unescape((out / "page.html").read_text(encoding="utf-8"))
 
 
 def test_the_same_command_asks_nothing_twice(done, work, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """`vital explain` and `vital figure` on a run of drawn weights: their files, and their user's mistakes."""
 
+import html
 import json
 import re
 import tempfile
@@ -64,7 +65,7 @@ def test_records_are_asked_as_the_run_is_evaluated_and_a_gap_to_training_is_said
     assert [len(case["steps"]) for case in held["cases"]] == [4, 4]
     notes = held["summary"]["notes"]
     assert notes[0] == "2 questions, K = 4 latent steps." and notes[1].endswith("asked with K = 4 for every question.")
-    assert notes[1] in (out / "page.html").read_text(encoding="utf-8")
+    assert notes[1] in html.unescape((out / "page.html").read_text(encoding="utf-8"))
     assert "asked with K = 4 for every question" in capsys.readouterr().err
 
 
