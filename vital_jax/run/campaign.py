@@ -32,8 +32,9 @@ EVIDENCE = "evidence.json"
 UNTRAINED = "direct"  # how the frozen backbone is asked
 CLOSING = """## How to read this
 
-- A system that answers without looking is as good as `images exchanged` and `majority answer`: what lies above their intervals was read
-  from the images. Every question offers its answers, every answer is right equally often, and no image was seen in training.
+- A system that answers without looking is as good as `images exchanged`, `majority answer` and `chance`: what lies above all their
+  intervals was read from the images. Every question offers its answers, every answer is right equally often, and no image was seen in
+  training.
 - The frozen backbone has seen captions and never a question: it describes, and no description is an exact answer.
 - `hit@1`: a latent, sent through the projector, is nearest to the feature of its own region. The row `of the same target` is the strict
   comparison, for a question names its target and the name alone tells many regions apart.
