@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs import quickstart
@@ -177,7 +178,7 @@ def test_training_shows_answers_at_the_K_of_every_command(tmp_path, monkeypatch)
 
     class Preview:
         def select(self, max_steps):
-            return [0]
+            return np.array([0])
 
     monkeypatch.setattr(plan, "answers", answers)
     for done in (1, 2, 3):
