@@ -11,6 +11,7 @@ checkpoint as if nothing had happened, on any number of processes: batches and r
 once, saves after the step at hand and exits with status 75. Research software, not a medical device.
 """
 
+import contextlib
 import functools
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def train(config):
         Checkpoints(workdir / "checkpoints", **rotation) as checkpoints,
         Progress(config, feed, method.losses, total) as progress,
         distributed.StopRequests() as stop,
+        contextlib.ExitStack() as open_feeds,
     ):
         step = distributed.first("step", lambda: checkpoints.latest_step() or 0)
         state, frozen = begin(config, method, mesh, checkpoints, meta, step)
@@ -74,6 +76,7 @@ def train(config):
                 start=start,
                 part=(part, parts),
             )
+            open_feeds.enter_context(contextlib.closing(batches))
             progress.new_phase()
             for _, batch in batches:
                 progress.meet(step + 1, batch)

@@ -10,9 +10,11 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from absl import logging
 from test_api import QUESTIONS, png, write_run
 
 from vital_jax import __version__, api, cli
@@ -137,6 +139,25 @@ def test_more_steps_than_it_was_trained_with_are_taken_with_a_warning(work, caps
     trained = "this model was trained with up to 2 latent steps; nothing taught the rest"
     assert warning == f"vital answer: latent_steps=3: {trained}"
     assert "with K = 3 latent steps" in notice
+
+
+def test_libraries_say_nothing_to_who_typed_the_command(work, capsys, monkeypatch):
+    """Neither what they tell programmers, nor that what was opened for reading is read-only."""
+    answer = api.Model.answer
+
+    def warned(*given):
+        warnings.warn("`x` is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn("`y` is deprecated", DeprecationWarning, stacklevel=1)
+        logging.warning("saved in 0.1 s")
+        return answer(*given)
+
+    monkeypatch.setattr(api.Model, "answer", warned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        asked = ["--model", work / "run", "--image", work / "image.png", "--question", "What?"]
+        assert cli.main(["answer", *map(str, asked)]) == 0
+    (notice,) = capsys.readouterr().err.splitlines()
+    assert notice.startswith("Research output")
 
 
 def test_a_missing_argument_is_bad_usage(capsys):

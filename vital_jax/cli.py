@@ -7,6 +7,8 @@ import sys
 import warnings
 from typing import Any
 
+from absl import logging
+
 from vital_jax import __version__
 from vital_jax.commands import answer, bench, checks, data, evaluate, explain, export, figure, fit, models
 from vital_jax.commands.parser import Parser
@@ -125,7 +127,13 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.overrides and not getattr(arguments, "overridable", False):
         parser.error(f"unrecognized arguments: {' '.join(arguments.overrides)}")
     try:
+        logging.set_verbosity(
+            logging.ERROR
+        )  # libraries report through absl what means nothing to who typed the command
         with warnings.catch_warnings():
+            if not sys.warnoptions:
+                for kind in (FutureWarning, DeprecationWarning):  # to those who write code
+                    warnings.simplefilter("ignore", kind)
             # Ours are sentences to the one who typed the command, not places in the code.
             warnings.showwarning = lambda message, *_, **__: print(f"{_name(arguments)}: {message}", file=sys.stderr)
             return arguments.run(arguments)

@@ -1,6 +1,9 @@
 """The loader: the plan's promises, resume = continuation, hosts united = one host, workers = none, errors by record."""
 
+import gc
 import io
+import itertools
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ from pathlib import Path
 import loader_rows
 import numpy as np
 import pytest
+from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
 from PIL import Image
 
 from vital_jax.pipeline.loader import plan_batches, step_dataset
@@ -120,6 +124,21 @@ def test_hosts_united_are_one_host(hosts):
 def test_worker_processes_give_the_same_batches():
     plan = plan_batches(SIZES, range(100), BUCKETS, 8, 9, seed=5)
     assert_same(run(plan, start_step=2, workers=2), run(plan, start_step=2))
+
+
+@pytest.mark.parametrize("taken", [3, 1])
+def test_workers_and_their_memory_end_with_the_batches(taken):
+    """However many were taken: Grain leaves both to the interpreter's end, which then warns of leaked memory."""
+    plan = np.arange(6, dtype=np.int32).reshape(3, 2), np.zeros(3, np.int32)
+    before = set(multiprocessing.active_children())
+    batches = step_dataset(plan, loader_rows.make_row, loader_rows.collate, workers=1)
+    assert len(list(itertools.islice(batches, taken))) == taken and set(multiprocessing.active_children()) - before
+    if taken < 3:
+        batches.close()
+    else:
+        assert next(batches, None) is None
+    assert not set(multiprocessing.active_children()) - before
+    assert not [array for array in gc.get_objects() if isinstance(array, SharedMemoryArray)]
 
 
 def test_a_failing_row_names_its_record_with_and_without_workers():

@@ -96,6 +96,18 @@ def test_prompt_equals_transformers_processor(prompter, processor, sizes):
     np.testing.assert_array_equal(prompter.encode(QUESTIONS[1], grids), expected["input_ids"][0])
 
 
+def test_without_pytorch_nothing_is_said_of_its_absence():
+    script = (
+        "import importlib.util as u\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name.split('.')[0] == 'torch' else find(name, *a)\n"
+        "import vital_jax.pipeline.prompts, transformers\n"
+        "print(transformers.is_torch_available())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
 def test_control_tokens_are_refused(prompter):
     assert {IMAGE, START, END, "<|im_end|>", "<|endoftext|>", "<|fim_pad|>"} <= set(prompter.control_tokens)
     for token in prompter.control_tokens:

@@ -70,6 +70,15 @@ def test_restore_is_bit_for_bit_and_resume_goes_on_as_if_nothing_happened(tmp_pa
     assert_same_bits(restored, state)
 
 
+def test_opening_for_reading_says_nothing(tmp_path, caplog):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state_of(), meta_of(1))
+    caplog.clear()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.read_meta() == meta_of(1)
+    assert not caplog.records
+
+
 def test_what_is_saved_is_the_state_even_if_the_next_step_donates_it(tmp_path):
     """A large leaf, so that the write is certainly still running when its buffer is donated."""
     overwrite = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)

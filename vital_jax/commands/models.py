@@ -8,15 +8,12 @@ from typing import Any
 
 from vital_jax.pipeline.families import TITLES
 
+ANY = f"a training run's folder, an export, an adapter or a Hugging Face folder ({TITLES})"
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """--model, --base and --text-decoder, as `load` takes them."""
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="FOLDER",
-        help=f"a training run's folder, an export, an adapter or a Hugging Face folder ({TITLES})",
-    )
+
+def add_flags(parser: argparse.ArgumentParser, takes: str = ANY) -> None:
+    """--model, --base and --text-decoder, as `load` takes them. takes: what the command can use as a model."""
+    parser.add_argument("--model", required=True, metavar="FOLDER", help=takes)
     parser.add_argument(
         "--base", metavar="FOLDER", help="the base of the run or the adapter, where it is no longer where that says"
     )
@@ -36,11 +33,9 @@ def dtype_flag(parser: argparse.ArgumentParser) -> None:
 def load(arguments: argparse.Namespace, steps: bool = False, explain: bool = False):
     """`api.load` of the flags (of --encoder too, to explain), with the compile cache that training left beside the run. Raises: as that."""
     import jax
-    from absl import logging
 
     from vital_jax import api
 
-    logging.set_verbosity(logging.ERROR)  # the checkpoint library warns that what is opened for reading is read-only
     # Made by train.py beside the run, or beside the runs it is one of; a second question starts sooner.
     folder = Path(arguments.model).resolve()
     caches = [path / "compile_cache" for path in (folder, *folder.parents[:2])]

@@ -4,7 +4,7 @@ A phase's order is a pure function of (seed, phase, records, buckets), so step s
 number of hosts. Nothing about the data is stored in a checkpoint.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -129,8 +129,8 @@ class Feed:
         seed: int,
         start: int = 0,
         part: tuple[int, int] = (0, 1),
-    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(step in phase, this process's rows of its batch) from `start` on.
+    ) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
+        """(step in phase, this process's rows of its batch) from `start` on; `close()` ends what makes them.
 
         Args:
           layout: of the phase. max_steps: only records with at most so many steps (0: all).

@@ -10,7 +10,8 @@ Nothing here touches a device. Grain itself imports the jax package where it is 
 no worker starts a backend, which is what would take a TPU or GPU away from the trainer.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import gc
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +114,16 @@ def _own(element: tuple[int, Row]) -> tuple[int, Row]:
     return step, {name: np.array(value, subok=False) for name, value in batch.items()}
 
 
+def _closed(batches: Any) -> Generator[tuple[int, Row], None, None]:
+    """The batches; workers and the memory that they share end with them, which Grain leaves to the interpreter."""
+    try:
+        yield from batches
+    finally:
+        batches.close()
+        del batches
+        gc.collect()  # the last of Grain's batches lie in reference cycles, and hold their memory as long as these are there
+
+
 def step_dataset(
     plan: tuple[np.ndarray, np.ndarray],
     make_row: Callable[[int, int], Row],
@@ -122,7 +133,7 @@ def step_dataset(
     process_count: int = 1,
     num_threads: int = 4,
     workers: int = 0,
-) -> Iterator[tuple[int, Row]]:
+) -> Generator[tuple[int, Row], None, None]:
     """Iterates over (step, batch) from `start_step` to the end of the plan.
 
     Args:
@@ -137,7 +148,7 @@ def step_dataset(
         `if __name__ == "__main__"` guard, as with every spawned process.
 
     Returns:
-      An iterator; `close()` stops its threads and processes.
+      A generator; its end, or `close()`, stops its threads and processes.
 
     Raises:
       ValueError: process_count does not divide the batch, or an index is out of range.
@@ -159,4 +170,4 @@ def step_dataset(
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
         dataset = dataset.mp_prefetch(options).map(_own)
-    return iter(dataset)
+    return _closed(iter(dataset))

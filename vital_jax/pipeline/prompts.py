@@ -8,6 +8,7 @@ further on, so it is refused here.
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, which nothing here needs
+
 import transformers  # its attributes are loaded on first use: importing this file brings in no deep-learning framework
 
 from vital_jax.pipeline.images import Grid

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from vital_jax import __version__
@@ -165,6 +166,17 @@ def _policy(keep: int | None, keep_every: int, best: tuple[str, str] | None, kee
     return checkpoint_managers.AnyPreservationPolicy(policies)
 
 
+@contextlib.contextmanager
+def _quiet(asked: bool) -> Iterator[None]:
+    """Without Orbax's warnings that what was opened for reading only is read-only."""
+    kept = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR if asked else kept)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(kept)
+
+
 class Checkpoints:
     """The checkpoints of one run; a context manager that waits for the save in flight when left.
 
@@ -195,18 +207,19 @@ class Checkpoints:
         self._read_only = read_only
         if not read_only and self.folder.is_dir() and jax.process_index() == 0:
             self._set_aside()
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=None if read_only else _policy(keep, keep_every, self._best, keep_best),
-                best_fn=(lambda metrics: metrics[name]) if best else None,
-                best_mode=mode if best else "max",
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-            handler_registry=_registry(),
-        )
+        with _quiet(read_only):
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=None if read_only else _policy(keep, keep_every, self._best, keep_best),
+                    best_fn=(lambda metrics: metrics[name]) if best else None,
+                    best_mode=mode if best else "max",
+                    create=not read_only,
+                    read_only=read_only,
+                    cleanup_tmp_directories=not read_only,
+                ),
+                handler_registry=_registry(),
+            )
 
     def __enter__(self):
         return self
