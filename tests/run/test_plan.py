@@ -6,6 +6,7 @@ import pytest
 
 from configs import ablations, coconut, direct, fixtures, one_gpu, pretrain, quickstart, text_cot, vital
 from vital_jax.methods import base
+from vital_jax.pipeline.records import Record, write_records
 from vital_jax.run import plan, prepare
 from vital_jax.training.config import resolved, total_steps
 from vital_jax.training.metrics import Clock
@@ -227,6 +228,45 @@ def test_the_best_is_by_something_that_steps_report():
     config.eval.answers = 0
     with pytest.raises(ValueError, match="no metric 'exact'"):
         plan.check_best(config, {"loss": 1.0})
+
+
+def test_every_folder_that_is_missing_is_named_at_once_with_key_and_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = vital.get_config()
+    plan.resolve(config)
+    with pytest.raises(FileNotFoundError) as caught:
+        plan.find_folders(config)
+    said = str(caught.value)
+    assert said.startswith(f"not there from {tmp_path}: config.data.records='data/vital_61k' (`vital data build OUT ")
+    for key, folder, name in (
+        ("model.folder", "models/qwen3_vl_8b", "Qwen/Qwen3-VL-8B-Instruct"),
+        ("model.text_decoder", "models/qwen3_1_7b", "Qwen/Qwen3-1.7B"),
+        ("data.encoder", "models/medsiglip", "google/medsiglip-448"),
+    ):
+        way = f"`hf download {name} --local-dir {folder}` gets it; say --config.{key}=FOLDER"
+        assert f"config.{key}={folder!r} ({way})" in said
+    # What a method does not read is not asked for; a name that is none of the recipes' is a folder of somebody's.
+    config = direct.get_config()
+    config.model.folder = "mine"
+    plan.resolve(config)
+    with pytest.raises(FileNotFoundError, match=r"model\.folder='mine' \(it is a Hugging Face folder; say") as caught:
+        plan.find_folders(config)
+    assert "text_decoder" not in str(caught.value)
+
+
+def test_the_output_of_a_build_is_taken_for_its_records_and_features_for_their_encoder(tmp_path):
+    folder = write_records([Record("a", (b"image",), "Is it?", "Yes.")], tmp_path / "OUT" / "records")
+    config = vital.get_config()
+    for name in ("folder", "text_decoder"):
+        (tmp_path / name).mkdir()
+        config.model[name] = str(tmp_path / name)
+    config.data.update(records=str(tmp_path / "OUT"), encoder=str(tmp_path / "medsiglip"))
+    plan.resolve(config)
+    with pytest.raises(FileNotFoundError, match=r"from \S+: config\.data\.encoder"):
+        plan.find_folders(config)
+    assert config.data.records == str(folder)
+    (folder / config.data.features / "train").mkdir(parents=True)
+    plan.find_folders(config)
 
 
 def test_models_are_looked_at_before_anything_is_made(tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vital_jax.commands import checks, models
-from vital_jax.commands.values import LIMIT, count, whole
+from vital_jax.commands.values import LIMIT, RECORDS, count, whole
 from vital_jax.pipeline.families import TITLES
 from vital_jax.statistics import spread
 
@@ -53,7 +53,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     latency.add_argument("--base", metavar="FOLDER", help="the run's base, where it is no longer where it was trained")
     asked = latency.add_mutually_exclusive_group(required=True)
     asked.add_argument("--image", type=Path, metavar="FILE", help="of one question, which fills every batch")
-    asked.add_argument("--records", type=Path, metavar="FOLDER", help="records whose questions are asked")
+    asked.add_argument("--records", type=Path, metavar="RECORDS", help=f"{RECORDS}, whose questions are asked")
     latency.add_argument("--question", metavar="TEXT", help="about the image")
     latency.add_argument("--split", metavar="S", help="of the records, default test")
     latency.add_argument("--limit", type=whole, metavar="N", help=f"of the records {LIMIT}; default 8")

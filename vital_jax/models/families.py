@@ -51,6 +51,17 @@ FAMILIES = {
 # Text models for the scaffold; what their decoders have in common with a backbone's is all of it.
 TEXT_DECODERS: dict[str, Callable[[dict[str, Any], str], DecoderConfig]] = {"qwen3": decoder_config}
 
+# Folders that recipes name, by what they are called on the hub: what is missing can say where it is got.
+PUBLISHED = {
+    "qwen3_vl_2b": "Qwen/Qwen3-VL-2B-Instruct",
+    "qwen3_vl_4b": "Qwen/Qwen3-VL-4B-Instruct",
+    "qwen3_vl_8b": "Qwen/Qwen3-VL-8B-Instruct",
+    "qwen3_vl_32b": "Qwen/Qwen3-VL-32B-Instruct",
+    "qwen3_0_6b": "Qwen/Qwen3-0.6B",
+    "qwen3_1_7b": "Qwen/Qwen3-1.7B",
+    "medsiglip": "google/medsiglip-448",
+}
+
 
 def _row(folder: str | Path, rows: Mapping[str, Row], what: str) -> tuple[Row, dict[str, Any], str]:
     where, table = str(Path(folder) / "config.json"), read_json(folder)

@@ -15,15 +15,17 @@ import jax
 from ml_collections import ConfigDict
 
 from vital_jax import __version__
+from vital_jax.construct.pages import records_folder
 from vital_jax.evaluate.preview import answers
 from vital_jax.hub.load import check_weights
 from vital_jax.methods import base
 from vital_jax.methods.base import Method
+from vital_jax.models.families import PUBLISHED
 from vital_jax.pipeline.batch import Encoder, Layout
 from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.run import setup
-from vital_jax.run.prepare import features_name, prepare
+from vital_jax.run.prepare import features_name, has_features, prepare
 from vital_jax.statistics import spread
 from vital_jax.training import distributed
 from vital_jax.training.config import resolved, steps_in_use
@@ -82,15 +84,42 @@ def resolve(config: Any) -> None:
 def make_ready(config: Any) -> None:
     """All that comes before the records are opened: the recipe is resolved, processes agree, and what it says how to make is there.
 
-    Raises: as `resolve`, `agree`, `distributed.check_shared`, `check_models` and `prepare`.
+    Raises: as `resolve`, `agree`, `distributed.check_shared`, `find_folders`, `check_models` and `prepare`.
     """
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path(config.workdir).resolve() / "compile_cache"))
     resolve(config)
     agree(config)
     distributed.check_shared(Path(config.workdir))
+    find_folders(config)
     check_models(config)
     distributed.first("preparation", lambda: prepare(config))
+
+
+def find_folders(config: Any) -> None:
+    """Refuses, all at once, folders that are neither there nor made by this recipe; an OUT of `vital data build` becomes its `records`.
+
+    Raises: FileNotFoundError naming each key, and how to get what is missing.
+    """
+    data, absent = config.data, {}
+    if not data.build:
+        try:
+            data.records = str(records_folder(data.records))
+        except FileNotFoundError:
+            absent["data.records"] = "`vital data build OUT --source FOLDER` makes one"
+    reads = "text_decoder" in setup.scaffold_of(config)
+    needed = ["model.folder", *(["model.text_decoder"] if reads else []), *(["data.encoder"] if data.features else [])]
+    for key in () if config.model.tiny else needed:
+        folder = Path(config[key.split(".")[0]][key.split(".")[1]])
+        if not folder.is_dir() and not (key == "data.encoder" and has_features(config)):
+            name = PUBLISHED.get(folder.name)
+            absent[key] = (
+                f"`hf download {name} --local-dir {folder}` gets it" if name else "it is a Hugging Face folder"
+            )
+    if absent:
+        values = {key: config[key.split(".")[0]][key.split(".")[1]] for key in absent}
+        faults = [f"config.{key}={values[key]!r} ({way}; say --config.{key}=FOLDER)" for key, way in absent.items()]
+        raise FileNotFoundError(f"not there from {Path.cwd()}: {', '.join(faults)}")
 
 
 def check_models(config: Any) -> None:

@@ -144,6 +144,13 @@ def features_name(config: Any) -> str:
     return name if data.features else ""
 
 
+def has_features(config: Any) -> bool:
+    """Whether every split has the region features that are asked for: they may travel without the encoder that made them."""
+    data, name = config.data, features_name(config)
+    splits = record_splits(data.records)
+    return bool(splits) and all((Path(data.records) / name / split).exists() for split in splits)
+
+
 def make_features(config: Any) -> None:
     """Extracts the region features of every split that lacks them, with the encoder of `config.data.encoder`.
 
@@ -153,14 +160,11 @@ def make_features(config: Any) -> None:
     data, name = config.data, features_name(config)
     if not name:
         return
-    splits = record_splits(data.records)
-    folders = {split: Path(data.records) / name / split for split in splits}
-    # Features may travel without the encoder that made them.
-    if all(folder.exists() for folder in folders.values()) and not Path(data.encoder).exists():
+    if has_features(config) and not Path(data.encoder).exists():
         return
     made = extract_features(
         data.records,
-        splits,
+        record_splits(data.records),
         data.encoder,
         hook=data.hook,
         threshold=data.roi_threshold,

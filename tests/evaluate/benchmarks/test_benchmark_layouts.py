@@ -365,8 +365,10 @@ def test_own_records(tmp_path):
     assert (back.images, back.options, back.gold, back.answer) == (two.images, two.options, two.gold, two.answer)
     with pytest.raises(ValueError, match="no split 'validation'"):
         load("records", tmp_path / "r", "validation")
-    with pytest.raises(FileNotFoundError, match=r"not a finished record folder; write it with write_records$"):
+    with pytest.raises(FileNotFoundError, match=r"no finished record folder, nor one in it as records/"):
         load("records", tmp_path)
+    (tmp_path / "r").rename(tmp_path / "records")
+    assert [item.id for item in load("records", tmp_path).items] == ["a", "b"]  # an OUT of a build
 
 
 OWN = [

@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from vital_jax.construct.pages import records_folder
 from vital_jax.evaluate.benchmarks.files import Entry
 from vital_jax.evaluate.benchmarks.reading import (
     Dropped,
@@ -125,7 +126,7 @@ def _source(folder: Path, split: str) -> RecordSource:
 
 def read_records(reading: Reading) -> None:
     """Collects a split of a record folder (`pipeline.records`), closed or open as the records' `form` says; images stay in the shards."""
-    folder = reading.files.path.absolute()
+    folder = records_folder(reading.files.path).absolute()
     source = RecordSource(folder, reading.split)
     for number, record in enumerate(source):
         metadata = dict(record.metadata)
