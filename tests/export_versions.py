@@ -12,7 +12,6 @@ and peft:
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,6 @@ import numpy as np
 import trained
 
 import vital_jax
-from vital_jax.hub import export
 from vital_jax.latent.loop import variables_of
 from vital_jax.pipeline.images import ImageConfig, patchify
 from vital_jax.pipeline.prompts import Prompter
@@ -107,11 +105,6 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         work = arguments.work or Path(scratch)
         for name, run, base, model, params, case in subjects(work, arguments.run):
-            if mended := export.mended_config(
-                base
-            ):  # the small models of this package; the adapter's base has to load too
-                base = shutil.copytree(base, work / f"base_{name}", dirs_exist_ok=True)
-                (base / "config.json").write_text(json.dumps(mended))
             quiet = dict(explain=False, overwrite=True, say=lambda line: None)
             out = trained.export_run(run, work / f"out_{name}", "both", dtype="float32", **quiet)
             np.savez(work / "case.npz", **case)

@@ -73,7 +73,8 @@ def main(folder: str, base: str, case_path: str, out: str) -> None:
         case = dict(held)
     merged = model(folder)
     given = inputs(case, merged.config.image_token_id)
-    adapted = PeftModel.from_pretrained(model(base), f"{folder}/adapter").eval()
+    config = transformers.AutoConfig.from_pretrained(f"{folder}/adapter")
+    adapted = PeftModel.from_pretrained(model(base, config=config), f"{folder}/adapter").eval()
     found = {}
     for steps in STEPS:
         found |= _named(answers(merged, folder, given, steps), "merged", steps)

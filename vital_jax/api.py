@@ -35,6 +35,7 @@ from vital_jax.pipeline.batch import Encoder
 from vital_jax.pipeline.images import MAX_PIXELS, decode, read_file
 from vital_jax.pipeline.prompts import Prompter
 from vital_jax.run.open import TEXT, VISUAL, Run, open_run
+from vital_jax.training.partition import flatten
 
 ImageLike = str | Path | bytes | Image.Image
 ImagesOfOne = ImageLike | Sequence[ImageLike]
@@ -313,8 +314,9 @@ def load(
       base: the Hugging Face folder of the run's or the adapter's base, where it no longer is where that says.
       text_decoder: likewise of `config.model.text_decoder`; only its configuration and tokenizer are read.
       steps: also read the text decoder of the run or the export, so that answers carry what each latent step says.
-      explain: also read whatever the run has of its scaffold, text decoder and visual projector, for `Model.explain`.
-      encoder: the folder of the encoder that made the run's region features, where it no longer is at `config.data.encoder`.
+      explain: also read whatever the run or the export has of its scaffold, text decoder and visual projector, for `Model.explain`.
+      encoder: the folder of the encoder that made the run's region features, where it no longer is at `config.data.encoder`; of an export
+        always, for the visual window.
       dtype: to compute in, float32 or bfloat16. By default a run or an export computes as it was trained, any other folder in the type that
         its base's weights are stored in (float32 for float16); answers differ between types.
     Raises: FileNotFoundError for an absent folder or checkpoint; ValueError for a folder of neither kind, a base other than the one trained
@@ -328,14 +330,30 @@ def load(
         run.config.model.dtype = dtype or run.config.model.dtype
         return _load_run(run, steps=steps, explain=explain)
     if kind == folders.EXPORT:
-        return _load_exported(folder, base, steps, dtype)
+        return _load_exported(folder, base, steps, encoder, explain, dtype=dtype)
     computed, kept = types_of(folder, dtype)
     method = Method(Backbone(read_config(folder), dtype=computed))
     return Model(method, Encoder.from_folder(folder), lambda: {"base": load_backbone(folder, None, kept)[1]})
 
 
-def _load_exported(folder: Path, base: str | Path | None, steps: bool, dtype: str | None) -> Model:
+def _load_exported(
+    folder: Path,
+    base: str | Path | None,
+    steps: bool,
+    encoder: str | Path | None,
+    explain: bool,
+    *,
+    dtype: str | None,
+) -> Model:
     found = open_exported(folder, base, dtype)
+    if explain:
+        steps = found.text_decoder is not None
+        if found.visual and not encoder:
+            warnings.warn(
+                f"{folder} explains in words alone, for no export holds an encoder; this one's is {found.visual['encoder']}: name its "
+                "folder as encoder (--encoder) to see where the steps look",
+                stacklevel=3,
+            )
     if steps and not found.text_decoder:
         raise ValueError(
             f"{folder} holds no explain/text_decoder, so its latent steps cannot be read; ask without steps"
@@ -345,15 +363,22 @@ def _load_exported(folder: Path, base: str | Path | None, steps: bool, dtype: st
     )
     decoder = Decoder(read_text_config(found.text_decoder)) if steps else None
     reader = _Reader(Prompter(found.text_decoder), found.chain) if steps else None
+    viewer, leaves = None, ()
+    if explain and found.visual and encoder:
+        viewed = make(found.method, model, roi_width=found.visual["width"])
+        # As of a run, the projector is applied beside the model.
+        viewer = windows.Viewer(viewed.visual, found.check_encoder(encoder), found.visual["hook"], found.max_pixels)
+        leaves = tuple(flatten({"visual_projector": viewed.abstract()["scaffold"]["visual_projector"]}))
     return Model(
         make(found.method, model, decoder) if found.method else Method(model, decoder),
         Encoder.from_folder(found.base, found.max_pixels or MAX_PIXELS, found.tokens, system=found.system),
-        functools.partial(found.read_params, steps),
+        functools.partial(found.read_params, steps, leaves),
         found.latent_steps,
         found.buckets,
         found.answer or _PLAIN_ANSWER,
         found.written,
         reader,
+        viewer,
     )
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from vital_jax import cli
 from vital_jax.commands.explain import FILES
+from vital_jax.hub.export import export
 from vital_jax.pipeline.records import Record, write_splits
+from vital_jax.run.open import open_run
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ def test_records_without_masks_are_explained_without_numbers(work, tmp_path, cap
             {"model": "bare"},
             "bare: its checkpoint holds no scaffold, neither text decoder nor",
         ),
-        (["--data", "WORK/records"], {"model": "base"}, "base is no training run's folder"),
+        (["--data", "WORK/records"], {"model": "base"}, "base is a base model: name a training run's folder"),
         (["--data", "WORK/records"], {"encoder": "nowhere"}, r"encoder \(--encoder\): no folder"),
         (
             ["--data", "WORK/records"],
@@ -183,3 +185,52 @@ def test_collapse_and_compare_take_several_checkpoints(work, tmp_path, capsys):
     assert "'bare' comes twice; name them apart" in capsys.readouterr().err
     assert vital(work, "figure", "compare", *both, *records, "--out", tmp_path / "c.svg") == 2
     assert "--data needs --id ID" in capsys.readouterr().err
+
+
+# --- an export --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(work):
+    return export(open_run(work / "run"), work / "export", form="both", say=lambda line: None)
+
+
+def test_an_export_is_explained_as_its_run_is(work, done, exported, tmp_path):
+    found = ["--data", work / "records", "--bank", work / "records", "--eval-k", "per_sample", "--batch", looked.BATCH]
+    assert vital(work, "explain", *found, "--show", 2, "--out", tmp_path / "out", model="export") == 0
+    ours, theirs = (json.loads((out / "cases.json").read_text(encoding="utf-8")) for out in (done, tmp_path / "out"))
+    for case, other in zip(ours["cases"], theirs["cases"], strict=True):
+        assert (case["id"], case["answer"]) == (other["id"], other["answer"])
+        for step, seen in zip(case["steps"], other["steps"], strict=True):
+            assert (step["text"], [one["id"] for one in step["similar"]]) == (
+                seen["text"],
+                [one["id"] for one in seen["similar"]],
+            )
+            assert seen["norm"] == pytest.approx(step["norm"], rel=1e-4)
+            assert (seen["scores"] or {}) == pytest.approx(step["scores"] or {}, rel=1e-3)
+
+
+def test_an_export_without_its_encoder_is_explained_in_words(work, exported, image, tmp_path, capsys):
+    asked = ["explain", "--image", image, "--question", "What is it?", "--out", tmp_path / "out"]
+    assert vital(work, *asked, model="export", encoder=None) == 0
+    assert "in words alone, for no export holds an encoder; this one's is " in capsys.readouterr().err
+    held = json.loads((tmp_path / "out" / "cases.json").read_text())
+    assert [len(case["steps"]) for case in held["cases"]] == [4] and all(
+        step["text"] for step in held["cases"][0]["steps"]
+    )
+    assert "no heat maps" in " ".join(held["summary"]["notes"])
+
+
+def test_what_an_export_cannot_explain_is_refused_with_the_way_out(work, exported, image, tmp_path, capsys):
+    asked = ["explain", "--image", image, "--question", "What is it?", "--out", tmp_path / "out"]
+    base = ["--base", work / "base"]
+    assert vital(work, *asked, *base, model="export/adapter") == 2
+    assert "holds no explain/ with text decoder or projector: name the run's folder" in capsys.readouterr().err
+    table = json.loads((exported / "explain" / "config.json").read_text())
+    table["visual"]["fingerprint"] = "0123"  # as an export writes it that finds the run's region features
+    (exported / "explain" / "config.json").write_text(json.dumps(table))
+    assert vital(work, *asked, model="export") == 2
+    assert "this model was trained on features of 0123 (medsiglip); name that one" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["explain", "--help"])
+    assert "or an export with explain/ in it" in " ".join(capsys.readouterr().out.split())

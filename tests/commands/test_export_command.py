@@ -9,6 +9,7 @@ import pytest
 import trained
 from huggingface_hub import HfApi
 from PIL import Image
+from transformers import AutoTokenizer, GenerationConfig
 
 from vital_jax import cli
 from vital_jax.commands import export as command
@@ -33,6 +34,11 @@ def work(tmp_path_factory):
     """A run on a base with a tokenizer, its records and its evidence."""
     work = tmp_path_factory.mktemp("command")
     tiny.write_backbone(work / "base", ["what is it"], width=64, layers=2, vocab=300)
+    # As some bases are: the tie said in one place, and nothing about what ends an answer.
+    table = json.loads((work / "base" / "config.json").read_text())
+    assert table["text_config"].pop("tie_word_embeddings") and table["tie_word_embeddings"]
+    (work / "base" / "config.json").write_text(json.dumps(table))
+    (work / "base" / "generation_config.json").unlink()
     (work / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# base\n")
     trained.write_run(work / "run", work / "base", records=work / "records")
     rows = [
@@ -68,14 +74,20 @@ def test_it_writes_the_folder_and_prints_where(work, tmp_path, capsys):
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
-def test_what_transformers_needs_and_the_base_lacks_is_added(work, out):
+@pytest.mark.parametrize("form", ["", "adapter"])
+def test_what_transformers_needs_and_the_base_lacks_is_added(work, out, form):
+    out = out / form
     ours, theirs = (json.loads((place / "config.json").read_text()) for place in (out, work / "base"))
     # 4.57 looks for the tie inside text_config, and draws a head at random where it is not there.
     assert "tie_word_embeddings" not in theirs["text_config"]
     theirs["text_config"]["tie_word_embeddings"] = True
-    assert ours == theirs
-    ends = {"eos_token_id": [2], "pad_token_id": 0, "do_sample": False}
-    assert json.loads((out / "generation_config.json").read_text()) == ends
+    assert ours == {**theirs, "dtype": "float32"}
+    banned = [0, 1, 3, 4, 5, 6, *range(ours["text_config"]["vocab_size"] - 16, ours["text_config"]["vocab_size"])]
+    ends = {"eos_token_id": [2], "pad_token_id": 0, "do_sample": False, "max_new_tokens": 10}
+    told = GenerationConfig.from_pretrained(out)
+    assert json.loads((out / "generation_config.json").read_text()) == ends | {"suppress_tokens": banned}
+    assert (told.eos_token_id, told.max_new_tokens, told.suppress_tokens) == ([2], 10, banned)
+    assert AutoTokenizer.from_pretrained(out).padding_side == "left"
     template = json.loads((out / "tokenizer_config.json").read_text())["chat_template"]
     assert (out / "chat_template.jinja").read_text() == template
     assert (out / "tokenizer.json").read_bytes() == (work / "base" / "tokenizer.json").read_bytes()

@@ -154,7 +154,9 @@ def test_mistakes_are_named(model, made, spied, tmp_path):
 def test_a_checkpoint_without_scaffold_is_refused(made):
     with pytest.raises(api.NoScaffoldError, match="holds no scaffold, neither text decoder nor visual projector"):
         vital_jax.load(made.folder / "bare", explain=True)
-    with pytest.raises(api.NoScaffoldError, match="base is no training run's folder"):
+    with pytest.raises(
+        api.NoScaffoldError, match="base is a base model: name a training run's folder, or an export with explain/"
+    ):
         vital_jax.load(made.folder / "base", explain=True)
 
 

@@ -14,13 +14,16 @@ import pytest
 import tiny
 import trained
 from huggingface_hub import ModelCard
+from PIL import Image
 from trained import export_run as write
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vital_jax.hub import card, export, exported, folders, peft, writing
 from vital_jax.hub.load import load_backbone, load_text_decoder
 from vital_jax.hub.safetensors import INDEX, read_folder, read_header, write_file
 from vital_jax.models.config import LoraConfig
 from vital_jax.models.families import read_config
+from vital_jax.pipeline.images import ImageConfig
 from vital_jax.training.checkpoint import Checkpoints
 from vital_jax.training.partition import flatten
 
@@ -97,8 +100,9 @@ def test_leaves_of_the_base_that_were_trained_are_taken_from_the_checkpoint(work
 
 
 def test_files_of_the_base_are_copied_byte_by_byte(work, whole):
-    for name in ("config.json", "generation_config.json", "preprocessor_config.json", "LICENSE"):
-        assert (whole / name).read_bytes() == (work / "untied" / name).read_bytes()
+    for folder in (whole, whole / "adapter"):
+        for name in ("config.json", "generation_config.json", "LICENSE"):
+            assert (folder / name).read_bytes() == (work / "untied" / name).read_bytes()
     assert not (whole / "notes.py").exists() and not (whole / writing._MARK).exists()
 
 
@@ -143,7 +147,7 @@ def test_the_adapter_has_pefts_names_and_our_numbers(run, whole):
     leaf = run.params["lora"]["language_model"]["layers"]["mlp"]["down_proj"]
     np.testing.assert_array_equal(held[name.format("A")].rows(), leaf["a"][3])
     np.testing.assert_array_equal(held[name.format("B")].rows(), leaf["b"][3])
-    assert len(held) == 5 * 7 * 2 and not (whole / "adapter" / "config.json").exists()
+    assert len(held) == 5 * 7 * 2 and not list((whole / "adapter").glob("model*.safetensors"))
 
 
 def test_every_adapter_of_a_published_model_is_named_once(real):
@@ -217,7 +221,55 @@ def test_no_file_of_an_export_names_a_folder_of_this_machine(work, whole):
 def test_the_card_says_what_is_not_known(whole):
     text = (whole / "README.md").read_text()
     assert "Treat the model as untested" in text and "Not stated" in text and "not at hand" in text
-    assert '"shortest_edge": 1024, "longest_edge": 16384' in text
+
+
+# --- beside the tensors -----------------------------------------------------------------------------
+
+
+def processors(folder):
+    """The image processor of a folder as transformers opens it, and what it is told of sizes."""
+    table = json.loads((folder / "preprocessor_config.json").read_text())
+    return Qwen2VLImageProcessorPil.from_pretrained(folder), table
+
+
+@pytest.mark.parametrize("form", ["", "adapter"])
+def test_images_get_the_sizes_of_the_training(run, whole, form):
+    ours, (theirs, table) = ImageConfig(min_pixels=1024, max_pixels=128 * 128), processors(whole / form)
+    # Under both names: 4.57's processor with Pillow forgets `size`.
+    assert table["size"] == {"shortest_edge": 1024, "longest_edge": 128 * 128}
+    assert (table["min_pixels"], table["max_pixels"]) == (1024, 128 * 128)
+    for height, width in ((512, 512), (300, 200), (20, 30), (128, 128), (90, 260)):
+        found = theirs(images=[Image.new("RGB", (width, height))], return_tensors="np")["image_grid_thw"]
+        assert found.tolist() == [list(ours.grid(height, width))]
+
+
+def test_a_base_with_the_later_processor_file_gets_the_earlier_one_too(work, run, tmp_path):
+    base = shutil.copytree(work / "untied", tmp_path / "base")
+    table = json.loads((base / "preprocessor_config.json").read_text())
+    (base / "preprocessor_config.json").unlink()
+    (base / "processor_config.json").write_text(json.dumps({"image_processor": table, "processor_class": "X"}))
+    out = write(run.folder, tmp_path / "out", base=base, explain=False)
+    _, early = processors(out)
+    late = json.loads((out / "processor_config.json").read_text())
+    assert late["image_processor"] == early and early["max_pixels"] == 128 * 128 and late["processor_class"] == "X"
+
+
+def test_types_are_those_of_the_training_or_those_stated(work, tmp_path):
+    """Rounded to the base's bfloat16, what a float32 run learned would be lost."""
+    base = shutil.copytree(work / "tied", tmp_path / "base")
+    narrow = {name: array.astype(jnp.bfloat16) for name, array in tensors(base).items()}
+    write_file(base / "model.safetensors", narrow)
+    table = json.loads((base / "config.json").read_text())
+    table["text_config"]["dtype"], table["torch_dtype"] = "bfloat16", table.pop("dtype", "bfloat16")
+    (base / "config.json").write_text(json.dumps(table))
+    run = trained.write_run(tmp_path / "run", base)
+    for stated, kind in ((None, "float32"), ("bfloat16", "bfloat16")):
+        out = write(run.folder, tmp_path / kind, dtype=stated, explain=False)
+        config, facts = (json.loads((out / name).read_text()) for name in ("config.json", "vital.json"))
+        assert {str(array.dtype) for array in tensors(out).values()} == {kind}
+        assert config["dtype"] == config["text_config"]["dtype"] == kind and "torch_dtype" not in config
+        assert facts["model"] == {"dtype": kind, "param_dtype": kind}
+        assert f'dtype="{kind}"' in (out / "README.md").read_text()
 
 
 # --- the place --------------------------------------------------------------------------------------

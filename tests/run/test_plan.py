@@ -251,7 +251,7 @@ def test_every_folder_that_is_missing_is_named_at_once_with_key_and_source(tmp_p
     plan.resolve(config)
     with pytest.raises(FileNotFoundError, match=r"model\.folder='mine' \(it is a Hugging Face folder; say") as caught:
         plan.find_folders(config)
-    assert "text_decoder" not in str(caught.value)
+    assert "text_decoder" not in str(caught.value) and "encoder" not in str(caught.value)
 
 
 def test_the_output_of_a_build_is_taken_for_its_records_and_features_for_their_encoder(tmp_path):

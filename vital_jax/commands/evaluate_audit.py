@@ -17,7 +17,7 @@ def register(parts: argparse._SubParsersAction) -> None:
     audit = scoring.add_part(
         parts, "audit", _audit, "do a run's latents matter? other vectors, steps and images; goes on where it stopped"
     )
-    models.add_flags(audit)
+    models.add_flags(audit, "a training run's folder")
     audit.add_argument("--data", type=Path, metavar="RECORDS", help="a record folder; by default the run's own")
     audit.add_argument("--split", metavar="S", help="default: the one the run was probed on, else test")
     audit.add_argument("--limit", type=whole, metavar="N", help=f"of the closed-ended questions {LIMIT}; default all")

@@ -23,7 +23,7 @@ def register(commands: argparse._SubParsersAction) -> None:
         epilog="Give --image and --question, or --data. Nothing in FOLDER is overwritten.",
     )
     add_flags(explain)
-    models.add_flags(explain)
+    models.add_flags(explain, "a training run's folder, or an export with explain/ in it")
     explain.add_argument("--limit", type=whole, metavar="N", help=f"of --data {LIMIT}; default all")
     steps = explain.add_mutually_exclusive_group()
     steps.add_argument(
@@ -55,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoder",
         metavar="FOLDER",
-        help="the encoder of the run's region features, where it is no longer at config.data.encoder",
+        help="the encoder of the run's region features, where it is no longer at config.data.encoder; an export brings none along",
     )
 
 

@@ -32,7 +32,11 @@ def register(commands: argparse._SubParsersAction) -> None:
     )
     export.add_argument("--text-decoder", type=Path, metavar="FOLDER", help="likewise of config.model.text_decoder")
     export.add_argument("--base-name", default="", metavar="NAME", help="the base's name on a hub, as others know it")
-    export.add_argument("--dtype", choices=("bfloat16", "float32"), help="of merged weights; by default the base's")
+    export.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="of merged weights and of answering; by default as trained",
+    )
     export.add_argument("--no-explain", action="store_true", help="leave out text decoder and projectors")
     export.add_argument(
         "--scores",
@@ -76,13 +80,10 @@ def _export(arguments: argparse.Namespace) -> int:
             raise ValueError(f"{arguments.checkpoint} is no training run's folder: name what train.py wrote")
         check_place(arguments.out, 0, folders.FACTS, arguments.overwrite, {arguments.checkpoint.resolve()})
     scores = [row for folder in arguments.scores for row in _scores(folder)]
-    from absl import logging
-
     from vital_jax.hub import push
     from vital_jax.hub.export import export
     from vital_jax.run.open import open_run
 
-    logging.set_verbosity(logging.ERROR)  # the checkpoint library warns that what is opened for reading is read-only
     if arguments.checkpoint is not None:
         run = open_run(arguments.checkpoint, base=arguments.base, text_decoder=arguments.text_decoder)
         export(

@@ -19,7 +19,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     parts = figure.add_subparsers(dest="part", required=True)
 
     progress = _part(parts, "progress", _progress, "heat maps from step to step beside the region (figure 12)")
-    models.add_flags(progress)
+    models.add_flags(progress, "a training run's folder, or an export with explain/ in it, which needs --encoder")
     _records(progress)
     progress.add_argument("--id", action="append", metavar="ID", help="a record; give it again for several")
     progress.add_argument(

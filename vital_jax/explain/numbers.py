@@ -37,7 +37,7 @@ def summary(model: str, cases: Sequence[Case], pointed: Sequence[Pointed], notes
         notes.append("The run has no text decoder, so no step has a text.")
     table, steps, said = pointing.table(pointed), pointing.by_step(pointed), []
     if not any(step.heat for case in cases for step in case.steps):
-        notes.append("The run has no visual projector, so there are no heat maps and no numbers about them.")
+        notes.append("No visual projector, or no encoder beside it: there are no heat maps and no numbers about them.")
     elif not pointed:
         notes.append("No question has a mask, so there are no numbers beside the heat maps.")
     else:

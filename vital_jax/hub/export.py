@@ -1,12 +1,11 @@
 """A training run as a folder that transformers loads: merged weights, a PEFT adapter, or both, with the loop's code beside them.
 
-What came from the base stays the base's: its configuration, tokenizer, processor and template are copied byte by byte, since a rewritten
-configuration is what makes a folder load in one version of transformers only (`_completed` names the exceptions). Tensors are read, merged
-and written one after the other, so that memory holds one of them and not the model. Everything is written beside the target and renamed at
-the end.
+What came from the base stays the base's, but for what the run had otherwise (hub/beside.py): a configuration written anew is what makes a
+folder load in one version of transformers only. Tensors are read, merged and written one after the other, so that memory holds one of them
+and not the model. Everything is written beside the target and renamed at the end.
 
-    OUT/                        merged weights, or the adapter (`peft`)
-    OUT/adapter/                the adapter, where both are asked for
+    OUT/                        merged weights, or the adapter (`peft`), and all that inference needs beside them
+    OUT/adapter/                the same for the adapter, where both are asked for
     OUT/custom_generate/        the loop for `model.generate`
     OUT/feedback.safetensors    a method's modules inside the loop, where it has some
     OUT/explain/                text decoder and projectors, which answering does not need
@@ -28,10 +27,11 @@ from ml_collections import ConfigDict
 
 import vital_jax
 from vital_jax.hub import card, peft
+from vital_jax.hub.beside import beside, copies
 from vital_jax.hub.folders import FACTS
 from vital_jax.hub.load import check_coverage, model_tensors
 from vital_jax.hub.safetensors import Tensor, read_folder
-from vital_jax.hub.tokens import FEEDBACK, feedback_name, moved, replacing, tokenizer_files
+from vital_jax.hub.tokens import FEEDBACK, feedback_name, moved, replacing
 from vital_jax.hub.writing import (
     SHARD,
     Content,
@@ -43,22 +43,17 @@ from vital_jax.hub.writing import (
     size_of,
     write_files,
 )
-from vital_jax.models.config import LoraConfig, read_json
+from vital_jax.models.config import LoraConfig
 from vital_jax.models.families import backbone_entries, read_config, read_text_config
 from vital_jax.models.lora import merge_lora
 from vital_jax.models.names import Entry, decoder_entries
 from vital_jax.models.tokens import TABLES
 from vital_jax.pipeline.images import ImageConfig
-from vital_jax.pipeline.prompts import Prompter
 from vital_jax.training.partition import flatten
 
 FORMS = ("merged", "peft", "both")
 _GROUP = 1 << 28  # bytes of a checkpoint read at a time: a read has a price of its own
-_COPIED = re.compile(
-    r"(config|generation_config|tokenizer|tokenizer_config|vocab|special_tokens_map|added_tokens|chat_template|preprocessor_config"
-    r"|video_preprocessor_config|processor_config)\.json|merges\.txt|chat_template\.jinja|LICENSE.*|NOTICE.*"
-)
-_TOKENIZER = re.compile(r"(tokenizer|tokenizer_config|vocab|special_tokens_map|added_tokens)\.json|merges\.txt")
+Kept = Callable[[Any], np.dtype]  # a tensor's own type to the one it is written in
 _GENERATE = Path(__file__).parent / "custom_generate" / "generate.py"
 
 
@@ -73,6 +68,9 @@ class TrainedRun(Protocol):
     latent_state: str
     exports: bool
     tokens: Mapping[str, int]
+    images: ImageConfig
+    answer_tokens: int
+    encoders: Collection[str]
     base: Path
     text_decoder: Path
 
@@ -122,10 +120,9 @@ class _Leaves(Mapping):
         return [path for path in self._run.leaves if path.startswith(prefix)]
 
 
-def _facts(run: TrainedRun, form: str, base_name: str) -> dict[str, Any]:
+def _facts(run: TrainedRun, form: str, base_name: str, dtype: str | None) -> dict[str, Any]:
     """What vital.json records: nothing that names a folder of this machine."""
     data, model = run.config.data, run.config.model
-    images = ImageConfig.from_folder(run.base, data.max_pixels)
     return {
         "format_version": 1,
         "writer": f"vital_jax {vital_jax.__version__}",
@@ -134,10 +131,10 @@ def _facts(run: TrainedRun, form: str, base_name: str) -> dict[str, Any]:
         "latent_state": run.latent_state,
         "tokens": dict(run.tokens),
         "base": {"name": base_name, "fingerprint": run.meta["base_fingerprint"]},
-        "model": {"dtype": model.dtype, "param_dtype": model.param_dtype},
+        "model": {"dtype": dtype or model.dtype, "param_dtype": dtype or model.param_dtype},
         "data": {
-            "min_pixels": images.min_pixels,
-            "max_pixels": images.max_pixels,
+            "min_pixels": run.images.min_pixels,
+            "max_pixels": run.images.max_pixels,
             "system": data.system,
             "buckets": [list(bucket) for bucket in data.buckets],
             "answer": data.answer,
@@ -158,7 +155,7 @@ def _weights(
     folder: Path,
     leaves: _Leaves,
     prefix: str,
-    dtype: Any,
+    kept: Kept,
     lora: LoraConfig | None = None,
     added: Sequence[int] = (),
 ) -> dict[str, Pending]:
@@ -171,11 +168,11 @@ def _weights(
     deltas = {f"base/{path}": f"tokens/{side}" for side, path in TABLES.items() if f"tokens/{side}" in leaves}
     for entry in entries:
         for layer, name in enumerate(entry.names):
-            kept = np.dtype(dtype or tensors[name].dtype)
+            dtype = kept(tensors[name].dtype)
             make = partial(_tensor, entry, layer, tensors[name], leaves, prefix, lora)
             if (delta := deltas.get(f"{prefix}/{entry.path}")) is not None:
-                make = partial(moved, make, added, leaves, delta, kept)
-            pending[name] = Pending(tensors[name].shape, kept, make)
+                make = partial(moved, make, added, leaves, delta, dtype)
+            pending[name] = Pending(tensors[name].shape, dtype, make)
     return pending
 
 
@@ -194,56 +191,11 @@ def _tensor(
         return np.asarray(merge_lora(base, sides, lora)["kernel"][0])
 
 
-def _copies(folder: Path) -> dict[str, Content]:
-    return {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and _COPIED.fullmatch(path.name)}
-
-
-def _merged(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict[str, Content]:
+def _merged(run: TrainedRun, leaves: _Leaves, kept: Kept, largest: int) -> dict[str, Content]:
     config = read_config(run.base)
     lora = LoraConfig(**run.config.lora) if run.config.lora.rank else None
-    pending = _weights(backbone_entries(config), run.base, leaves, "base", dtype, lora, sorted(run.tokens.values()))
-    return _copies(run.base) | _completed(run.base) | _tokenizer(run) | shards(pending, largest)
-
-
-def _tokenizer(run: TrainedRun) -> dict[str, Content]:
-    """The base's tokenizer with the added tokens in it; empty where there are none."""
-    if not run.tokens:
-        return {}
-    copied = {name: path for name, path in _copies(run.base).items() if _TOKENIZER.fullmatch(name)}
-    return copied | tokenizer_files(run.base, run.tokens)
-
-
-def mended_config(base: Path) -> dict[str, Any] | None:
-    """The base's configuration where it says in one of its two places only that the head is tied; None where both agree.
-
-    transformers 4.57 reads the inner place, 5.x the outer one; where the one it reads is silent, a tied head is drawn at random.
-    """
-    table, tied = read_json(base), read_config(base).decoder.tied
-    if all(bool(place.get("tie_word_embeddings")) == tied for place in (table, table["text_config"])):
-        return None
-    text = {**table["text_config"], "tie_word_embeddings": tied}
-    return {**table, "tie_word_embeddings": tied, "text_config": text}
-
-
-def _completed(base: Path) -> dict[str, Content]:
-    """What a base may lack and transformers cannot do without; nothing for a published checkpoint."""
-    mended = mended_config(base)
-    files: dict[str, Content] = {} if mended is None else {"config.json": as_json(mended)}
-    if not (base / "tokenizer_config.json").is_file():
-        return files
-    prompter = Prompter(base)
-    if not any((base / f"chat_template.{kind}").is_file() for kind in ("json", "jinja")):
-        # Processors do not look into the tokenizer's own configuration.
-        files["chat_template.jinja"] = prompter.template.encode()
-    if not (base / "generation_config.json").is_file():
-        # Without one an answer would not end.
-        pad = prompter.tokenizer.pad_token_id
-        ends = {
-            "eos_token_id": list(prompter.end_token_ids),
-            "pad_token_id": prompter.end_token_id if pad is None else pad,
-        }
-        files["generation_config.json"] = as_json({**ends, "do_sample": False})
-    return files
+    pending = _weights(backbone_entries(config), run.base, leaves, "base", kept, lora, sorted(run.tokens.values()))
+    return shards(pending, largest)
 
 
 def _adapter(run: TrainedRun, leaves: _Leaves, base_name: str) -> dict[str, Content]:
@@ -269,7 +221,7 @@ def _adapter(run: TrainedRun, leaves: _Leaves, base_name: str) -> dict[str, Cont
         make = partial(replacing, base[f"{module}.weight"].rows, added, leaves, f"tokens/{side}")
         pending[peft.rows_name(module)] = Pending(leaves.shape(f"tokens/{side}"), np.float32, make)
     settings = as_json(peft.adapter_config(paths, lora, base_name, modules))
-    return _tokenizer(run) | {peft.CONFIG: settings, peft.WEIGHTS: pending}
+    return {peft.CONFIG: settings, peft.WEIGHTS: pending}
 
 
 def _feedback(leaves: _Leaves) -> dict[str, Content]:
@@ -279,7 +231,7 @@ def _feedback(leaves: _Leaves) -> dict[str, Content]:
     return {FEEDBACK: tensors} if tensors else {}
 
 
-def _explain(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict[str, Content]:
+def _explain(run: TrainedRun, leaves: _Leaves, kept: Kept, largest: int) -> dict[str, Content]:
     """The scaffold: what reads a latent as text, and what places it in the space of image regions. Empty where none was trained."""
     method, data = run.config.method, run.config.data
     text, visual = leaves.under("scaffold/pj_in/"), leaves.under("scaffold/visual_projector/")
@@ -288,11 +240,13 @@ def _explain(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict
     files: dict[str, Content] = {}
     if text:
         folder = run.text_decoder
-        pending = _weights(decoder_entries(read_text_config(folder)), folder, leaves, "scaffold/text_decoder", dtype)
-        inside = _copies(folder) | shards(pending, largest)
+        pending = _weights(decoder_entries(read_text_config(folder)), folder, leaves, "scaffold/text_decoder", kept)
+        inside = copies(folder) | shards(pending, largest)
         files |= {f"explain/text_decoder/{name}": content for name, content in inside.items()}
     projectors = {
-        _torch_name(path): Pending(leaves.shape(path), np.float32, partial(leaves.__getitem__, path))
+        torch_name(path.removeprefix("scaffold/")): Pending(
+            leaves.shape(path), np.float32, partial(leaves.__getitem__, path)
+        )
         for path in [*text, *visual]
     }
     table: dict[str, Any] = {
@@ -309,6 +263,7 @@ def _explain(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict
             "width": leaves.shape("scaffold/visual_projector/w2/kernel")[0],
             "target": method.visual_target,
             "encoder": Path(data.encoder).name,
+            "fingerprint": next(iter(run.encoders), "") if len(run.encoders) == 1 else "",
             "hook": data.hook,
             "roi_threshold": data.roi_threshold,
             "roi_margin": data.roi_margin,
@@ -316,9 +271,9 @@ def _explain(run: TrainedRun, leaves: _Leaves, dtype: Any, largest: int) -> dict
     return {**files, "explain/projector.safetensors": projectors, "explain/config.json": as_json(table)}
 
 
-def _torch_name(path: str) -> str:
-    """`scaffold/pj_in/linear/kernel` as torch would call it; kernels are [out, in] on both sides. Attention keeps flax's names."""
-    name = path.removeprefix("scaffold/").replace("/", ".")
+def torch_name(path: str) -> str:
+    """`pj_in/linear/kernel` as torch would call it; kernels are [out, in] on both sides. Attention keeps flax's names."""
+    name = path.replace("/", ".")
     return name if ".attention." in name else re.sub(r"\.(kernel|scale)$", ".weight", name)
 
 
@@ -344,7 +299,7 @@ def export(
     *,
     form: str = "merged",
     explain: bool = True,
-    dtype: Any = None,
+    dtype: str | None = None,
     base_name: str = "",
     about: card.About | None = None,
     overwrite: bool = False,
@@ -357,7 +312,8 @@ def export(
       run: as `vital_jax.run.open.open_run` opened it. out: the folder to make.
       form: `merged`, `peft` or `both`.
       explain: also write the scaffold, where the checkpoint holds one.
-      dtype: of merged weights; by default each tensor's own in the base (bfloat16 in published ones). Merging is done in float32.
+      dtype: of merged weights and of the computation; by default as the run computed, in weights that are no narrower than that (an
+        8B of bfloat16: bfloat16). Merging is done in float32.
       base_name: what the base is called for others, such as its name on a hub; by default its folder's name.
       about: what the model card says beside what the run records.
       overwrite: replace a folder that an export made before.
@@ -374,26 +330,26 @@ def export(
         )
     if form not in FORMS:
         raise ValueError(f"no form {form!r}: use {', '.join(FORMS)}")
-    scaffold = _explain(run, leaves, dtype, shard) if explain else {}
+
+    def kept(own: Any) -> np.dtype:
+        return np.dtype(dtype) if dtype else np.promote_types(own, run.config.model.dtype)
+
+    scaffold = _explain(run, leaves, kept, shard) if explain else {}
     if explain and not scaffold:
         say(f"{run.folder}: the checkpoint holds no scaffold (text decoder, projectors), so there is no explain/")
     base_name = base_name or run.base.resolve().name
 
-    def whole(form: str) -> dict[str, Content]:
-        files = _merged(run, leaves, dtype, shard) if form == "merged" else _adapter(run, leaves, base_name)
-        files |= _feedback(leaves)
-        return files | {"custom_generate/generate.py": _loop(run), FACTS: as_json(_facts(run, form, base_name))}
+    def whole(form: str, parts: Sequence[str]) -> dict[str, Content]:
+        facts = _facts(run, "peft" if form == "peft" else "merged", base_name, dtype)
+        files = beside(run.base, run.images, facts["model"]["dtype"], run.tokens, lambda: run.answer_tokens)
+        files |= _adapter(run, leaves, base_name) if form == "peft" else _merged(run, leaves, kept, shard)
+        page = card.render(facts, form, parts, about or card.About())
+        files |= {"custom_generate/generate.py": _loop(run), FACTS: as_json(facts), "README.md": page.encode()}
+        return files | _feedback(leaves)
 
-    files = whole("merged" if form == "both" else form) | scaffold
+    files = whole(form, sorted({name.split("/")[1] for name in scaffold})) | scaffold
     if form == "both":
-        files |= {f"adapter/{name}": content for name, content in whole("peft").items()}
-    if form != "merged" and mended_config(run.base):
-        say(
-            f"{run.base}/config.json says in one place only that the head is tied: under the adapter, transformers 4.57 or 5.x would "
-            "draw a head at random; set tie_word_embeddings both outside and inside text_config"
-        )
-    parts = sorted({name.split("/")[1] for name in scaffold})
-    files["README.md"] = card.render(json.loads(files[FACTS]), form, parts, about or card.About()).encode()
+        files |= {f"adapter/{name}": content for name, content in whole("peft", ()).items()}
     sources = {path.resolve() for path in (run.folder, run.base)}
     check_place(out, sum(map(size_of, files.values())), FACTS, overwrite, sources)
     with new_folder(out) as part:

@@ -4,7 +4,7 @@ A merged folder is a Hugging Face folder like any other; beside it vital.json sa
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from vital_jax.hub import peft
+from vital_jax.hub.encoders import identity
+from vital_jax.hub.export import torch_name
 from vital_jax.hub.folders import FACTS, is_adapter
 from vital_jax.hub.load import load_backbone, load_text_decoder, types_of
 from vital_jax.hub.place import check_base, located
@@ -40,7 +42,9 @@ class Exported:
       max_pixels, system, buckets, answer, written: as the run had them; None, None, (), None and 0 where not recorded.
       method: the settings of the method that trained it; empty where not recorded.
       text_decoder, chain: the folder that reads latents as text, where one came along, and the most tokens of a step.
-      read_params: reads {base, lora?, tokens?, feedback?}, and with `steps=True` the scaffold {pj_in, text_decoder} too.
+      visual: of the visual projector, where one came along: its width, the encoder's name and hook, and what tells it from others.
+      read_params: reads {base, lora?, tokens?, feedback?}, with `steps=True` the scaffold {pj_in, text_decoder} too, and of the scaffold
+        the leaves whose paths are given.
     """
 
     base: Path
@@ -58,7 +62,17 @@ class Exported:
     method: dict[str, Any]
     text_decoder: Path | None
     chain: int
+    visual: dict[str, Any]
     read_params: Callable[..., dict[str, Any]]
+
+    def check_encoder(self, folder: str | Path) -> Path:
+        """The folder. Raises: ValueError for another encoder than that of the training, where that was recorded; as `identity`."""
+        recorded = self.visual.get("fingerprint")
+        if recorded and recorded != (found := identity(folder, self.max_pixels)):
+            raise ValueError(
+                f"{folder} is encoder {found}, this model was trained on features of {recorded} ({self.visual['encoder']}); name that one"
+            )
+        return Path(folder)
 
 
 def open_exported(folder: str | Path, base: str | Path | None = None, dtype: str | None = None) -> Exported:
@@ -100,6 +114,7 @@ def open_exported(folder: str | Path, base: str | Path | None = None, dtype: str
         method=facts.get("method", {}),
         text_decoder=text if text.is_dir() else None,
         chain=data.get("chain", 0),
+        visual=read_json(folder / "explain").get("visual", {}) if (folder / "explain").is_dir() else {},
         read_params=partial(_read, folder, home, tree, (added, rows), jnp.dtype(model.get("param_dtype", kept))),
     )
 
@@ -139,6 +154,7 @@ def _read(
     tokens: tuple[tuple[int, ...], dict[str, Any]],
     dtype: Any,
     steps: bool = False,
+    scaffold: Sequence[str] = (),
 ) -> dict[str, Any]:
     model, base = load_backbone(home, None, dtype)
     found = {"base": base, **jax.tree.map(jnp.asarray, tree)}
@@ -147,9 +163,10 @@ def _read(
     if feedback := read_feedback(folder):
         found["feedback"] = feedback
     if steps:
+        scaffold = (*scaffold, "pj_in/linear/kernel", "pj_in/linear/bias")
+    if scaffold:
         tensors = read_header(folder / "explain" / "projector.safetensors")
-        pj_in = {"kernel": tensors["pj_in.linear.weight"].rows(), "bias": tensors["pj_in.linear.bias"].rows()}
-        _, text = load_text_decoder(folder / "explain" / "text_decoder")
-        found["scaffold"] = unflatten({f"pj_in/linear/{name}": jnp.asarray(x) for name, x in pj_in.items()})
-        found["scaffold"]["text_decoder"] = text
+        found["scaffold"] = unflatten({path: jnp.asarray(tensors[torch_name(path)].rows()) for path in scaffold})
+    if steps:
+        _, found["scaffold"]["text_decoder"] = load_text_decoder(folder / "explain" / "text_decoder")
     return found

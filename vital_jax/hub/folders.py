@@ -1,5 +1,6 @@
 """What kind of model a folder holds, told by the names of its files alone, so that a mistyped one costs no import of jax."""
 
+import json
 from pathlib import Path
 
 from vital_jax.pipeline.families import TITLES
@@ -14,8 +15,8 @@ class NoScaffoldError(ValueError):
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds a PEFT adapter rather than a model."""
-    return (Path(folder) / ADAPTER).is_file() and not (Path(folder) / CONFIG).is_file()
+    """Whether a folder holds a PEFT adapter and no model's weights; its base's configuration may lie beside it."""
+    return (Path(folder) / ADAPTER).is_file() and not any(Path(folder).glob("model*.safetensors"))
 
 
 def kind(folder: str | Path) -> str:
@@ -48,13 +49,15 @@ def check(
     """The kind of a model's folder, where what is asked of it and the folders named beside it go with that kind; the arguments of `load`.
 
     Raises: as `kind`; FileNotFoundError for a folder beside it that is not there; ValueError for one that this kind has no use for;
-      NoScaffoldError, it is to be explained and no run.
+      NoScaffoldError for one that is to be explained and holds nothing that could.
     """
     found = kind(folder)
-    if found != RUN and (explain or encoder):
+    if found == BASE and (explain or encoder):
         raise NoScaffoldError(
-            f"{folder} is no training run's folder: the scaffold that explains is in the run's checkpoints"
+            f"{folder} is a base model: name a training run's folder, or an export with explain/ in it"
         )
+    if found == EXPORT and explain:
+        _check_scaffold(Path(folder), encoder)
     if found == EXPORT and text_decoder:
         raise ValueError(
             f"{folder} is an export: it brings its text decoder along, or has none; leave text_decoder out"
@@ -67,3 +70,19 @@ def check(
         if given and not Path(given).is_dir():
             raise FileNotFoundError(f"{name} (--{name.replace('_', '-')}): no folder {given}")
     return found
+
+
+def _check_scaffold(folder: Path, encoder: str | Path | None) -> None:
+    """Raises: NoScaffoldError for an export from which nothing can be explained."""
+    path = folder / "explain" / CONFIG
+    table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not {"text", "visual"} & table.keys():
+        raise NoScaffoldError(
+            f"{folder} holds no explain/ with text decoder or projector: name the run's folder, or an export that was made without "
+            "--no-explain (of an adapter beside a whole model, the whole one)"
+        )
+    if "text" not in table and not encoder:
+        raise NoScaffoldError(
+            f"{folder} has a projector alone, and no export holds an encoder: name the folder of {table['visual']['encoder']} as encoder "
+            "(--encoder)"
+        )

@@ -25,10 +25,11 @@ from vital_jax.models.siglip import SiglipVision, init_siglip
 _SPARE = (
     16  # rows of the vocabulary behind the tokenizer's last, as published checkpoints have; added tokens stand there
 )
+_PAD, _END = "<|endoftext|>", "<|im_end|>"
 _CONTROL = (
-    "<|endoftext|>",
+    _PAD,
     "<|im_start|>",
-    "<|im_end|>",
+    _END,
     "<|vision_start|>",
     "<|vision_end|>",
     "<|image_pad|>",
@@ -56,12 +57,12 @@ def _train_tokenizer(folder: Path, texts: Iterable[str], vocab: int) -> int:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
+        "eos_token": _END,
+        "pad_token": _PAD,
         "clean_up_tokenization_spaces": False,
         "chat_template": _TEMPLATE,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    _write_json(folder / "tokenizer_config.json", settings)
     return tokenizer.get_vocab_size()
 
 
@@ -95,8 +96,12 @@ def save_siglip(folder: str | Path, params: dict, dtype: Any = np.float32) -> No
     _write_weights(Path(folder), siglip_entries(c), params, shapes, dtype)
 
 
+def _write_json(path: Path, table: dict[str, Any]) -> None:
+    path.write_text(json.dumps(table, indent=2))
+
+
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    _write_json(folder / "config.json", config)
 
 
 def write_backbone(
@@ -126,6 +131,7 @@ def write_backbone(
         "rope_theta": 5000000,
         "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [8, 4, 4]},
         "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,  # here for transformers 4.57, outside for 5.x
     }
     vision = {
         "model_type": "qwen3_vl",
@@ -150,6 +156,9 @@ def write_backbone(
     )}  # fmt: skip
     top = {"architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "tie_word_embeddings": True}
     _write_config(folder, {**top, **ids, "text_config": text, "vision_config": vision})
+    # Without it no answer of transformers would end.
+    ends = {"eos_token_id": _CONTROL.index(_END), "pad_token_id": _CONTROL.index(_PAD)}
+    _write_json(folder / "generation_config.json", ends)
     processor = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "size": {"shortest_edge": 4096, "longest_edge": 1048576},
@@ -159,7 +168,7 @@ def write_backbone(
         "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
+    _write_json(folder / "preprocessor_config.json", processor)
     config = read_config(folder)
     params = jax.jit(lambda key: init_backbone(Backbone(config), key))(jax.random.key(seed))
     params["language_model"]["embed_tokens"]["embedding"] *= width**-0.5

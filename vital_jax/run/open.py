@@ -22,6 +22,7 @@ from vital_jax.methods.base import Method, get
 from vital_jax.models.backbone import LATENT_STATES
 from vital_jax.models.config import read_json
 from vital_jax.pipeline.batch import Encoder
+from vital_jax.pipeline.images import ImageConfig
 from vital_jax.run import setup
 from vital_jax.training.checkpoint import Checkpoints
 from vital_jax.training.config import steps_in_use
@@ -111,22 +112,27 @@ class Run:
         return self.place("model.text_decoder")
 
     @functools.cached_property
+    def encoders(self) -> frozenset[str]:
+        """What tells the encoder of its region features from others, where those are still to be seen; whoever has the run need not have
+        its records."""
+        data = self.config.data
+        with contextlib.suppress(FileNotFoundError):
+            made = (self.place("data.records") / data.features).glob("*/info.json") if data.features else ()
+            return frozenset(read_json(info.parent, info.name)["fingerprint"] for info in made)
+        return frozenset()
+
+    @functools.cached_property
     def region_encoder(self) -> Path:
         """The folder of the encoder of its region features, compared with those where they are still to be seen.
 
         Raises: as `place`; ValueError for another encoder.
         """
-        data, made = self.config.data, []
-        if data.features:
-            with contextlib.suppress(FileNotFoundError):  # whoever has the run need not have its records
-                made = sorted((self.place("data.records") / data.features).glob("*/info.json"))
-        recorded = {read_json(info.parent, info.name)["fingerprint"] for info in made}
 
         def check(path: Path) -> None:
-            if recorded and recorded != {found := identity(path, data.max_pixels)}:
+            if self.encoders and self.encoders != {found := identity(path, self.config.data.max_pixels)}:
                 raise ValueError(
-                    f"{self.folder} was trained on region features of encoder {', '.join(sorted(recorded))}, {path} is {found}; name the "
-                    "folder of that encoder as encoder (--encoder)"
+                    f"{self.folder} was trained on region features of encoder {', '.join(sorted(self.encoders))}, {path} is {found}; name "
+                    "the folder of that encoder as encoder (--encoder)"
                 )
 
         return self.place("data.encoder", check)
@@ -174,6 +180,18 @@ class Run:
     def tokens(self) -> Mapping[str, int]:
         """The rows of the tokens that its method added, by text. Raises: as `encoder`."""
         return self.encoder.prompter.added if setup.token_texts(self.config) else {}
+
+    @property
+    def images(self) -> ImageConfig:
+        """How it resizes images: nothing of its tokenizer is read. Raises: as `ImageConfig.from_folder`."""
+        return ImageConfig.from_folder(self.base, self.config.data.max_pixels)
+
+    @property
+    def answer_tokens(self) -> int:
+        """The most tokens it writes for a question: the answer, and whatever its method writes before. Raises: as `method`, `encoder`."""
+        asking = self.method().asking(self.latent_steps, setup.budgets_of(self.config, self.roi_width))
+        columns = asking.bound(self.encoder.prompter).segments
+        return sum(segment.budget for segment in columns if segment.kind == "tokens" and not segment.branch)
 
     @contextlib.contextmanager
     def _config(self) -> Iterator[None]:
