@@ -127,9 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.overrides and not getattr(arguments, "overridable", False):
         parser.error(f"unrecognized arguments: {' '.join(arguments.overrides)}")
     try:
-        logging.set_verbosity(
-            logging.ERROR
-        )  # libraries report through absl what means nothing to who typed the command
+        # Libraries report through absl what means nothing to who typed the command.
+        logging.set_verbosity(logging.ERROR)
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 for kind in (FutureWarning, DeprecationWarning):  # to those who write code
