@@ -142,7 +142,7 @@ def test_evidence_at_steps_that_nobody_knows_in_use_is_left_out(work, tmp_path, 
 
 def test_the_card_asks_as_the_run_is_evaluated_and_says_where_training_did_not(out):
     text = (out / "README.md").read_text()
-    assert "| latent steps K | 4 for every question |" in text and "latent_steps=4, do_sample=False" in text
+    assert "| latent steps K | 4 for every question |" in text and "def ask(*asked, latent_steps=4)" in text
     assert (
         "Every question is asked with K = 4. In training each took as many steps as its explanation has, 1 to 4" in text
     )
