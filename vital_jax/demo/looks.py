@@ -97,7 +97,7 @@ def colour(grey: np.ndarray, tone: np.ndarray) -> np.ndarray:
 # --- what several looks use ----------------------------------------------------------------------------
 
 
-def _smooth(rng: Rng, size: int, cells: int) -> np.ndarray:
+def smooth(rng: Rng, size: int, cells: int) -> np.ndarray:
     """A smooth random field [size, size] of standard deviation near 1, with features of size / cells."""
     coarse = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
@@ -144,7 +144,7 @@ def _bubbles(rng: Rng, size: int, count: int) -> np.ndarray:
 def _ct_ground(rng: Rng, size: int) -> tuple[np.ndarray, np.ndarray]:
     out = _ellipse(rng, size, 0.88, 0.98, power=2.5)
     field = out < 1
-    ground = np.where(field, rng.uniform(0.4, 0.6) + 0.03 * _smooth(rng, size, 5), rng.uniform(0.02, 0.08))
+    ground = np.where(field, rng.uniform(0.4, 0.6) + 0.03 * smooth(rng, size, 5), rng.uniform(0.02, 0.08))
     # A thin skin, brighter or darker than what it holds.
     return field & (out < 0.93), ground + rng.uniform(-0.15, 0.2) * (field & (out > 0.94))
 
@@ -160,7 +160,7 @@ def _ct_finish(rng: Rng, picture: np.ndarray, field: np.ndarray) -> np.ndarray:
 
 def _mri_ground(rng: Rng, size: int) -> tuple[np.ndarray, np.ndarray]:
     out = _ellipse(rng, size, 0.9, 0.97, power=3.0)
-    tissue = rng.uniform(0.4, 0.55) + 0.025 * _smooth(rng, size, 24)
+    tissue = rng.uniform(0.4, 0.55) + 0.025 * smooth(rng, size, 24)
     ground = np.where(out < 1, tissue, 0.03)
     # A shell and a dark gap inside it, as around a brain.
     ground += rng.uniform(0.1, 0.3) * ((out > 0.9) & (out < 1)) - rng.uniform(0, 0.25) * ((out > 0.8) & (out < 0.9))
@@ -171,14 +171,14 @@ def _mri_finish(rng: Rng, picture: np.ndarray, field: np.ndarray) -> np.ndarray:
     size = len(picture)
     y, x = grid(size)
     bias = 1 + np.float32(rng.uniform(-0.15, 0.15)) * y + np.float32(rng.uniform(-0.15, 0.15)) * x
-    bias += 0.06 * _smooth(rng, size, 3)
+    bias += 0.06 * smooth(rng, size, 3)
     # The magnitude of a noisy signal: never under zero, and the dark background is not quite black.
     return np.hypot(picture * bias + 0.025 * _noise(rng, size), 0.03 * _noise(rng, size))
 
 
 def _xray_ground(rng: Rng, size: int) -> tuple[np.ndarray, np.ndarray]:
     y, x = grid(size)
-    ground = rng.uniform(0.4, 0.58) + 0.04 * _smooth(rng, size, 4)
+    ground = rng.uniform(0.4, 0.58) + 0.04 * smooth(rng, size, 4)
     # Ribs: soft arched bands on both sides of a soft spine.
     spine = np.float32(rng.uniform(-0.15, 0.15))
     arch = y + np.float32(rng.uniform(0.2, 0.7)) * (x - spine) ** 2
@@ -201,7 +201,7 @@ def _ultrasound_ground(rng: Rng, size: int) -> tuple[np.ndarray, np.ndarray]:
     angle = np.abs(np.arctan2(x, y - apex))
     near, far = -0.93 - apex, 0.96 - apex
     field = (depth > near) & (depth < far) & (angle < rng.uniform(0.6, 0.72))
-    tissue = rng.uniform(0.42, 0.56) + 0.03 * _smooth(rng, size, 6) + rng.uniform(-0.06, 0.06) * (depth - 1.5)
+    tissue = rng.uniform(0.42, 0.56) + 0.03 * smooth(rng, size, 6) + rng.uniform(-0.06, 0.06) * (depth - 1.5)
     return field, np.where(field, tissue, 0)
 
 
@@ -221,7 +221,7 @@ def _fundus_ground(rng: Rng, size: int) -> tuple[np.ndarray, np.ndarray]:
     y, x = grid(size)
     radius = np.hypot(y, x)
     field = radius < rng.uniform(0.94, 0.98)
-    ground = rng.uniform(0.4, 0.52) + 0.03 * _smooth(rng, size, 5) - rng.uniform(0.05, 0.15) * radius**4
+    ground = rng.uniform(0.4, 0.52) + 0.03 * smooth(rng, size, 5) - rng.uniform(0.05, 0.15) * radius**4
     ground -= rng.uniform(0.08, 0.16) * _lines(rng, size, int(rng.integers(3, 6)), 1.3, 0.4)
     return field, np.where(field, ground, 0.01)
 
@@ -232,7 +232,7 @@ def _fundus_finish(rng: Rng, picture: np.ndarray, field: np.ndarray) -> np.ndarr
 
 def _skin_ground(rng: Rng, size: int) -> tuple[np.ndarray, np.ndarray]:
     y, x = grid(size)
-    ground = rng.uniform(0.45, 0.62) + 0.025 * _smooth(rng, size, 4) + 0.015 * _smooth(rng, size, 40)
+    ground = rng.uniform(0.45, 0.62) + 0.025 * smooth(rng, size, 4) + 0.015 * smooth(rng, size, 40)
     ground = ground - rng.uniform(0, 0.1) * (x**2 + y**2)
     return np.ones((size, size), bool), ground
 

@@ -72,7 +72,7 @@ class Record:
       id: unique within a data set.
       images: encoded image files (PNG, JPEG, ...), at least one.
       question, answer: text.
-      chain: 0 to 4 reasoning steps, one string per latent step.
+      chain: reasoning steps, one string each; a method says how many it takes, and how many latents one is worth.
       options, gold: multiple choice; `gold` is the letter of the right option ("A" is the first).
       boxes: (x_min, y_min, x_max, y_max) as fractions of the first image, kept with float32 precision.
       masks: encoded single-channel PNG files, none or one per image.

@@ -17,17 +17,17 @@ import jax
 from vital_jax.construct import factory
 from vital_jax.construct.build import assign_splits, build_records
 from vital_jax.construct.pages import record_splits
-from vital_jax.construct.sample import Sample
 from vital_jax.construct.sidecar import Extraction, batch_for, write_sidecar
 from vital_jax.construct.sources import find_sources
 from vital_jax.demo.captions import caption_records
+from vital_jax.demo.flow import flow_records
 from vital_jax.demo.phantoms import phantoms
 from vital_jax.demo.pretrain.tower import train_tower
 from vital_jax.hub import tiny
 from vital_jax.hub.encoders import identity, load_encoder
 from vital_jax.models.config import read_json
 from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, distinctness, parts_folder
-from vital_jax.pipeline.records import RecordSource, new_folder, write_splits
+from vital_jax.pipeline.records import Record, RecordSource, new_folder, write_splits
 from vital_jax.training.config import resolved
 
 _LESSONS = 300  # phantoms whose questions and chains teach a tokenizer its words
@@ -64,12 +64,18 @@ def _texts(config: Any) -> Iterator[str]:
         yield from (record.question, record.answer, *record.chain)
 
 
-def _samples(build: Any) -> Iterator[Sample]:
-    """The samples a recipe's `data.build` describes. Raises: ValueError for an unknown source."""
-    if build.source in ("phantoms", "captions"):
-        yield from phantoms(build.count, build.seed)
-    else:
-        raise ValueError(f"unknown config.data.build.source={build.source!r}: use phantoms, captions or factory")
+def _drawn(build: Any) -> Iterator[Record]:
+    """The records of drawn images that a recipe's `data.build` describes. Raises: ValueError for an unknown source."""
+    if build.source == "flow":
+        return flow_records(build.count, build.seed, per_board=build.questions)
+    if build.source == "captions":
+        return caption_records(phantoms(build.count, build.seed), build.questions, build.seed)
+    if build.source == "phantoms":
+        samples = phantoms(build.count, build.seed)
+        return build_records(samples, build.questions, build.seed, form=build.form, val=build.val, test=build.test)
+    raise ValueError(
+        f"unknown config.data.build.source={build.source!r}: use phantoms, captions, flow (drawn) or factory (files)"
+    )
 
 
 def make_records(config: Any) -> None:
@@ -77,13 +83,7 @@ def make_records(config: Any) -> None:
     build, folder = config.data.build, Path(config.data.records)
 
     def make() -> None:
-        if build.source == "captions":
-            records = caption_records(_samples(build), build.questions, build.seed)
-        else:
-            records = build_records(
-                _samples(build), build.questions, build.seed, form=build.form, val=build.val, test=build.test
-            )
-        write_splits(assign_splits(records, build.val, build.test), folder)
+        write_splits(assign_splits(_drawn(build), build.val, build.test), folder)
 
     if build.source == "factory":
         _run_factory(build, folder)
