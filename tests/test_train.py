@@ -120,7 +120,7 @@ def test_three_phases_train_and_report(finished):
     assert {"grad_z/task", "grad_z/text", "grad_z/visual", "z_norm/4", "z_cosine/1_4"} <= set(metrics[9])
     decoded = [json.loads(line) for line in lines(workdir, "answers")]
     assert {row["step"] for row in decoded} == {3, 6, 10}
-    assert set(decoded[0]) == {"step", "id", "question", "gold", "answer", "exact"}
+    assert set(decoded[0]) == {"step", "id", "K", "question", "gold", "answer", "exact"}
     assert "samples/s" in done.stderr and "left" in done.stderr and "decoded answers exact" in done.stderr
 
 
@@ -244,7 +244,7 @@ def test_dry_run_prints_the_plan_and_trains_nothing(shared, finished, tmp_path):
             "--config.data.features=roi-other", ("roi-other", "roi-siglip-block-T0.20-P0.05"), marks=pytest.mark.slow
         ),
         pytest.param("--config.curriculum=backwards", ("curriculum", "backwards", "reverse"), marks=pytest.mark.slow),
-        pytest.param("--config.data.answer=3", ("record", "(S, P, T, C)", "data.answer"), marks=pytest.mark.slow),
+        pytest.param("--config.data.answer=3", ("record", "(S, P, T, C, W)", "data.answer"), marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_is_one_clear_line(shared, finished, tmp_path, override, words):

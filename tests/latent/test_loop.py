@@ -178,11 +178,12 @@ def test_loop_gradients_equal_gradients_through_full_passes(setup):
 
 
 def test_remat_changes_nothing(setup):
+    """What is computed again is rounded in another order: by 1.2e-6 of a gradient's largest entry in the worst one (measured)."""
     vital, params, batch = setup
     full = toy.method(model=toy.backbone(remat="full"))
     grads = [gradient(method, params, batch, True) for method in (vital, full)]
     for a, b in zip(*map(jax.tree.leaves, grads), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * float(jnp.max(jnp.abs(b))))
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6 * float(jnp.max(jnp.abs(b))))
 
 
 def test_merged_adapters_equal_unmerged(setup):
