@@ -83,6 +83,7 @@ def test_both_systems_train_on_the_same_rows_in_the_same_order(finished):
     configs = [
         json.loads((folder / run / "seed0/evidence.json").read_text())["config"] for run in ("lora_direct", "vital")
     ]
+    assert [config["data"].pop("features") for config in configs] == ["", "roi-siglip-block-T0.20-P0.05"]
     for key in ("seed", "batch", "data", "optim", "lora"):
         assert configs[0][key] == configs[1][key]
     assert all([(p["max_steps"], p["steps"]) for p in config["phases"]] == [(4, 3)] for config in configs)
