@@ -31,7 +31,7 @@ def test_what_is_missing_is_said():
                      "No question has a mask, so there are no numbers beside the heat maps."]  # fmt: skip
     bare = numbers.summary("toy", cases[:1], [])
     assert bare["notes"][1] == "The run has no text decoder, so no step has a text."
-    assert "no visual projector" in bare["notes"][2] and bare["table"] == bare["said"] == []
+    assert "No visual projector" in bare["notes"][2] and bare["table"] == bare["said"] == []
     assert "## " not in numbers.to_markdown(bare)
 
 
