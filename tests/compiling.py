@@ -6,6 +6,7 @@ tests/recipe.py: 6 s of CPU time against 18 to 21); jaxlib 0.12 has only the new
 
 from importlib import metadata
 
-FAST = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
+PLAIN = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
+FAST = PLAIN
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     FAST += ("--xla_cpu_use_fusion_emitters=false",)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from compiling import FAST
+from compiling import PLAIN
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -63,7 +63,8 @@ def start(shared, workdir, count=1, overrides=(), differing=()):
         port = probe.getsockname()[1]
     environment = {
         **os.environ,
-        "XLA_FLAGS": " ".join(FAST),
+        # With the older emitter two processes stop for ever in their second step, each in another collective.
+        "XLA_FLAGS": " ".join(PLAIN),
         "JAX_COMPILATION_CACHE_DIR": str(shared / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
