@@ -82,7 +82,10 @@ CASES = [
     ([*EXPLAIN, "--data", "records", "--split", "tset"], "no split 'tset'"),
     ([*EXPLAIN, "--data", "records", "--bank", "gone"], "gone: no finished record folder"),
     ([*EXPLAIN, "--data", "records", "--encoder", "gone"], "encoder (--encoder): no folder gone"),
-    ([*instead(EXPLAIN, ("--model", "base")), "--data", "records"], "base is a base model: name a training run's folder"),
+    (
+        [*instead(EXPLAIN, ("--model", "base")), "--data", "records"],
+        "base is a base model: name a training run's folder",
+    ),
     (["figure", "progress", "--model", "gone", *FIGURE], GONE),
     (["figure", "collapse", "--model", "one=run", "--model", "two=gone", *FIGURE], GONE),
     (["figure", "compare", "--model", "run", *FIGURE], "--data needs --id ID"),
