@@ -245,6 +245,9 @@ def test_leftovers_of_a_killed_save_are_not_picked_up(tmp_path):
         assert checkpoints.latest_step() == 10
     assert (tmp_path / "20.orbax-checkpoint-tmp-7").exists(), "a reader removes nothing"
     with Checkpoints(tmp_path) as checkpoints:
+        assert not (tmp_path / "20.orbax-checkpoint-tmp-7").exists(), (
+            "removed at once, not in a thread that may outlive the run"
+        )
         assert checkpoints.latest_step() == 10
         checkpoints.save(20, state_of(20), meta_of(20))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "20"]

@@ -12,6 +12,7 @@ fingerprint.
 import contextlib
 import itertools
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ _WRITERS = {1: "0.1.0"}  # of the formats that did not record it
 CLOCK = "clock"  # in the record of a training run: what its clock has counted, so that a restart goes on counting
 
 # Every file that Orbax needs before it can read one array; data files are checked when they are read.
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
 _PARTS = ("_CHECKPOINT_METADATA", "meta/metadata", "state/_METADATA", "state/manifest.ocdbt")
 
 
@@ -216,7 +218,7 @@ class Checkpoints:
                     best_mode=mode if best else "max",
                     create=not read_only,
                     read_only=read_only,
-                    cleanup_tmp_directories=not read_only,
+                    cleanup_tmp_directories=False,  # in a thread that outlives a run refused at its start; see `_set_aside`
                 ),
                 handler_registry=_registry(),
             )
@@ -234,6 +236,8 @@ class Checkpoints:
             _say(str(error))  # what ended the run comes first
 
     def _set_aside(self) -> None:
+        for path in self.folder.glob(f"*{_UNFINISHED}*"):
+            shutil.rmtree(path, ignore_errors=True)
         for path in _step_folders(self.folder).values():
             if part := _missing_part(path):
                 names = (path.with_name(f"{path.name}.incomplete-{number}") for number in itertools.count())
