@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import quickstart
 from vital_jax.evaluate import audit_table
@@ -101,6 +102,20 @@ def test_every_run_has_its_own_folder_seed_and_change(tmp_path):
 def test_a_phase_can_be_changed_too(tmp_path):
     one = campaign.child(recipe(tmp_path), "short", {"phases[2].steps": 7, "lora.rank": 4}, 0)
     assert one.phases[2].steps == 7 and one.lora.rank == 4
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"name": "nothing"}, "run 'VITAL': config.method.name='nothing': no such method; there are vital, direct"),
+        ({"projektor": "linear"}, "run 'VITAL': config.method.projektor: .* did you mean 'projector'"),
+    ],
+)
+def test_a_mistake_in_the_last_run_is_named_before_the_first_is_trained(tmp_path, changes, words):
+    config = recipe(tmp_path)
+    config.method = ConfigDict({**config.method.to_dict(), **changes})
+    with pytest.raises(ValueError, match=words):
+        campaign.run(config, lambda one: pytest.fail("trained"))
 
 
 def test_an_unknown_key_is_named_with_the_nearest_and_nothing_is_trained(tmp_path):

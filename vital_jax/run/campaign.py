@@ -150,7 +150,15 @@ def children(config: Any) -> Iterator[tuple[str, int, Any]]:
 
 
 def run(config: Any, train: Callable[[Any], None]) -> None:
-    """Trains every run with `train` and prints what they show together."""
+    """Trains every run with `train` and prints what they show together.
+
+    Raises: ValueError naming the run, before any is trained, as `plan.resolve`.
+    """
+    for name, _, one in children(config):
+        try:
+            plan.resolve(one)
+        except ValueError as error:
+            raise ValueError(f"run {name!r}: {error}") from error
     made = list(children(config))
     # One cache for all: seeds, and runs that differ in numbers only, are the same programs.
     if not jax.config.jax_compilation_cache_dir:
