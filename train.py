@@ -52,7 +52,7 @@ def train(config):
         Checkpoints(workdir / "checkpoints", **rotation) as checkpoints,
         Progress(config, feed, method.losses, total) as progress,
         distributed.StopRequests() as stop,
-        contextlib.ExitStack() as open_feeds,
+        contextlib.ExitStack() as loaders,
     ):
         step = distributed.first("step", lambda: checkpoints.latest_step() or 0)
         state, frozen = begin(config, method, mesh, checkpoints, meta, step)
@@ -76,7 +76,7 @@ def train(config):
                 start=start,
                 part=(part, parts),
             )
-            open_feeds.enter_context(contextlib.closing(batches))
+            loaders.enter_context(contextlib.closing(batches))
             progress.new_phase()
             for _, batch in batches:
                 progress.meet(step + 1, batch)

@@ -3,7 +3,7 @@
     python train.py --config=configs/quickstart.py
 
 Two runs with the same data, order and steps are trained, LoRA without latents and VITAL, and asked about held-out images in closed-ended,
-balanced questions, beside systems that look at nothing. Everything is made under runs/quickstart. The backbone, the text decoder and the
+balanced questions, beside text-only baselines. Everything is made under runs/quickstart. The backbone, the text decoder and the
 SigLIP have seen captions of other drawn images before (configs/pretrain.py) and never a question. Drawn images make no medical model.
 """
 
@@ -31,9 +31,8 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.lora.update(rank=16, alpha=32.0, dropout=0.0)
     config.optim.learning_rate = 2e-3
-    config.method.train_k = (
-        "phase_max"  # a small model that was taught one step for a question is lost after four, as it is asked
-    )
+    # Every question is asked with K = 4, and a small model that was taught one step for a question is lost after four.
+    config.method.train_k = "phase_max"
     config.data.update(
         records=f"{work}/records",
         encoder=f"{WEIGHTS}/siglip",

@@ -17,11 +17,11 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-# The doors: names that live on the top floor. Resolved when asked for, so that the ground floor imports nothing and no device is touched.
-_DOORS = {"load": "vital_jax.api"}
+# Imported when asked for, so that importing the package reads nothing else and touches no device.
+_LAZY = {"load": "vital_jax.api"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _DOORS:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_DOORS[name]), name)
+    return getattr(importlib.import_module(_LAZY[name]), name)

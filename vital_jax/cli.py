@@ -1,4 +1,4 @@
-"""The console script `vital`: each sub-command is a thin door into a room."""
+"""The console script `vital`: its arguments, and the dispatch to the sub-commands; errors become one line and a status."""
 
 import argparse
 import functools

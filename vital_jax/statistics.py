@@ -1,4 +1,4 @@
-"""Statistics that several floors need: the interval beside every share that this package prints, and the part that stands for a whole."""
+"""Statistics that several packages need: the interval beside every share that this package prints, and the part that stands for a whole."""
 
 import math
 from collections.abc import Sequence

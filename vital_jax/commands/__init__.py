@@ -1,1 +1,1 @@
-"""The sub-commands of `vital`, one file a group; each is a thin door into a room."""
+"""The sub-commands of `vital`, one file a group: thin command-line front ends of the packages that do the work."""

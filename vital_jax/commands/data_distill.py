@@ -34,8 +34,8 @@ def register(parts: argparse._SubParsersAction) -> None:
         "OPENAI_API_KEY) about the tasks of `vital data build --teacher endpoint`. Every reply is kept; stop and go on at any moment.",
         epilog=EXITS,
     )
-    doors = distill.add_subparsers(dest="action", required=True)
-    run = _door(doors, "run", "ask what is pending", _run)
+    actions = distill.add_subparsers(dest="action", required=True)
+    run = _action(actions, "run", "ask what is pending", _run)
     add_settings(run)
     run.add_argument("--limit", type=whole, default=0, metavar="N", help=f"of the tasks {LIMIT}; default all")
     instead = run.add_mutually_exclusive_group()
@@ -47,15 +47,15 @@ def register(parts: argparse._SubParsersAction) -> None:
     instead.add_argument(
         "--replay", metavar="FILE", help="take recorded replies (JSON lines or another store) instead of asking"
     )
-    status = _door(doors, "status", "counts, rates and cost", _status)
+    status = _action(actions, "status", "counts, rates and cost", _status)
     _prices(status)
     status.add_argument("--json", action="store_true", help="print one JSON object")
-    retry = _door(doors, "retry", "put dropped tasks back", _retry)
+    retry = _action(actions, "retry", "put dropped tasks back", _retry)
     retry.add_argument("--code", default="", help="only those with this code (leak, steps, ...)")
-    batch = doors.add_parser("batch", help="ask by files, at the price of batches").add_subparsers(
+    batch = actions.add_parser("batch", help="ask by files, at the price of batches").add_subparsers(
         dest="step", required=True
     )
-    write = _door(batch, "write", "write request files to OUT/batches", _write)
+    write = _action(batch, "write", "write request files to OUT/batches", _write)
     add_settings(write)
     write.add_argument("--limit", type=whole, default=0, metavar="N", help=f"of the tasks {LIMIT}; default all")
     write.add_argument("--max-bytes", type=whole, default=200_000_000, metavar="N", help="of one file (200 MB)")
@@ -66,16 +66,16 @@ def register(parts: argparse._SubParsersAction) -> None:
         choices=("json_schema", "json_object", "text"),
         help="how the endpoint is held to JSON",
     )
-    submit = _door(batch, "submit", "upload the files and start their batches", _submit)
+    submit = _action(batch, "submit", "upload the files and start their batches", _submit)
     submit.add_argument("--allow-upload", action="store_true", help="images not known as public may leave this machine")
-    for door in (
-        _door(batch, "collect", "fetch the results of batches that are over", _collect),
-        _door(batch, "read", "take a file of results fetched by hand", _read, "file"),
+    for action in (
+        _action(batch, "collect", "fetch the results of batches that are over", _collect),
+        _action(batch, "read", "take a file of results fetched by hand", _read, "file"),
     ):
-        door.add_argument("--tries", type=whole, default=5, metavar="N", help="replies per task before it is dropped")
-        _prices(door)
-    _door(batch, "drop", "give a batch up: its tasks are pending again", _drop, "name")
-    add_audit(doors)
+        action.add_argument("--tries", type=whole, default=5, metavar="N", help="replies per task before it is dropped")
+        _prices(action)
+    _action(batch, "drop", "give a batch up: its tasks are pending again", _drop, "name")
+    add_audit(actions)
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -122,8 +122,8 @@ def settings(arguments: argparse.Namespace):
     return Settings(arguments.model, limit=getattr(arguments, "limit", 0), prices=_priced(arguments), **known)
 
 
-def _door(doors, name: str, text: str, run: Callable, more: str = "") -> argparse.ArgumentParser:
-    parser = doors.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=EXITS)
+def _action(actions, name: str, text: str, run: Callable, more: str = "") -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=EXITS)
     parser.add_argument("out", metavar="OUT", help=OUT)
     if more:
         parser.add_argument(more, metavar=more.upper())
@@ -132,7 +132,7 @@ def _door(doors, name: str, text: str, run: Callable, more: str = "") -> argpars
 
 
 def _guarded(run: Callable, arguments: argparse.Namespace) -> int:
-    """Runs a door; what goes wrong is one line."""
+    """Runs an action; what goes wrong is one line."""
     import sqlite3
 
     from vital_jax.construct.distill.store import Store

@@ -21,16 +21,7 @@ def register(parts: argparse._SubParsersAction) -> None:
     audit.add_argument("--data", type=Path, metavar="RECORDS", help="a record folder; by default the run's own")
     audit.add_argument("--split", metavar="S", help="default: the one the run was probed on, else test")
     audit.add_argument("--limit", type=whole, metavar="N", help=f"of the closed-ended questions {LIMIT}; default all")
-    steps = audit.add_mutually_exclusive_group()
-    steps.add_argument(
-        "--latent-steps", type=count, metavar="K", help="of the unchanged run; default as the run is evaluated"
-    )
-    steps.add_argument(
-        "--eval-k",
-        choices=("fixed", "per_sample"),
-        default="fixed",
-        help="per_sample: each record's own, which nobody knows in use; the audit says so",
-    )
+    models.steps_flags(audit, count)
     audit.add_argument("--batch", type=whole, default=32, metavar="B", help="rows of a program, default 32")
     audit.add_argument("--seed", type=int, default=0, metavar="S", help="of what is exchanged and drawn, default 0")
     audit.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=f"for {', '.join(_FILES)}")

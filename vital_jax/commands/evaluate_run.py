@@ -27,19 +27,7 @@ def register(parts: argparse._SubParsersAction) -> None:
     run.add_argument(
         "--out", type=Path, required=True, metavar="FOLDER", help="answers, scores and page; the same one goes on"
     )
-    steps = run.add_mutually_exclusive_group()
-    steps.add_argument(
-        "--latent-steps",
-        type=count,
-        metavar="K",
-        help="of every answer; by default as the run is evaluated, the most it was trained with",
-    )
-    steps.add_argument(
-        "--eval-k",
-        choices=("fixed", "per_sample"),
-        default="fixed",
-        help="per_sample: as many steps as an item itself states, which nobody knows in use; every score says so",
-    )
+    models.steps_flags(run, count)
     run.add_argument("--max-new-tokens", type=whole, metavar="T", help="of an answer; by default what training had")
     run.add_argument("--batch", type=whole, default=8, metavar="B", help="rows of a program, default 8")
     run.add_argument("--temperature", type=price, default=0.0, metavar="t", help="draws; by default 0, which is greedy")

@@ -25,16 +25,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     add_flags(explain)
     models.add_flags(explain, "a training run's folder, or an export with explain/ in it")
     explain.add_argument("--limit", type=whole, metavar="N", help=f"of --data {LIMIT}; default all")
-    steps = explain.add_mutually_exclusive_group()
-    steps.add_argument(
-        "--latent-steps", type=whole, metavar="K", help="the same for all; by default as the run is evaluated"
-    )
-    steps.add_argument(
-        "--eval-k",
-        choices=("fixed", "per_sample"),
-        default="fixed",
-        help="per_sample, of --data: each record's own number of steps, which nobody knows in use; the page says so",
-    )
+    models.steps_flags(explain, whole, ", of --data")
     explain.add_argument(
         "--bank", type=Path, metavar="RECORDS", help="search these records' training regions for similar ones; they need region features"
     )  # fmt: skip

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,23 @@ def dtype_flag(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=("float32", "bfloat16"),
         help="to compute in; by default as the run or the export was trained, another folder as it is stored",
+    )
+
+
+def steps_flags(parser: argparse.ArgumentParser, number: Callable[[str], int], of: str = "") -> None:
+    """--latent-steps, or --eval-k. number: reads K. of: which questions may take their own number of steps."""
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument(
+        "--latent-steps",
+        type=number,
+        metavar="K",
+        help="the same for all questions; by default as the run is evaluated, the most it was trained with",
+    )
+    steps.add_argument(
+        "--eval-k",
+        choices=("fixed", "per_sample"),
+        default="fixed",
+        help=f"per_sample{of}: each record's own number of steps, which nobody knows in use; whatever is shown says so",
     )
 
 

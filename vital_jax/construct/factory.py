@@ -440,8 +440,8 @@ def _rules() -> str:
     package = Path(__file__).parent.parent
     found = [
         path
-        for room in ("construct", "pipeline")
-        for path in sorted((package / room).rglob("*.*"))
+        for part in ("construct", "pipeline")
+        for path in sorted((package / part).rglob("*.*"))
         if path.suffix in _RULES
     ]
     return digest(b"".join(path.name.encode() + path.read_bytes() for path in found))

@@ -1,4 +1,4 @@
-"""Frozen image encoders behind one door: where the targets of the visual loss come from (VITAL, Table 14).
+"""Frozen image encoders behind one interface: where the targets of the visual loss come from (VITAL, Table 14).
 
 The paper compares an external medical encoder (MedSigLIP), a low-resolution one (BiomedCLIP), and the backbone's own vision tower
 ("self"). All look alike to region extraction: square images in SigLIP's normalisation to patch features, row by row. The folder's

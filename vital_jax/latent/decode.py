@@ -299,7 +299,7 @@ def _turn(script: Script, sampling: Sampling, rows: Rows, going: jax.Array, free
         stopped |= free & last & jnp.any(_ends_in(rows.tail[:, :, None], sampling.stops), axis=-1)
     over = going & ((rows.left == 0) | stopped)
     cursor = behind
-    if rows.tail.shape[-1] >= script.ids.shape[-1]:
+    if rows.tail.shape[-1] >= script.ids.shape[-1]:  # it is shorter only where no forced text follows free text
         written = free & (following == FORCED) & _ends_in(rows.tail, _at(script.ids, behind))
         over |= going & written
         cursor = jnp.where(written, _next(script, behind), behind)

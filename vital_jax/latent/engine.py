@@ -22,9 +22,8 @@ from vital_jax.pipeline.batch import Encoder, Layout, collate
 from vital_jax.pipeline.segments import FORCED, LATENT, TOKEN, Segment, Suffix
 
 EVAL_K = {"fixed": "all", "per_sample": "own"}  # how rows choose their steps, in a segment's words
-OWN_K = (
-    "each record's own number of latent steps, which nobody knows in use"  # how every number of `per_sample` is named
-)
+# How every number of `per_sample` is named.
+OWN_K = "each record's own number of latent steps, which nobody knows in use"
 _TILE = 64
 
 

@@ -1,4 +1,4 @@
-"""What a method is, and the only table of those there are: nothing above this room knows one by name.
+"""What a method is, and the only table of those there are: nothing that imports this package knows one by name.
 
 A method says which columns stand behind a prompt (`layout`), what a latent's input is made from (`feed`), what is lost on them (`loss`),
 which parameters it brings (`init`) and which switches a recipe may set. Everything else is the same for all: this file runs the columns,

@@ -1,4 +1,4 @@
-"""Attention through one door: every attention of the package is a call of `attend`.
+"""Attention through one function: every attention of the package is a call of `attend`.
 
 Queries carry a group axis G over one shared prefix, so that G rollouts of a prompt, or the latent steps and answer of one row, read the
 prefix's keys and values without copying them. The scores of the prefix block and of the suffix block meet only inside one softmax: the

@@ -1,1 +1,1 @@
-"""Records, images, prompts and batches. NumPy only: no file of this room imports jax (tested)."""
+"""Records, images, prompts and batches. NumPy only: no file of this package imports jax (tested)."""

@@ -37,8 +37,8 @@ OTHER_PHASES = "other_phases"  # in a state: leaves that are frozen in its phase
 _WRITERS = {1: "0.1.0"}  # of the formats that did not record it
 CLOCK = "clock"  # in the record of a training run: what its clock has counted, so that a restart goes on counting
 
-# Every file that Orbax needs before it can read one array; data files are checked when they are read.
 _UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder that is being written
+# Every file that Orbax needs before it can read one array; data files are checked when they are read.
 _PARTS = ("_CHECKPOINT_METADATA", "meta/metadata", "state/_METADATA", "state/manifest.ocdbt")
 
 
@@ -236,6 +236,7 @@ class Checkpoints:
             _say(str(error))  # what ended the run comes first
 
     def _set_aside(self) -> None:
+        """Removes what a killed save was writing, and moves steps that lack a part out of the way, with a word on stderr."""
         for path in self.folder.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
         for path in _step_folders(self.folder).values():
