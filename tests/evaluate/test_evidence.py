@@ -13,13 +13,13 @@ from longhand import project as project_longhand
 
 from vital_jax.evaluate.evidence import (
     BATCH,
-    closed,
     collapse,
     evidence,
     fit_projector,
     judged,
     latents,
     project,
+    questions,
     regions,
     retrieval,
     show,
@@ -213,7 +213,7 @@ def test_a_run_with_latents_gives_everything(setup):
     vital, params, train, test = setup
     found = evidence(vital, params, train, test, K)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    numbers = closed(test)
+    numbers = questions(test)
     assert len(numbers) == len(found["answers"]) == len(found["blind"]) == 30  # two of 32 are open
     own = judged(test, numbers, ask(vital, params, test, numbers, K, batch=BATCH))
     assert found["answers"] == own
@@ -252,4 +252,22 @@ def test_a_run_without_latents_gives_its_answers(setup):
     assert len(found["answers"]) == 4 and show(found) == ""
     train_only = dataclasses.replace(test, source=SimpleNamespace(index=[], folder="here", split="test"))
     with pytest.raises(ValueError, match="here: no record of split 'test' is of form 'closed'"):
-        closed(train_only)
+        questions(train_only)
+
+
+@pytest.mark.parametrize(
+    "forms, chosen",
+    [
+        (["closed", "open", "", "closed"], [0, 3]),
+        (["", "", ""], [0, 1, 2]),  # free answers, and records of other makers
+        (["open", ""], None),
+    ],
+)
+def test_exact_match_is_asked_of_closed_questions_or_of_all_where_none_says_its_form(forms, chosen):
+    index = [{"metadata": {"form": form} if form else {}} for form in forms]
+    feed = SimpleNamespace(source=SimpleNamespace(index=index, folder="here", split="test"))
+    if chosen is None:
+        with pytest.raises(ValueError, match="no record of split 'test' is of form 'closed'"):
+            questions(feed)
+    else:
+        assert questions(feed) == chosen

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from vital_jax.evaluate.score import Score, chance, judge, kind, majority, table
+from vital_jax.evaluate.score import Score, chance, frequent, judge, kind, majority, table
 from vital_jax.pipeline.records import Record
 from vital_jax.scoring.text import normalise
 
@@ -32,12 +32,25 @@ def test_the_majority_answers_by_type_and_ask_from_training_alone():
         record(4, "x", "quarter"),
         record(5, "x", "never asked"),
     ]
-    rows = majority(iter(train), iter(test))
+    rows = majority(frequent(iter(train)), iter(test))
     assert [row["answer"] for row in rows] == ["Right.", "Right.", "No.", "High.", "No."]
     assert [row["exact"] for row in rows] == [False, True, True, False, False]
     assert rows[2] == {**judge(test[2], "No."), "question_type": "yesno", "ask": "presence"}
     with pytest.raises(ValueError, match="no training records"):
-        majority([], test)
+        frequent([])
+
+
+def test_the_majority_of_a_question_goes_by_its_words_and_else_by_what_it_asks():
+    train = [replace(record(i, a), question="Where is A?") for i, a in enumerate(["Up.", "Up.", "Down."])]
+    train += [replace(record(i, "Down."), question="Where is B?") for i in range(3)]
+    train += [record(9, "Left.", ask="other")]
+    test = [replace(record(i, "Up."), question=f"Where is {name}?") for i, name in enumerate("ABC")]
+    best = frequent(train)
+    # Of all six of this kind four are "Down."; C was never asked about.
+    assert [row["answer"] for row in majority(best, test)] == ["Down."] * 3
+    assert [row["answer"] for row in majority(best, test, worded=True)] == ["Up.", "Down.", "Down."]
+    never = [replace(record(1, "Up.", ask="new"), question="Where is C?")]
+    assert majority(best, never, worded=True) == majority(best, never) and best[None] == "Down."
 
 
 def test_chance_is_one_of_the_offered_answers():
@@ -46,6 +59,12 @@ def test_chance_is_one_of_the_offered_answers():
     score = Score.of("chance", chance([two, four]))
     assert (score.correct, score.n, score.by_type) == (0.75, 2, {"location": (0.75, 2)}) and "37.5" in table([score])
     assert chance([two, record(5, "Left.")]) == []  # who offers nothing leaves nothing to draw
+    free = record(5, "Left.")
+    free = replace(free, metadata={**free.metadata, "choices": 8})
+    assert [row["exact"] for row in chance([two, free])] == [1 / 2, 1 / 8]
+    assert chance([two, replace(free, metadata={**free.metadata, "choices": 0})]) == []
+    with pytest.raises(ValueError, match="'choices'"):
+        replace(free, metadata={"choices": "8"})
 
 
 def test_the_table_shows_n_and_intervals_and_refuses_other_questions():

@@ -221,14 +221,15 @@ def test_baselines_are_answered_once_per_configuration(tmp_path, monkeypatch):
         asked.append((params, feed.split, numbers, max_steps))
         return ["a reply"]
 
-    def majority(train, test):
-        assert (list(train), list(test)) == (["train record"], ["test record"])
-        return rows("1100", "1000")
+    def majority(best, test, worded=False):
+        assert (best, test) == (["train record"], ["test record"])
+        return rows("1110", "1000") if worded else rows("1100", "1000")
 
     monkeypatch.setattr(campaign.plan, "open_feed", lambda config, split: Feed(split))
-    monkeypatch.setattr(campaign.evidence, "closed", lambda feed: [0])
+    monkeypatch.setattr(campaign.evidence, "questions", lambda feed: [0])
     monkeypatch.setattr(campaign, "ask", ask)
     monkeypatch.setattr(campaign.evidence, "judged", lambda feed, numbers, replies: rows("1000", "0000"))
+    monkeypatch.setattr(campaign.score, "frequent", list)
     monkeypatch.setattr(campaign.score, "majority", majority)
     monkeypatch.setattr(campaign.score, "chance", lambda test: [f"chance of a {record}" for record in test])
     monkeypatch.setattr(campaign.setup, "make_method", lambda config, width: "method")
@@ -242,7 +243,8 @@ def test_baselines_are_answered_once_per_configuration(tmp_path, monkeypatch):
 
     first = untrained()
     assert first["frozen backbone"] == rows("1000", "0000") and first["majority answer"] == rows("1100", "1000")
-    assert first["chance, one of the offered answers"] == ["chance of a test record"]
+    assert first["majority answer to the same question"] == rows("1110", "1000")
+    assert first[campaign.score.CHANCE] == ["chance of a test record"]
     # Neither adapters nor latents: the backbone as it came.
     assert asked == [({"base": "frozen weights"}, "test", [0], 0)]
     assert untrained() == first and len(asked) == 1

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from test_train import environment
 
+from vital_jax.evaluate.score import CHANCE
 from vital_jax.pipeline.records import RecordSource
 
 pytestmark = pytest.mark.slow
@@ -43,12 +44,12 @@ def _run(command, folder):
     return subprocess.run(command, cwd=REPOSITORY, env=environment(folder), capture_output=True, text=True, check=False)
 
 
-def test_it_ends_with_the_table_of_six_systems(finished):
+def test_it_ends_with_the_table_of_seven_systems(finished):
     folder, _, done = finished
     assert done.returncode == 0, done.stderr[-3000:]
     report = (folder / "report.md").read_text()
     assert report.strip() in done.stdout
-    untrained = ("frozen backbone", "majority answer", "chance, one of the offered answers")
+    untrained = ("frozen backbone", "majority answer", "majority answer to the same question", CHANCE)
     systems = (*untrained, "VITAL, images exchanged", "LoRA, direct", "VITAL")
     rows = [line.split(" | ")[0].strip("| ") for line in report.splitlines() if line.startswith("| ")]
     assert all(name in rows for name in systems)

@@ -20,7 +20,12 @@ def register(parts: argparse._SubParsersAction) -> None:
     models.add_flags(audit, "a training run's folder")
     audit.add_argument("--data", type=Path, metavar="RECORDS", help="a record folder; by default the run's own")
     audit.add_argument("--split", metavar="S", help="default: the one the run was probed on, else test")
-    audit.add_argument("--limit", type=whole, metavar="N", help=f"of the closed-ended questions {LIMIT}; default all")
+    audit.add_argument(
+        "--limit",
+        type=whole,
+        metavar="N",
+        help=f"of the closed-ended questions, or of all where none says its form, {LIMIT}; default all",
+    )
     models.steps_flags(audit, count)
     audit.add_argument("--batch", type=whole, default=32, metavar="B", help="rows of a program, default 32")
     audit.add_argument("--seed", type=int, default=0, metavar="S", help="of what is exchanged and drawn, default 0")
@@ -96,11 +101,7 @@ def _subject(arguments: argparse.Namespace, model):
 
     source = RecordSource(_records(arguments, run), arguments.split or config.eval.evidence or "test")
     feed = Feed(source, model.encoder, _features(source, config), model.buckets, model.answer_tokens, config.data.chain)
-    try:
-        numbers = evidence.closed(feed)
-    except ValueError:
-        # Records of other makers do not say which are closed-ended; exact match is then asked of all.
-        numbers = range(len(source))
+    numbers = evidence.questions(feed)
     reader = visual = None
     if model.reader:
         reader = Reader(model.method.decoder, model.params["scaffold"], model.reader.prompter, model.method.model.dtype)

@@ -170,7 +170,7 @@ def _evidence(run: Path, meta: Mapping[str, Any]) -> list:
         _say(f"{path} is of {OWN_K}: the card leaves it out; the same training command measures it anew")
         return []
     split = found.get("config", {}).get("eval", {}).get("evidence", meta["config"]["eval"]["evidence"])
-    asked = f"closed-ended held-out questions of split {split}, greedy, K = {found['max_steps']} for all"
+    asked = f"held-out questions of split {split}, greedy, K = {found['max_steps']} for all"
     how = "exact match after lower-casing and single spaces"
     rows = []
     for name, key in (("exact answers, %", "answers"), ("the same with images exchanged, %", "blind")):

@@ -30,7 +30,7 @@ from vital_jax.evaluate.calibration import calibration
 from vital_jax.evaluate.geometry import shape_of
 from vital_jax.evaluate.preview import shuffled
 from vital_jax.evaluate.replacements import ABOUT, ORACLE, replacements
-from vital_jax.evaluate.score import chance, majority
+from vital_jax.evaluate.score import CHANCE, chance, frequent, majority
 from vital_jax.evaluate.text_floor import Reader, text_floors
 from vital_jax.latent.engine import OWN_K, Engine, Reply, in_order, with_images
 from vital_jax.latent.loop import variables_of
@@ -223,12 +223,12 @@ class _Audit:
     def _floors(self) -> None:
         """What the same questions give to whoever never looks: an accuracy means nothing without them."""
         records, n = self.subject.records, len(self.exact)
-        usual = sum(row["exact"] for row in majority(records, records))
+        usual = sum(row["exact"] for row in majority(frequent(records), records))
         name = "the commonest right answer to each kind of these questions"
         self.lines.append(table.share(table.FLOOR, name, table.ACCURACY, usual, n))
         if drawn := chance(records):
             value = sum(row["exact"] for row in drawn) / n
-            self.lines.append(table.Line(table.FLOOR, "chance, one of the offered answers", table.ACCURACY, n, value))
+            self.lines.append(table.Line(table.FLOOR, CHANCE, table.ACCURACY, n, value))
 
     def _part(self, name: str, make: Callable[[], Any]) -> Any:
         def timed() -> Any:

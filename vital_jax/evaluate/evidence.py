@@ -33,9 +33,13 @@ SAMPLES = 4
 FIT_ROWS = 1024  # training records a projector is fitted to afterwards, at most
 
 
-def closed(feed: Feed) -> list[int]:
-    """Numbers of the closed-ended records. Raises: ValueError for none."""
-    chosen = [i for i, row in enumerate(feed.source.index) if row["metadata"].get("form") == "closed"]
+def questions(feed: Feed) -> list[int]:
+    """Numbers of the records that exact match is asked of: the closed-ended ones, or all where no record says its form.
+
+    Raises: ValueError where records say theirs and none is closed.
+    """
+    forms = [row["metadata"].get("form") for row in feed.source.index]
+    chosen = [i for i, form in enumerate(forms) if form == "closed" or not any(forms)]
     if not chosen:
         raise ValueError(f"{feed.source.folder}: no record of split {feed.source.split!r} is of form 'closed'")
     return chosen
@@ -289,13 +293,13 @@ def evidence(
       train: training records with features, looked at only where the run has no projector (lambda_2 = 0) and one is fitted.
       test: held-out records. Opened without features, there is no retrieval; with chain = 0, no decoded steps.
       max_steps: K of every question; 0 gives the two lists of answers alone. seed: of exchanges and draws.
-      numbers: of the test records; by default the closed-ended ones.
+      numbers: of the test records; by default `questions`.
     Returns: {"max_steps", "answers", "blind"}, the rows of `judged` with the own images and with those of `shuffled`;
       with latents also "collapse" [K][K] (None where no row has both steps), "retrieval" (see `retrieval`; and "projector", which one) and
       "samples", a few answers with "chain" and "steps", the decoded sentences.
-    Raises: ValueError as `closed`, `shuffled`, `ask`, `regions`.
+    Raises: ValueError as `questions`, `shuffled`, `ask`, `regions`.
     """
-    numbers = list(closed(test) if numbers is None else numbers)
+    numbers = list(questions(test) if numbers is None else numbers)
     exchanged = shuffled(numbers, test, seed)
     replies = ask(method, params, test, numbers, max_steps, BATCH)
     answered = judged(test, numbers, replies)

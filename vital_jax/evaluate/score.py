@@ -5,7 +5,7 @@ Questions about one image are not independent of each other: the intervals treat
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from vital_jax.pipeline.records import Record
 from vital_jax.scoring.text import normalise
 from vital_jax.statistics import wilson
 
+CHANCE = "chance, one of the possible answers"
 Row = dict[str, Any]  # {"id", "question", "gold", "answer", "exact", "question_type", "ask"}
 
 
@@ -32,31 +33,54 @@ def kind(metadata: Mapping[str, Any]) -> dict[str, str]:
     return {name: metadata.get(name, "") for name in ("question_type", "ask")}
 
 
-def majority(train: Iterable[Record], test: Iterable[Record]) -> list[Row]:
-    """Answers every test record with the most frequent training answer to what it asks: (question type, ask).
+def _kept(record: Record) -> tuple[str, tuple[str, ...], None]:
+    """What answers are counted by: the question's words, what it asks, and nothing."""
+    return record.question, tuple(kind(record.metadata).values()), None
 
-    No image and no wording is looked at. A tie goes to the answer that comes first in the alphabet; what training never asked gets the most
-    frequent answer of all.
-    Raises: ValueError for no training records.
+
+def frequent(train: Iterable[Record]) -> dict[Hashable, str]:
+    """The most frequent answer to each question, to each (question type, ask), and, under None, of all.
+
+    A tie goes to the answer that comes first in the alphabet. Raises: ValueError for no records.
     """
-    counts: dict[tuple[str, ...] | None, Counter[str]] = defaultdict(Counter)
+    counts: dict[Hashable, Counter[str]] = defaultdict(Counter)
     for record in train:
-        for key in (tuple(kind(record.metadata).values()), None):
+        for key in _kept(record):
             counts[key][record.answer] += 1
     if not counts:
         raise ValueError("no training records, so no answer is the most frequent one")
-    best = {key: min(count, key=lambda answer, count=count: (-count[answer], answer)) for key, count in counts.items()}
-    return [
-        {**judge(record, best.get(tuple(asked.values()), best[None])), **asked}
-        for record in test
-        for asked in (kind(record.metadata),)
-    ]
+    return {key: min(count, key=lambda answer, count=count: (-count[answer], answer)) for key, count in counts.items()}
+
+
+def majority(best: Mapping[Hashable, str], test: Iterable[Record], worded: bool = False) -> list[Row]:
+    """Answers every test record with the most frequent training answer to what it asks: (question type, ask).
+
+    No image is looked at. What training never asked gets the most frequent answer of all.
+
+    Args:
+      best: of `frequent`. worded: go by the question's exact words first; by default no wording is looked at.
+    """
+    rows = []
+    for record in test:
+        key = next(key for key in _kept(record)[not worded :] if key in best)
+        rows.append({**judge(record, best[key]), **kind(record.metadata)})
+    return rows
 
 
 def chance(test: Iterable[Record]) -> list[Row]:
-    """What drawing one of the offered answers is worth: `exact` is a share. Empty where a record offers none."""
-    rows = [{**judge(record, ""), **kind(record.metadata), "options": len(record.options)} for record in test]
-    return [{**row, "exact": 1 / row["options"]} for row in rows] if all(row["options"] for row in rows) else []
+    """What drawing one of the possible answers is worth: `exact` is a share. Empty where a record does not say how many there are.
+
+    They are those it offers; for a free answer metadata's `choices` says how many are equally likely to who does not look.
+    """
+    rows = [
+        {
+            **judge(record, ""),
+            **kind(record.metadata),
+            "options": len(record.options) or record.metadata.get("choices", 0),
+        }
+        for record in test
+    ]
+    return [{**row, "exact": 1 / row["options"]} for row in rows] if all(row["options"] > 0 for row in rows) else []
 
 
 @dataclass(frozen=True)

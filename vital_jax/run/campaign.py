@@ -83,7 +83,7 @@ def probe(config: Any, method: Method, params: Mapping[str, Any]) -> None:
 def audit(config: Any, method: Method, params: Mapping[str, Any], feed: Feed, K: int) -> dict[str, Any]:
     """Whether the latents of a run matter, on `eval.audit` held-out questions: see `audits.audit`. Leaves audit.json and audit.html."""
     scaffold, folder = params.get("scaffold", {}), Path(config.workdir)
-    numbers = evenly(evidence.closed(feed), config.eval.audit)
+    numbers = evenly(evidence.questions(feed), config.eval.audit)
     print(f"audit of the latents on {len(numbers)} questions", file=sys.stderr)
     reader = visual = None
     if method.decoder is not None:
@@ -110,16 +110,17 @@ def baselines(config: Any) -> dict[str, Any]:
     if found := _held(path, setting):
         return found
     train, held_out = (plan.open_feed(config, split) for split in ("train", config.eval.evidence))
-    numbers = evidence.closed(held_out)
+    numbers = evidence.questions(held_out)
+    asked = [held_out.source[i] for i in numbers]
     method = setup.make_method(config, None)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     with jax.set_mesh(mesh):
         base = {"base": setup.load_params(config, method, mesh)["base"]}
         frozen = evidence.judged(held_out, numbers, ask(method, base, held_out, numbers, 0, evidence.BATCH))
-    usual = score.majority((train.source[i] for i in evidence.closed(train)), (held_out.source[i] for i in numbers))
-    drawn = score.chance(held_out.source[i] for i in numbers)
-    found = {"config": setting, "frozen backbone": frozen, "majority answer": usual}
-    found |= {"chance, one of the offered answers": drawn} if drawn else {}
+    best = score.frequent(train.source[i] for i in evidence.questions(train))
+    found = {"config": setting, "frozen backbone": frozen, "majority answer": score.majority(best, asked)}
+    found |= {"majority answer to the same question": score.majority(best, asked, worded=True)}
+    found |= {score.CHANCE: drawn} if (drawn := score.chance(asked)) else {}
     _write(path, found)
     return found
 
