@@ -7,7 +7,7 @@ from vital_jax.evaluate.replacements import ABOUT, OTHER, REPLAYED, SAME, means,
 
 STEPS = [1, 2, 3, 3, 2, 1, 4, 3]
 IMAGES = ["a", "a", "b", "c", "d", "d", "e", "b"]
-ASKED = [("side", "spleen")] * 3 + [("side", "kidney")] * 5
+ASKED = list(zip("ABCDEFGH", ["spleen"] * 3 + ["kidney"] * 5, strict=True))  # no two in the same words
 OWN = np.arange(4) < np.array(STEPS)[:, None]
 U = np.random.default_rng(0).normal(size=(8, 4, 6)).astype(np.float32) * OWN[..., None]
 
@@ -34,7 +34,9 @@ def test_noise_is_as_long_as_what_it_replaces_and_unrelated(made):
     noise = made["noise of the same length"].vectors
     np.testing.assert_allclose(np.linalg.norm(noise[OWN], axis=-1), np.linalg.norm(U[OWN], axis=-1), rtol=1e-5)
     many = np.random.default_rng(1).normal(size=(200, 1, 64))
-    drawn = replacements(many, np.ones((200, 1), bool), range(200), range(200))["noise of the same length"].vectors
+    drawn = replacements(many, np.ones((200, 1), bool), range(200), [(i, i) for i in range(200)])[
+        "noise of the same length"
+    ].vectors
     cosine = (drawn * many).sum(-1) / np.linalg.norm(drawn, axis=-1) / np.linalg.norm(many, axis=-1)
     assert abs(cosine.mean()) < 0.05
 
@@ -54,6 +56,20 @@ def test_what_stands_in_the_slots(made):
     np.testing.assert_allclose(means(U, OWN)[3], U[6, 3], rtol=1e-6)
 
 
+def test_the_same_question_is_one_in_the_same_words_whatever_its_answer():
+    u, own = U[:5, :1] + np.arange(5)[:, None, None].astype(np.float32), np.ones((5, 1), bool)
+    # Rows 0, 1 and 4 ask in the same words, 4 about the image of 0; 0 and 2 have the same answer; 3 is alone in everything.
+    asked = [("A", "liver"), ("A", "heart"), ("B", "liver"), ("C", "lung"), ("A", "liver")]
+    for seed in range(5):
+        same = replacements(u, own, "abcda", asked, seed)[SAME]
+        np.testing.assert_array_equal(same.vectors[0], u[1])
+        np.testing.assert_array_equal(same.vectors[4], u[1])
+        assert (same.vectors[1] == u[[0, 4]]).all((1, 2)).sum() == 1
+        # None asks as row 2 does: then one about the same, as before.
+        assert (same.vectors[2] == u[[0, 4]]).all((1, 2)).sum() == 1
+        assert same.counted.tolist() == [True, True, True, False, True]
+
+
 def test_partners_take_as_many_steps_and_show_another_image(made):
     chosen = partners(STEPS, IMAGES, seed=3)
     for i, other in enumerate(chosen):
@@ -68,7 +84,7 @@ def test_partners_take_as_many_steps_and_show_another_image(made):
 
 def test_one_step_for_all_has_neither_order_nor_repetition():
     own = np.ones((3, 1), bool)
-    made = replacements(U[:3, :1], own, "abc", range(3))
+    made = replacements(U[:3, :1], own, "abc", list(zip(range(3), range(3), strict=True)))
     assert set(ABOUT) - set(made) == {"first latent repeated", "z_0 in every slot", "shuffled order", SAME}
     with pytest.raises(ValueError, match="nothing to replace in 3 rows of 0 slots"):
-        replacements(U[:3, :0], own[:, :0], "abc", range(3))
+        replacements(U[:3, :0], own[:, :0], "abc", ASKED[:3])

@@ -39,7 +39,7 @@ from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.records import Record, ids_hash
 from vital_jax.scoring.text import normalise
 
-VERSION = 1  # of what is asked and stored: a file of another version is not gone on with
+VERSION = 2  # of what is asked and stored: a file of another version is not gone on with
 CONFIDENCES = ("probability of the answer", "probability per token")
 
 
@@ -264,7 +264,7 @@ class _Audit:
     def _tokens(self, right: Sequence[str]) -> None:
         s = self.subject
         u, _, own, _ = s.vectors()
-        asked = [_asked(record, i) for i, record in enumerate(s.records)]
+        asked = [(record.question, _asked(record, i)) for i, record in enumerate(s.records)]
         made = replacements(u, own, s.images, asked, s.seed)
         for name, replacement in made.items():
             after = self._answers(name, lambda r=replacement: s.ask(s.records, s.steps, r.vectors))

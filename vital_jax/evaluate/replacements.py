@@ -27,7 +27,7 @@ ABOUT = {
     "shuffled order": "a row's own vectors in another order",
     "mean latent": "the mean over the questions of what stands in the slot",
     OTHER: "of a question about another image with as many steps",
-    SAME: "the same, and it asks the same thing about a target of the same name",
+    SAME: "the same, and in the same words; where none is, it asks the same thing about a target of the same name",
 }
 ORACLE = (
     "VITAL trains no vector to stand in a slot, so there is none to put there (see vital_jax/evaluate/replacements.py)"
@@ -68,13 +68,18 @@ def means(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def replacements(
-    u: np.ndarray, own: np.ndarray, images: Sequence[Hashable], asked: Sequence[Hashable], seed: int = 0
+    u: np.ndarray,
+    own: np.ndarray,
+    images: Sequence[Hashable],
+    asked: Sequence[tuple[Hashable, Hashable]],
+    seed: int = 0,
 ) -> dict[str, Replacement]:
     """All of `ABOUT` that change any question, by name.
 
     Args:
       u: [n, K, D] recorded inputs. own: [n, K] bool, a row's own slots, the first ones.
-      images: [n] what questions about one picture share. asked: [n] what a question asks, and about what. seed: of all draws.
+      images: [n] what questions about one picture share. seed: of all draws.
+      asked: [n] a question's words, and what it asks about what. The latter may name the answer; it serves where the words find nobody.
     Raises: ValueError for no slots.
     """
     n, K, _ = u.shape
@@ -94,8 +99,8 @@ def replacements(
         "shuffled order": np.stack([row[_order(rng, k, K)] for row, k in zip(u, steps, strict=True)]),
         "mean latent": np.broadcast_to(means(u, own), u.shape),
     }
-    for name, kinds in ((OTHER, None), (SAME, list(asked))):
-        chosen = partners(steps, images, kinds, seed)
+    words, kinds = (partners(steps, images, list(keys), seed) for keys in zip(*asked, strict=True))
+    for name, chosen in ((OTHER, partners(steps, images, seed=seed)), (SAME, np.where(words >= 0, words, kinds))):
         made[name] = np.where((chosen >= 0)[:, None, None], u[chosen], u)
     out = {}
     for name, vectors in made.items():
