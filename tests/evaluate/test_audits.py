@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import toyfeed
 from PIL import Image, ImageStat
 
 from vital_jax.evaluate import audit_table as table
+from vital_jax.evaluate.audit_groups import LESS, MORE
 from vital_jax.evaluate.audit_words import EACH_OWN
 from vital_jax.evaluate.audits import Store, Subject, audit
 from vital_jax.evaluate.mirror import VERDICTS
@@ -210,6 +212,46 @@ def test_questions_that_cannot_be_mirrored_or_swapped_are_left_out_with_a_reason
     empty.feed.source.clear()
     with pytest.raises(ValueError, match="records: no question to ask"):
         audit(Subject(**{**vars(empty), "numbers": []}), Store(tmp_path / "other.json", {}))
+
+
+def test_groups_are_counted_from_the_answers_there_are(tmp_path, found):
+    records = Source(replace(r, metadata={**r.metadata, "question_type": f"{len(r.chain)} hops"}) for r in questions())
+    one = subject("latents", records, by="question_type")
+    results = audit(one, Store(tmp_path / "audit.json", one.settings()))
+    plain = subject("latents", records)
+    without = audit(plain, Store(tmp_path / "plain.json", plain.settings()))
+    assert "by" not in without and {name: value for name, value in results.items() if name != "by"} == without
+    assert one.engine.calls == plain.engine.calls and one.settings() == plain.settings()
+    by = {(line["group"], line["audit"], line["what"]): line for line in results["by"]["lines"]}
+    assert {(group, by[key]["n"]) for key in by for group in key[:1] if key[1] == table.RUN} == {
+        ("1 hops", 21), ("2 hops", 21), ("3 hops", 18),
+    }  # fmt: skip
+    less, more = (
+        {
+            name: (line["n"], line["value"])
+            for (name, part, what), line in by.items()
+            if (part, what) == (table.SWEEP, step)
+        }
+        for step in (LESS, MORE)
+    )
+    # One step less than one is none, where the answer is always "Left."; one more than three is not asked.
+    assert less == {"1 hops": (21, pytest.approx(1 / 3)), "2 hops": (21, 1), "3 hops": (18, 1)}
+    assert more == {"1 hops": (21, 1), "2 hops": (21, 1)}
+    zeros = by["1 hops", table.TOKENS, "zeros"]
+    assert (zeros["n"], zeros["run"], zeros["value"], zeros["changed"]) == (21, 1, *map(pytest.approx, (1 / 3, 2 / 3)))
+    # Every line of the whole is the mean of its groups', each by its number.
+    for line in (table.Line(**each) for each in results["lines"]):
+        if line.measure == table.ACCURACY and line.audit != table.MIRROR:
+            parts = [each for key, each in by.items() if key[1:] == (line.audit, line.what)]
+            assert sum(each["n"] for each in parts) == line.n
+            assert sum(each["n"] * each["value"] for each in parts) / line.n == pytest.approx(line.value)
+
+
+def test_a_key_that_no_record_has_is_named_before_anything_is_asked(tmp_path):
+    one = subject("image", by="colour")
+    with pytest.raises(ValueError, match="no record has metadata 'colour' to group by; there are: ask, form,"):
+        audit(one, Store(tmp_path / "audit.json", one.settings()))
+    assert not one.engine.calls
 
 
 # --- going on -----------------------------------------------------------------------------------------------------------

@@ -29,6 +29,12 @@ def register(parts: argparse._SubParsersAction) -> None:
     models.steps_flags(audit, count)
     audit.add_argument("--batch", type=whole, default=32, metavar="B", help="rows of a program, default 32")
     audit.add_argument("--seed", type=int, default=0, metavar="S", help="of what is exchanged and drawn, default 0")
+    audit.add_argument(
+        "--by",
+        default="",
+        metavar="KEY",
+        help="accuracies also by a key of the records' metadata, such as question_type; asks nothing more",
+    )
     audit.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=f"for {', '.join(_FILES)}")
 
 
@@ -44,6 +50,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         records_folder(arguments.data)
     from vital_jax.evaluate import audit_table as table
     from vital_jax.evaluate import audits, figure
+    from vital_jax.evaluate.score import markdown
 
     model = _model(arguments)
     subject = _subject(arguments, model)
@@ -56,9 +63,10 @@ def _audit(arguments: argparse.Namespace) -> int:
     title = f"Audit of {named(arguments.model)}"
     about = _under(settings, subject, model)
     parts = [f"# {title}", about, table.to_markdown(lines), "## What this says", said]
+    parts += [part for name, head, rows in figure.more(found) for part in (f"## {name}", markdown(head, rows))]
     text = "\n\n".join([*parts, "## Left out", left_out, scoring.RESEARCH])
     write_text(out / _FILES[1], f"{text}\n")
-    write_text(out / _FILES[2], table.to_csv(lines))
+    write_text(out / _FILES[2], table.to_csv(lines, found.get("by", {}).get("lines", ())))
     write_text(out / _FILES[3], figure.page(title, about, found))
     print(text)
     print(f"wrote {out}: {', '.join(_FILES)}", file=errors)
@@ -109,7 +117,7 @@ def _subject(arguments: argparse.Namespace, model):
         visual = (run.method(["visual_projector"]).visual, run.read_trained(VISUAL)["scaffold"]["visual_projector"])
     return audits.Subject(
         model.engine, model.params, feed, spread(numbers, arguments.limit), model.max_steps, K,
-        arguments.eval_k, model.answer_tokens, arguments.batch, arguments.seed,
+        arguments.eval_k, model.answer_tokens, arguments.batch, arguments.seed, arguments.by,
         reader, visual,
     )  # fmt: skip
 

@@ -11,8 +11,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
-
 from vital_jax.evaluate.paired import compare
 from vital_jax.evaluate.score import markdown
 from vital_jax.statistics import wilson
@@ -184,12 +182,13 @@ def cells(line: Line) -> list[str]:
     ]  # fmt: skip
 
 
-def to_csv(lines: Sequence[Line]) -> str:
-    """Every line with all digits; shares as they are, 0.5 for 50 %."""
+def to_csv(lines: Sequence[Line], grouped: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Every line with all digits; shares as they are, 0.5 for 50 %. `grouped`: {"group", ...} of groups, which get one more column."""
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Line)])
-    writer.writerows(asdict(line).values() for line in lines)
+    names = [*(field.name for field in fields(Line)), *["group"] * bool(grouped)]
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*map(asdict, lines), *grouped])
     return file.getvalue()
 
 
@@ -204,8 +203,3 @@ def show(found: Mapping[str, Any]) -> str:
     kept += [line for line in lines if line.audit == CALIBRATION and "," not in line.what]
     listed = "\n".join(f"- {said}" for said in found["sentences"])
     return "\n\n".join(filter(None, [to_markdown(kept), listed]))
-
-
-def flags(counted: np.ndarray, values: Sequence[Any]) -> list[Any]:
-    """The values whose place is counted."""
-    return [values[i] for i in np.flatnonzero(counted)]

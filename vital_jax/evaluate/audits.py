@@ -25,6 +25,7 @@ import numpy as np
 from vital_jax.construct.pages import write_text
 from vital_jax.evaluate import audit_table as table
 from vital_jax.evaluate import evidence, mirror
+from vital_jax.evaluate.audit_groups import LESS, MORE, Compared, by_group, groups_of
 from vital_jax.evaluate.audit_words import EACH_OWN, sentences
 from vital_jax.evaluate.calibration import calibration
 from vital_jax.evaluate.geometry import shape_of
@@ -52,6 +53,7 @@ class Subject:
       max_steps: the most steps the run was trained with. latent_steps, eval_k: how the unchanged run answers: that many steps for all
         (`fixed`), or each record's own, at most so many (`per_sample`).
       length: T, the most tokens of an answer. batch: rows of every program. seed: of the draws.
+      by: a metadata key whose groups of records have accuracies of their own; "" for none.
       reader: the run's text decoder, if any. visual: its projector and the projector's parameters, if any.
     """
 
@@ -65,6 +67,7 @@ class Subject:
     length: int
     batch: int = evidence.BATCH
     seed: int = 0
+    by: str = ""
     reader: Reader | None = None
     visual: tuple[VisualProjector, Mapping[str, Any]] | None = None
 
@@ -77,6 +80,11 @@ class Subject:
     def own_steps(self) -> list[int]:
         """Each record's own number of steps, at most `max_steps`; that where it states none."""
         return [min(record.latent_steps or self.max_steps, self.max_steps) for record in self.records]
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """Each record's, by `by`. Raises: ValueError as `groups_of`."""
+        return groups_of([record.metadata for record in self.records], self.by)
 
     @cached_property
     def steps(self) -> list[int]:
@@ -177,12 +185,14 @@ def audit(subject: Subject, store: Store, say: Callable[[str], None] = lambda li
 
     Args:
       store: keeps what is finished. say: takes a line of progress.
-    Returns: {"lines" [asdict of `audit_table.Line`], "sentences", "left_out" [[audit, why]], "latents", "text", "retrieval",
-      "calibration" {name: ...}}, the last four where they were measured; JSON as it stands.
-    Raises: ValueError for no questions, or as `Engine.ask`.
+    Returns: {"lines" [asdict of `audit_table.Line`], "sentences", "left_out" [[audit, why]], "by" (`by_group`), "latents", "text",
+      "retrieval", "calibration" {name: ...}}, the last five where they were measured or asked for; JSON as it stands.
+    Raises: ValueError for no questions, a key that no record has, or as `Engine.ask`.
     """
     if not len(subject.numbers):
         raise ValueError(f"{subject.feed.source.folder}: no question to ask")
+    if subject.by:
+        _ = subject.groups  # a key that no record has is named before anything is asked
     return _Audit(subject, store, say).run()
 
 
@@ -192,6 +202,8 @@ class _Audit:
     def __init__(self, subject: Subject, store: Store, say: Callable[[str], None]):
         self.subject, self.store, self.say = subject, store, say
         self.lines: list[table.Line] = []
+        self.compared: list[Compared] = []
+        self.everything = np.ones(len(subject.numbers), bool)
         self.left_out: list[list[str]] = []
         self.found: dict[str, Any] = {}
 
@@ -200,8 +212,7 @@ class _Audit:
         self.own = self._answers(table.RUN, lambda: s.replies)
         right = [record.answer for record in s.records]
         self.exact = _exact(self.own["text"], right)
-        n = len(right)
-        self.lines.append(table.share(table.RUN, f"K = {_span(s.steps)}", table.ACCURACY, sum(self.exact), n))
+        self._add(Compared(table.RUN, f"K = {_span(s.steps)}", self.exact, self.everything))
         self._floors()
         if s.latent_steps:
             self._tokens(right)
@@ -215,6 +226,8 @@ class _Audit:
             self._text()
             self._retrieval()
         self._calibration()
+        if s.by:
+            self.found["by"] = by_group(self.compared, s.by, s.groups, self.exact, s.images)
         said = sentences(self.lines)
         out = {"lines": [asdict(line) for line in self.lines], "sentences": said, "left_out": self.left_out}
         self.store.finish(out | self.found)
@@ -222,13 +235,11 @@ class _Audit:
 
     def _floors(self) -> None:
         """What the same questions give to whoever never looks: an accuracy means nothing without them."""
-        records, n = self.subject.records, len(self.exact)
-        usual = sum(row["exact"] for row in majority(frequent(records), records))
+        records = self.subject.records
         name = "the commonest right answer to each kind of these questions"
-        self.lines.append(table.share(table.FLOOR, name, table.ACCURACY, usual, n))
-        if drawn := chance(records):
-            value = sum(row["exact"] for row in drawn) / n
-            self.lines.append(table.Line(table.FLOOR, CHANCE, table.ACCURACY, n, value))
+        for what, rows in ((name, majority(frequent(records), records)), (CHANCE, chance(records))):
+            if rows:
+                self._add(Compared(table.FLOOR, what, np.array([row["exact"] for row in rows]), self.everything))
 
     def _part(self, name: str, make: Callable[[], Any]) -> Any:
         def timed() -> Any:
@@ -250,14 +261,18 @@ class _Audit:
 
         return self._part(f"answers: {name}", columns)
 
-    def _compare(self, audit: str, name: str, after: Mapping[str, list], right: Sequence[str], counted: np.ndarray):
-        """Adds the line of an accuracy over the counted questions."""
-        pick = lambda values: table.flags(counted, values)  # noqa: E731
-        said = list(zip(pick(self.own["text"]), pick(after["text"]), strict=True))
-        changed = sum(normalise(a) != normalise(b) for a, b in said) / len(said)
-        exact = _exact(after["text"], right)
-        line = table.accuracy(audit, name, pick(self.exact), pick(exact), pick(self.subject.images), changed)
+    def _add(self, part: Compared) -> None:
+        """Adds the line of an accuracy."""
+        self.compared.append(part)
+        line = part.line(self.exact, self.subject.images, self.everything)
+        assert line is not None
         self.lines.append(line)
+
+    def _compare(
+        self, audit: str, name: str, said: Sequence[str], right: Sequence[str], counted: np.ndarray
+    ) -> Compared:
+        """An accuracy over the counted questions against the unchanged run's; `said` [n] answers."""
+        return Compared(audit, name, _exact(said, right), counted, ~_exact(said, self.own["text"]))
 
     # --- other vectors, other steps, other pictures ---------------------------------------------------
 
@@ -268,7 +283,7 @@ class _Audit:
         made = replacements(u, own, s.images, asked, s.seed)
         for name, replacement in made.items():
             after = self._answers(name, lambda r=replacement: s.ask(s.records, s.steps, r.vectors))
-            self._compare(table.TOKENS, name, after, right, replacement.counted)
+            self._add(self._compare(table.TOKENS, name, after["text"], right, replacement.counted))
         for name in [name for name in ABOUT if name not in made]:
             self.left_out.append([f"{table.TOKENS}: {name}", "no question is changed by it"])
         self.left_out.append([f"{table.TOKENS}: oracle", ORACLE])
@@ -281,18 +296,25 @@ class _Audit:
         asked = {f"K = {K}": [K] * n for K in range(s.max_steps + 1)}
         if len(set(s.own_steps)) > 1:
             asked[EACH_OWN] = s.own_steps
+        said = {}
         for name, steps in asked.items():
             after = self.own if steps == s.steps else self._answers(name, lambda k=steps: s.ask(s.records, k))
-            self._compare(table.SWEEP, name, after, right, np.ones(n, bool))
+            said[name] = after["text"]
+            self._add(self._compare(table.SWEEP, name, after["text"], right, self.everything))
+        for name, more in ((LESS, -1), (MORE, 1)) if s.by else ():
+            # Of the answers above, each record's at its own number; a step beyond those asked is not counted.
+            steps = [(record.latent_steps or s.max_steps) + more for record in s.records]
+            counted = np.array([0 <= k <= s.max_steps for k in steps])
+            held = [said[f"K = {min(max(k, 0), s.max_steps)}"][i] for i, k in enumerate(steps)]
+            self.compared.append(self._compare(table.SWEEP, name, held, right, counted))
 
     def _images(self, right: Sequence[str]) -> None:
         s = self.subject
-        everything = np.ones(len(s.records), bool)
         grey = lambda: mirror.mean_grey(s.records)  # noqa: E731
         after = self._answers(
             table.GREY, lambda: s.ask([mirror.greyed(record, g) for g in [grey()] for record in s.records], s.steps)
         )
-        self._compare(table.IMAGES, table.GREY, after, right, everything)
+        self._add(self._compare(table.IMAGES, table.GREY, after["text"], right, self.everything))
         try:
             others = shuffled(s.numbers, s.feed, s.seed)
         except ValueError as error:
@@ -300,7 +322,7 @@ class _Audit:
         places = {int(number): place for place, number in enumerate(s.numbers)}
         exchange = lambda: [with_images(a, s.records[places[b]]) for a, b in zip(s.records, others, strict=True)]  # noqa: E731
         after = self._answers(table.SWAPPED, lambda: s.ask(exchange(), s.steps))
-        self._compare(table.IMAGES, table.SWAPPED, after, right, everything)
+        self._add(self._compare(table.IMAGES, table.SWAPPED, after["text"], right, self.everything))
 
     def _mirror(self) -> None:
         s = self.subject
@@ -378,7 +400,7 @@ class _Audit:
         for name, value in zip(CONFIDENCES, (log_prob, log_prob / tokens), strict=True):
             # Logarithms of probabilities near 1 may round to a hair above 0.
             confidence = np.exp(np.minimum(value, 0))
-            found = calibration(confidence, self.exact, self.subject.images, self.subject.seed)
+            found = calibration(confidence, self.exact.tolist(), self.subject.images, self.subject.seed)
             self.found.setdefault("calibration", {})[name] = found
             self.lines += table.lines_of_calibration(name, found)
 
@@ -388,8 +410,9 @@ def _lengths(rows: jax.Array) -> jax.Array:
     return jnp.linalg.norm(rows.astype(jnp.float32), axis=-1)
 
 
-def _exact(said: Sequence[str], right: Sequence[str]) -> list[bool]:
-    return [normalise(answer) == normalise(gold) for answer, gold in zip(said, right, strict=True)]
+def _exact(said: Sequence[str], right: Sequence[str]) -> np.ndarray:
+    """[n] bool, which are the same words."""
+    return np.array([normalise(answer) == normalise(gold) for answer, gold in zip(said, right, strict=True)])
 
 
 def _asked(record: Record, place: int) -> Hashable:

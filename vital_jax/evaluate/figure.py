@@ -10,7 +10,9 @@ from typing import Any
 
 from vital_jax.construct import pages
 from vital_jax.construct.drawing import colour_bar, fill, ink, mixed, ticks
+from vital_jax.evaluate import audit_groups
 from vital_jax.evaluate import audit_table as table
+from vital_jax.evaluate.audit_groups import Table
 from vital_jax.evaluate.audit_table import Line
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#555555")
@@ -206,13 +208,27 @@ def _curve(risk: Sequence[float], most: int = 200) -> list[Point]:
     return [((i + 1) / n, risk[i], None, None) for i in places]
 
 
+def more(found: Mapping[str, Any], brief: bool = False) -> list[Table]:
+    """The tables beside the audit's own: by group, unless `brief` with every line of each."""
+    return audit_groups.tables(found["by"], brief) if "by" in found else []
+
+
 def page(title: str, about: str, found: Mapping[str, Any]) -> str:
     """The page of what `audits.audit` returned; `about` says what was asked under. Texts are escaped."""
-    cells = [table.cells(Line(**line)) for line in found["lines"]]
+    own = "Table", table.HEADER, [table.cells(Line(**line)) for line in found["lines"]]
     row = lambda tag, values: f"<tr>{''.join(f'<{tag}>{escape(value)}</{tag}>' for value in values)}</tr>"  # noqa: E731
     items = lambda texts: "\n".join(f"<li>{escape(text)}</li>" for text in texts)  # noqa: E731
     figures = "\n".join(f"<figure>{drawing}</figure>" for drawing in drawings(found))
-    body = "\n".join(row("td", values) for values in cells)
+    tables = "\n".join(
+        f"""<h2>{escape(name)}</h2>
+<div class="wide" role="region" aria-label="table" tabindex="0"><table>
+<thead>{row("th", header)}</thead>
+<tbody>
+{chr(10).join(row("td", values) for values in cells)}
+</tbody>
+</table></div>"""
+        for name, header, cells in (own, *more(found))
+    )
     left_out = items(f"{name}: {why}" for name, why in found["left_out"])
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -233,13 +249,7 @@ def page(title: str, about: str, found: Mapping[str, Any]) -> str:
 <main>
 {figures}
 </main>
-<h2>Table</h2>
-<div class="wide" role="region" aria-label="table" tabindex="0"><table>
-<thead>{row("th", table.HEADER)}</thead>
-<tbody>
-{body}
-</tbody>
-</table></div>
+{tables}
 <h2>Left out</h2>
 <ul>
 {left_out}

@@ -93,14 +93,25 @@ def audit(config: Any, method: Method, params: Mapping[str, Any], feed: Feed, K:
         visual = (projector, scaffold["visual_projector"])
     engine = method.engine(feed.encoder, feed.buckets, setup.budgets_of(config, None))
     subject = audits.Subject(
-        engine, params, feed, numbers, K, K, "fixed", feed.answer, seed=config.seed, reader=reader, visual=visual
+        engine,
+        params,
+        feed,
+        numbers,
+        K,
+        K,
+        "fixed",
+        feed.answer,
+        seed=config.seed,
+        by=config.eval.audit_by,
+        reader=reader,
+        visual=visual,
     )
     settings = {"config": resolved(config), **subject.settings()}
     found = audits.audit(subject, audits.Store(folder / "audit.json", settings, fresh=True))
     asked = f"{len(numbers)} questions of split {config.eval.evidence!r}, K = {K}"
     about = "; ".join(filter(None, [asked, method.gap(K)])) + "."
     write_text(folder / "audit.html", figure.page(f"Audit of {named(config.workdir)}", about, found))
-    return {name: found[name] for name in ("lines", "sentences", "left_out")}
+    return {name: found[name] for name in ("lines", "sentences", "left_out", "by") if name in found}
 
 
 def baselines(config: Any) -> dict[str, Any]:
@@ -199,6 +210,8 @@ def report(untrained: Mapping[str, Any], found: Sequence[tuple[str, int, Mapping
         parts += [f"## What the latents of {name!r} hold (seed {seed})", evidence.show(one)]
         if "audit" in one:
             parts += [f"## Whether the latents of {name!r} matter (seed {seed})", audit_table.show(one["audit"])]
+            tables = figure.more(one["audit"], brief=True)
+            parts += [f"{title}:\n\n{score.markdown(header, rows)}" for title, header, rows in tables]
     return "\n\n".join([*filter(None, parts), CLOSING])
 
 
