@@ -220,7 +220,9 @@ def test_groups_are_counted_from_the_answers_there_are(tmp_path, found):
     results = audit(one, Store(tmp_path / "audit.json", one.settings()))
     plain = subject("latents", records)
     without = audit(plain, Store(tmp_path / "plain.json", plain.settings()))
-    assert "by" not in without and {name: value for name, value in results.items() if name != "by"} == without
+    assert "by" not in without and [one["kind"] for one in results["steps"]] == ["1 hops", "2 hops", "3 hops"]
+    rest = lambda each: {name: value for name, value in each.items() if name not in ("by", "steps")}  # noqa: E731
+    assert rest(results) == rest(without)
     assert one.engine.calls == plain.engine.calls and one.settings() == plain.settings()
     by = {(line["group"], line["audit"], line["what"]): line for line in results["by"]["lines"]}
     assert {(group, by[key]["n"]) for key in by for group in key[:1] if key[1] == table.RUN} == {
@@ -319,6 +321,12 @@ def test_a_real_engine_gives_every_audit_and_its_replay_is_exact(tmp_path):
     assert lines[table.TOKENS, "shuffled order"].n == 8 and lines[table.TOKENS, "first latent repeated"].n == 4
     assert results["retrieval"]["gallery"] == 8 and results["text"]["own latents"]["all"]["n"] == 16
     assert table.MIRROR in dict(map(tuple, results["left_out"]))
+    # Chains of one, two and three sentences, of two images, one and one.
+    assert [(each["length"], each["n"], list(each["read"])) for each in results["steps"]] == [
+        (1, 8, ["z_1"]), (2, 4, ["z_1", "z_2"]), (3, 4, ["z_1", "z_2", "z_3"]),
+    ]  # fmt: skip
+    assert lines[table.STEPS, "chain of 3: z_3, step 3"].measure == table.LAST_WORD
+    assert "metadata 'steps'" in dict(map(tuple, results["left_out"]))[f"{table.STEPS}: {table.PROBE}"]
     # The steps are data: K = 2 for all in the program of K = 3 is the loop of two steps.
     asked = [feed.source[i] for i in range(4)]
     two = in_order(engine.ask(variables_of(params), asked, 2, engine.decoding(3), "fixed", 4))

@@ -64,14 +64,14 @@ def by_group(
 ) -> dict[str, Any]:
     """The lines of each group, JSON as it stands: {"key", "lines": [{"group", ...}]}, groups in their natural order."""
     lines = []
-    for name in sorted(set(groups), key=_natural):
+    for name in sorted(set(groups), key=natural):
         rows = np.array([group == name for group in groups])
         found = (part.line(run, images, rows) for part in parts)
         lines += [{"group": name, **asdict(line)} for line in found if line]
     return {"key": key, "lines": lines}
 
 
-def _natural(text: str) -> list[Any]:
+def natural(text: str) -> list[Any]:
     """Numbers in it by their size: "2 hops" before "10 hops"."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", text)]
 

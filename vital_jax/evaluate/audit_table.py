@@ -18,10 +18,13 @@ from vital_jax.statistics import wilson
 ACCURACY = "accuracy"
 TOKENS, SWEEP, IMAGES, MIRROR = "token replacement", "K sweep", "image", "mirror"
 LATENTS, TEXT, REGIONS, CALIBRATION = "latents", "text decoder", "retrieval", "calibration"
+STEPS = "what each step holds"
 RUN = "the run as it is"
 FLOOR = "no image, no model"
 SWAPPED, GREY, MIRRORED = "image of another question", "evenly grey image", "mirrored image, right answer mirrored"
 SIDES = "share of answers that name a side"
+SENTENCE, LAST_WORD = "sentence decoded word for word", "last word of the sentence"
+PROBE = "linear probe, name of the step"
 NO_STEPS = "K = 0"
 # What the report of a campaign shows; the rest stands beside it already, or in the audit's own table.
 BRIEF = (RUN, FLOOR, TOKENS, SWEEP, IMAGES, MIRROR)
@@ -150,7 +153,7 @@ def lines_of_calibration(name: str, found: Mapping[str, Any]) -> list[Line]:
 
 # --- as text --------------------------------------------------------------------------------------
 
-_PERCENT = (ACCURACY, SIDES, "hit@1", "hit@5", "hit@10")
+_PERCENT = (ACCURACY, SIDES, SENTENCE, LAST_WORD, PROBE, "hit@1", "hit@5", "hit@10")
 HEADER = [
     "audit", "what", "measure", "N", "value", "95 % interval", "run", "difference", "95 % by image", "mid-p", "answers changed",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ import numpy as np
 
 from vital_jax.construct.pages import write_text
 from vital_jax.evaluate import audit_table as table
-from vital_jax.evaluate import evidence, mirror
+from vital_jax.evaluate import evidence, mirror, steps_held
 from vital_jax.evaluate.audit_groups import LESS, MORE, Compared, by_group, groups_of
 from vital_jax.evaluate.audit_words import EACH_OWN, sentences
 from vital_jax.evaluate.calibration import calibration
@@ -32,7 +32,7 @@ from vital_jax.evaluate.geometry import shape_of
 from vital_jax.evaluate.preview import shuffled
 from vital_jax.evaluate.replacements import ABOUT, ORACLE, replacements
 from vital_jax.evaluate.score import CHANCE, chance, frequent, majority
-from vital_jax.evaluate.text_floor import Reader, text_floors
+from vital_jax.evaluate.text_floor import Reader, taught, text_floors, written
 from vital_jax.latent.engine import OWN_K, Engine, Reply, in_order, with_images
 from vital_jax.latent.loop import variables_of
 from vital_jax.latent.scaffold import VisualProjector
@@ -185,14 +185,15 @@ def audit(subject: Subject, store: Store, say: Callable[[str], None] = lambda li
 
     Args:
       store: keeps what is finished. say: takes a line of progress.
-    Returns: {"lines" [asdict of `audit_table.Line`], "sentences", "left_out" [[audit, why]], "by" (`by_group`), "latents", "text",
-      "retrieval", "calibration" {name: ...}}, the last five where they were measured or asked for; JSON as it stands.
+    Returns: {"lines" [asdict of `audit_table.Line`], "sentences", "left_out" [[audit, why]], "by" (`by_group`), "latents", "text", "steps",
+      "retrieval", "calibration" {name: ...}}, the last six where they were measured or asked for; JSON as it stands.
     Raises: ValueError for no questions, a key that no record has, or as `Engine.ask`.
     """
     if not len(subject.numbers):
         raise ValueError(f"{subject.feed.source.folder}: no question to ask")
+    steps_held.labels_of(subject.records)  # mistakes in the records are named before anything is asked
     if subject.by:
-        _ = subject.groups  # a key that no record has is named before anything is asked
+        _ = subject.groups
     return _Audit(subject, store, say).run()
 
 
@@ -224,6 +225,7 @@ class _Audit:
         if s.latent_steps:
             self._latents()
             self._text()
+            self._steps()
             self._retrieval()
         self._calibration()
         if s.by:
@@ -375,6 +377,28 @@ class _Audit:
 
         self.found["text"] = self._part("text decoder", measure)
         self.lines += table.lines_of_text(self.found["text"])
+
+    def _steps(self) -> None:
+        s = self.subject
+        if not any(record.chain for record in s.records):
+            return self.left_out.append([table.STEPS, "no record has a chain"])
+
+        def measure() -> list[dict[str, Any]]:
+            _, z, own, z0 = s.vectors()
+            said = None
+            if s.reader is not None:
+                chain, _ = taught(
+                    s.records, np.ones((len(z), max(len(r.chain) for r in s.records)), bool), s.reader.prompter
+                )
+                said = written(s.reader, z, chain.shape[-1], s.batch)
+            return steps_held.steps_held(s.records, z, own, z0, s.images, said, s.groups if s.by else None, s.seed)
+
+        name = table.STEPS + (f", by {s.by}" if s.by else "")
+        self.found["steps"] = self._part(name, measure)
+        self.lines += steps_held.lines(self.found["steps"])
+        if not any("probe" in one for one in self.found["steps"]):
+            why = "no records of several images name what their steps are about (metadata 'steps')"
+            self.left_out.append([f"{table.STEPS}: {table.PROBE}", why])
 
     def _retrieval(self) -> None:
         s = self.subject

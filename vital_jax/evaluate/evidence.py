@@ -19,11 +19,10 @@ import optax
 
 from vital_jax.evaluate.preview import ask, shuffled
 from vital_jax.evaluate.score import Row, judge, kind, markdown, percent
+from vital_jax.evaluate.text_floor import Reader, written
 from vital_jax.latent.engine import Reply
-from vital_jax.latent.read import decode_steps
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.methods.base import Method
-from vital_jax.models.decoder import Decoder
 from vital_jax.pipeline.feed import Feed
 from vital_jax.statistics import wilson
 
@@ -252,11 +251,6 @@ def _retrieve(
 # --- one run ------------------------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "length", "end"))
-def _read(decoder: Decoder, scaffold: dict[str, Any], z: jax.Array, length: int, end: int) -> jax.Array:
-    return decode_steps(decoder, scaffold, z, length, end)
-
-
 def _samples(
     method: Method, params: Mapping[str, Any], feed: Feed, numbers: Sequence[int], rows: Sequence[Row],
     z: np.ndarray, own: np.ndarray,
@@ -264,16 +258,15 @@ def _samples(
     """A few answers with what their latents say, beside the sentences of the record's chain."""
     chosen = np.linspace(0, len(numbers) - 1, min(SAMPLES, len(numbers))).astype(int)
     prompter = feed.encoder.chain_prompter or feed.encoder.prompter
-    scaffold = {name: params["scaffold"][name] for name in ("pj_in", "text_decoder")}
-    inputs = jnp.asarray(z[chosen], method.model.dtype)
-    tokens = jax.device_get(_read(method.decoder, scaffold, inputs, feed.chain, prompter.end_token_id))
+    reader = Reader(method.decoder, params["scaffold"], prompter, method.model.dtype)
+    said = written(reader, z[chosen], feed.chain, len(chosen))
     return [
         {
             **rows[place],
             "chain": list(feed.source[numbers[place]].chain),
-            "steps": [prompter.decode(ids) for ids in sentences[: own[place].sum()]],
+            "steps": sentences[: own[place].sum()],
         }
-        for place, sentences in zip(chosen, tokens, strict=True)
+        for place, sentences in zip(chosen, said, strict=True)
     ]
 
 

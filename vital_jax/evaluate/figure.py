@@ -10,7 +10,7 @@ from typing import Any
 
 from vital_jax.construct import pages
 from vital_jax.construct.drawing import colour_bar, fill, ink, mixed, ticks
-from vital_jax.evaluate import audit_groups
+from vital_jax.evaluate import audit_groups, steps_held
 from vital_jax.evaluate import audit_table as table
 from vital_jax.evaluate.audit_groups import Table
 from vital_jax.evaluate.audit_table import Line
@@ -209,8 +209,9 @@ def _curve(risk: Sequence[float], most: int = 200) -> list[Point]:
 
 
 def more(found: Mapping[str, Any], brief: bool = False) -> list[Table]:
-    """The tables beside the audit's own: by group, unless `brief` with every line of each."""
-    return audit_groups.tables(found["by"], brief) if "by" in found else []
+    """The tables beside the audit's own: by group, unless `brief` with every line of each, and what each step holds."""
+    by = audit_groups.tables(found["by"], brief) if "by" in found else []
+    return by + steps_held.tables(found.get("steps", ()))
 
 
 def page(title: str, about: str, found: Mapping[str, Any]) -> str:

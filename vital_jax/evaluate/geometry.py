@@ -38,22 +38,9 @@ def shape_of(z: np.ndarray, own: np.ndarray, z0: np.ndarray, embedding: np.ndarr
       "length": {"z_1": mean with "sd"}, and of "z_0" and "token embeddings"; a step's input u_k is z_{k-1}.
       A mean is {"n", "value", "low", "high"}, its ends None where all rows share one image.
     """
-    steps, K = own.sum(1), own.shape[1]
-    length = np.linalg.norm(np.asarray(z, np.float64), axis=-1)
-    unit = z / np.maximum(length, 1e-12)[..., None]
-    cosine = np.einsum("nid,njd->nij", unit, unit)
     mean = lambda values, rows: _mean(values[rows], [images[i] for i in np.flatnonzero(rows)])  # noqa: E731
-    out: dict[str, Any] = {"cosine": {}, "rank": {}, "data_rank": {}, "length": {}}
-    for i in range(K):
-        for j in range(i + 1, K):
-            if (both := own[:, j]).any():
-                out["cosine"][f"z_{i + 1} z_{j + 1}"] = mean(cosine[:, i, j], both)
-    for k in range(2, K + 1):
-        if (rows := steps == k).any():
-            ranks = effective_rank(z[rows, :k])
-            if np.isfinite(ranks).all():
-                out["rank"][str(k)] = _mean(ranks, [images[i] for i in np.flatnonzero(rows)])
-    named = [("z_0", z0, np.ones(len(z), bool))] + [(f"z_{k + 1}", z[:, k], own[:, k]) for k in range(K)]
+    out: dict[str, Any] = {**alike(z, own, images), "data_rank": {}, "length": {}}
+    named = [("z_0", z0, np.ones(len(z), bool))] + [(f"z_{k + 1}", z[:, k], own[:, k]) for k in range(own.shape[1])]
     for name, vectors, rows in named:
         if not rows.any():
             continue
@@ -69,6 +56,26 @@ def shape_of(z: np.ndarray, own: np.ndarray, z0: np.ndarray, embedding: np.ndarr
     rows = np.asarray(embedding, np.float64)
     value = {"n": len(rows), "value": float(rows.mean()), "low": None, "high": None, "sd": float(rows.std())}
     out["length"]["token embeddings"] = value
+    return out
+
+
+def alike(z: np.ndarray, own: np.ndarray, images: Sequence[Hashable]) -> dict[str, Any]:
+    """ "cosine" and "rank" of `shape_of`: how alike the steps of a row are."""
+    steps, K = own.sum(1), own.shape[1]
+    length = np.linalg.norm(np.asarray(z, np.float64), axis=-1)
+    unit = z / np.maximum(length, 1e-12)[..., None]
+    cosine = np.einsum("nid,njd->nij", unit, unit)
+    mean = lambda values, rows: _mean(values[rows], [images[i] for i in np.flatnonzero(rows)])  # noqa: E731
+    out: dict[str, Any] = {"cosine": {}, "rank": {}}
+    for i in range(K):
+        for j in range(i + 1, K):
+            if (both := own[:, j]).any():
+                out["cosine"][f"z_{i + 1} z_{j + 1}"] = mean(cosine[:, i, j], both)
+    for k in range(2, K + 1):
+        if (rows := steps == k).any():
+            ranks = effective_rank(z[rows, :k])
+            if np.isfinite(ranks).all():
+                out["rank"][str(k)] = _mean(ranks, [images[i] for i in np.flatnonzero(rows)])
     return out
 
 

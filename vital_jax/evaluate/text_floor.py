@@ -17,6 +17,7 @@ import numpy as np
 
 from vital_jax.evaluate.intervals import clustered_mean
 from vital_jax.evaluate.replacements import means, partners
+from vital_jax.latent.read import decode_steps
 from vital_jax.latent.scaffold import read_latents
 from vital_jax.models.decoder import Decoder
 from vital_jax.pipeline.prompts import Prompter
@@ -69,6 +70,27 @@ def sentence_losses(reader: Reader, z: np.ndarray, chain: np.ndarray, mask: np.n
         )
         out.append(np.asarray(found, np.float64)[: len(z) - start])
     return np.concatenate(out)
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "length", "end"))
+def _written(decoder: Decoder, scaffold: Mapping[str, Any], z: jax.Array, length: int, end: int) -> jax.Array:
+    return decode_steps(decoder, scaffold, z, length, end)
+
+
+def written(reader: Reader, z: np.ndarray, length: int, batch: int = 32) -> list[list[str]]:
+    """The sentence that the text decoder writes, greedily, from each latent alone, [n][K].
+
+    Args:
+      z: [n, K, D]. length: C, the most tokens of a sentence. batch: rows of the program.
+    """
+    scaffold = {name: reader.scaffold[name] for name in ("pj_in", "text_decoder")}
+    out: list[list[str]] = []
+    for start in range(0, len(z), batch):
+        rows = np.arange(start, start + batch).clip(max=len(z) - 1)
+        inputs = jnp.asarray(z[rows], reader.dtype)
+        tokens = np.asarray(_written(reader.decoder, scaffold, inputs, length, reader.prompter.end_token_id))
+        out += [[reader.prompter.decode(ids) for ids in sentences] for sentences in tokens[: len(z) - start]]
+    return out
 
 
 def taught(records: Sequence[Record], own: np.ndarray, prompter: Prompter) -> tuple[np.ndarray, np.ndarray]:

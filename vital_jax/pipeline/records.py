@@ -45,6 +45,7 @@ METADATA_TYPES = {
     "form": str,  # open or closed
     "latent_steps": int,  # K
     "choices": int,  # of a free answer: how many are equally likely to who does not look
+    "steps": list,  # per step of the chain, the name of what it is about
     "slots": list,  # per step of a measured chain, what the step says: the lists of data/sentences.json
     "teacher": str,  # who answered: measured-N, or a model's name
     "gate": str,  # the version of the quality gate that the chain passed

@@ -111,7 +111,7 @@ def audit(config: Any, method: Method, params: Mapping[str, Any], feed: Feed, K:
     asked = f"{len(numbers)} questions of split {config.eval.evidence!r}, K = {K}"
     about = "; ".join(filter(None, [asked, method.gap(K)])) + "."
     write_text(folder / "audit.html", figure.page(f"Audit of {named(config.workdir)}", about, found))
-    return {name: found[name] for name in ("lines", "sentences", "left_out", "by") if name in found}
+    return {name: found[name] for name in ("lines", "sentences", "left_out", "by", "steps") if name in found}
 
 
 def baselines(config: Any) -> dict[str, Any]:
