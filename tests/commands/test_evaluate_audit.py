@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -72,7 +73,12 @@ def test_it_leaves_a_table_in_three_forms_and_a_page(audited):
         "asked with each record's own",
     ):
         assert words in text
-    assert text.count("\n| ") == len(found["lines"]) + 2 == len((audited / "audit.csv").read_text().splitlines()) + 1
+    first = text.partition("## What this says")[0]
+    assert first.count("\n| ") == len(found["lines"]) + 2 == len((audited / "audit.csv").read_text().splitlines()) + 1
+    assert [(one["kind"], list(one["read"])) for one in found["steps"]] == [
+        ("chain of 1", ["z_1"]), ("chain of 2", ["z_1", "z_2"]),
+    ]  # fmt: skip
+    assert "## What the text decoder writes from each latent" in text and "by" not in found
     page = (audited / "audit.html").read_text()
     assert page.count("<svg") == 9 and str(audited.parent) not in page + text
 
@@ -86,6 +92,26 @@ def test_started_again_it_asks_nothing_and_says_the_same(work, audited, capsys):
     assert {path.name: path.read_text() for path in audited.iterdir()} == before
     with pytest.raises(ValueError, match=r"audit\.json was made with another K, eval_k, seed; name another folder"):
         vital(work, "--limit", 8, "--latent-steps", 1, "--seed", 3)
+
+
+@pytest.mark.slow
+def test_groups_are_added_to_a_finished_audit_without_asking(work, audited, tmp_path, capsys):
+    shutil.copytree(audited, tmp_path / "out")
+    before = json.loads((audited / "audit.json").read_text())
+    assert (
+        vital(work, "--limit", 8, "--batch", 8, "--eval-k", "per_sample", "--by", "question_type", out=tmp_path / "out")
+        == 0
+    )
+    assert "answers:" not in capsys.readouterr().err
+    found = json.loads((tmp_path / "out/audit.json").read_text())
+    assert {line["group"] for line in found["by"]["lines"]} == {"yesno"} and found["settings"] == before["settings"]
+    run, again = before["lines"][0], found["by"]["lines"][0]
+    assert {"group": "yesno", **run} == again
+    assert "## Accuracy by question_type, %" in (tmp_path / "out/audit.md").read_text()
+    assert (tmp_path / "out/audit.csv").read_text().splitlines()[-1].endswith(",yesno")
+    with pytest.raises(ValueError, match="no record has metadata 'colour' to group by; there are: ask, form,"):
+        vital(work, "--by", "colour", out="other")
+    assert not (work / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ NO_LATENTS = found(rows("1100", "1100"), rows("1100", "0000"), K=0)
 ZEROS = Line(
     audit_table.TOKENS, "zeros", audit_table.ACCURACY, 8, 0.25, 0.1, 0.6, "Wilson", 0.75, -0.5, -0.75, -0.25, 0.06, 0.5
 )
+RUN = Line(audit_table.RUN, "K = 2", audit_table.ACCURACY, 8, 0.75, 0.4, 0.9, "Wilson")
 AUDIT = {"lines": [vars(ZEROS)], "sentences": ["Zeros do not serve as latents do."], "left_out": []}
 
 
@@ -330,6 +331,23 @@ def test_an_audit_stands_beside_what_the_latents_hold():
     (cells,) = table_rows(section, "token replacement")
     assert cells[:4] == ["zeros", "accuracy, %", "8", "25.0"] and "- Zeros do not serve as latents do." in section
     assert "Whether the latents" not in campaign.report(UNTRAINED, [("VITAL", 0, GOOD)])
+    by = {"key": "question_type", "lines": [{"group": "yesno", **vars(ZEROS)}, {"group": "yesno", **vars(RUN)}]}
+    held = [
+        {"kind": "yesno", "length": 1, "n": 4, "cosine": {}, "rank": {}, "probe": {"z_1": [{"n": 4, **share(0.5)}]}}
+    ]
+    text = campaign.report(UNTRAINED, [("VITAL", 0, {**GOOD, "audit": {**AUDIT, "by": by, "steps": held}})])
+    assert "Accuracy by question_type" in text and table_rows(text, "token replacement")[-1] == [
+        "zeros",
+        "25.0 (-50.0)",
+    ]
+    assert table_rows(text, "yesno") == [["z_1", "4", "50.0 [40, 60]"]] and "every line" not in text
+
+
+def test_the_words_of_a_report_are_true_of_free_answers_too():
+    text = campaign.report(UNTRAINED, [("VITAL", 0, GOOD)])
+    assert text.startswith("# Held-out questions: exact answers in percent\n")
+    for words in ("closed-ended", "balanced", "offers its answers", "equally often"):
+        assert words not in text
 
 
 def test_runs_without_latents_alone_have_no_section_about_them():
@@ -342,11 +360,14 @@ def test_several_seeds_have_a_table_each_and_mean_and_spread():
     text = campaign.report(UNTRAINED, runs)
     assert "Seed 0:" in text and "Seed 1:" in text and "over 2 seeds:" in text
     assert "What the latents of 'VITAL' hold (seed 1)" in text
-    first, second, both = table_rows(text, "VITAL")
+    first, second, both, kinds = table_rows(text, "VITAL")
     assert (first[1], second[1]) == ("75.0", "100.0") and second[2] == "67.6 to 100.0"
     # Of (a, b): mean (a + b) / 2, sample standard deviation |a - b| / sqrt(2).
     assert both == ["87.5 ± 17.7", "18.8 ± 8.8", "75.0 ± 35.4", "37.5 ± 17.7", "20.0 ± 14.1"]
-    assert table_rows(text, PLAIN[0])[-1] == ["50.0 ± 0.0", "25.0 ± 0.0", "", "", ""]
+    assert table_rows(text, PLAIN[0])[-2] == ["50.0 ± 0.0", "25.0 ± 0.0", "", "", ""]
+    # 3 and 4 of 4 of each kind; 2 of 4 at both seeds.
+    assert table_rows(text, "run")[1] == ["location (4)", "yesno (4)"] and kinds == ["87.5 ± 17.7"] * 2
+    assert table_rows(text, PLAIN[0])[-1] == ["50.0 ± 0.0"] * 2
 
 
 def test_three_seeds_by_hand():
@@ -354,6 +375,9 @@ def test_three_seeds_by_hand():
     text = campaign.spread([("VITAL", seed, found(each, each)) for seed, each in enumerate(answers)])
     # Mean 100 / 3; squared differences 434.0, 69.4 and 850.7, their sum over 2 is 677.1, its root 26.0.
     assert table_rows(text, "VITAL")[0][:2] == ["33.3 ± 26.0"] * 2
+    # Yes or no: 25, 50 and 100 percent, 58.3 in the mean; squared differences 1111.1, 69.4 and 1736.1. Location: 0, 0, 25.
+    by_kind = campaign.spread_by_kind([("VITAL", seed, found(each, each)) for seed, each in enumerate(answers)])
+    assert table_rows(by_kind, "VITAL") == [["8.3 ± 14.4", "58.3 ± 38.2"]]
 
 
 @pytest.mark.parametrize(

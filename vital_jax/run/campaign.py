@@ -32,22 +32,21 @@ EVIDENCE = "evidence.json"
 UNTRAINED = "direct"  # how the frozen backbone is asked
 CLOSING = """## How to read this
 
-- A system that answers without looking is as good as `images exchanged`, `majority answer` and `chance`: what lies above all their
-  intervals was read from the images. Every question offers its answers, every answer is right equally often, and no image was seen in
-  training.
-- The frozen backbone has seen captions and never a question: it describes, and no description is an exact answer.
-- `hit@1`: a latent, sent through the projector, is nearest to the feature of its own region. The row `of the same target` is the strict
-  comparison, for a question names its target and the name alone tells many regions apart.
+- A system that answers without looking is as good as `images exchanged`, `majority answer` (to this kind of question, or to the very same
+  one) and `chance` (where it is known among how many): what lies above all their intervals was read from the images.
+- A frozen backbone that has seen captions and never a question describes, and no description is an exact answer.
+- `hit@1`, where regions are known: a latent, sent through the projector, is nearest to the feature of its own region. Where questions name
+  their target, the row `of the same target` is the strict comparison, for the name alone tells many regions apart.
 - A mean cosine near 1 between two steps says that they hold the same.
 - The audit asks the same questions again with one thing changed. Its lines count only the questions that the change touches, each against
   the run's own answers to them; an interval of the difference that holds 0 shows no effect, and with few questions it excludes none.
-- Drawn images and small models: nothing here is about medicine, and none of it is fit for diagnosis or treatment.
+- Drawn images and small models say nothing about medicine, and nothing here is fit for diagnosis or treatment.
 
 ## What to try next
 
 - Ask it: `vital answer --model RUN --image FILE --question TEXT --steps`, RUN being a run's folder.
 - Take a part away: `python train.py --config=configs/ablations.py:losses`.
-- Train longer: `--config.phases[2].steps=1000 --config.workdir=runs/longer`.
+- Train longer: the recipe's own line with `--config.phases[2].steps=1000 --config.workdir=runs/longer`; the first phase is 0.
 - Your own images and masks: `configs/fixtures.py` shows the way; `configs/vital.py` is the recipe for published backbones."""
 
 
@@ -196,7 +195,7 @@ def report(untrained: Mapping[str, Any], found: Sequence[tuple[str, int, Mapping
     """
     seeds = sorted({seed for _, seed, _ in found})
     idle = [score.Score.of(name, rows) for name, rows in untrained.items() if name != "config"]
-    parts = ["# Held-out questions, closed-ended and balanced: exact answers in percent", _asked(found)]
+    parts = ["# Held-out questions: exact answers in percent", _asked(found)]
     for seed in seeds:
         runs = [(name, one) for name, other, one in found if other == seed]
         name, last = runs[-1]
@@ -205,6 +204,7 @@ def report(untrained: Mapping[str, Any], found: Sequence[tuple[str, int, Mapping
         parts += [f"Seed {seed}:" if len(seeds) > 1 else "", score.table([*idle, blind, *trained])]
     if len(seeds) > 1:
         parts += [f"Mean and standard deviation over {len(seeds)} seeds:", spread(found)]
+        parts += ["The same of the accuracy by kind of question:", spread_by_kind(found)]
     if with_latents := [one for one in found if one[2]["max_steps"]]:
         name, seed, one = with_latents[-1]
         parts += [f"## What the latents of {name!r} hold (seed {seed})", evidence.show(one)]
@@ -240,12 +240,25 @@ def spread(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:
             except KeyError:  # no latents, or no features to look for
                 values = [None]
             known = [one for one in values if one is not None]
-            if len(known) < len(values):  # no two steps to compare, or no record that takes both
-                cells.append("")
-                continue
-            cells.append(f"{100 * statistics.mean(known):.1f} ± {100 * statistics.stdev(known):.1f}")
+            # Blank: no two steps to compare, or no record that takes both.
+            cells.append(_mean(known) if len(known) == len(values) else "")
         rows.append([name, *cells])
     return score.markdown(["run", *columns], rows)
+
+
+def spread_by_kind(found: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:
+    """Runs as rows, question types as columns with the number of their questions: mean and sample standard deviation of the accuracy."""
+    scores = [(name, score.Score.of(name, one["answers"])) for name, _, one in found]
+    asked = {kind: n for kind, (_, n) in scores[0][1].by_type.items()}
+    rows = []
+    for name in dict.fromkeys(name for name, _ in scores):
+        mine = [one.by_type for other, one in scores if other == name]
+        rows.append([name, *(_mean([one[kind][0] / one[kind][1] for one in mine]) for kind in asked)])
+    return score.markdown(["run", *(f"{kind} ({n})" for kind, n in asked.items())], rows)
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
 
 
 def _share(rows: Sequence[score.Row]) -> float:
