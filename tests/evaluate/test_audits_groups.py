@@ -22,6 +22,9 @@ PARTS = [
     Compared(table.RUN, "K = 2 to 10", RUN, ALL),
     Compared(table.FLOOR, CHANCE, np.array([0.5, 0.25, 0.25, 0.25, 0.5, 0.25]), ALL),
     Compared(table.TOKENS, "zeros", ZEROS, np.array([0, 1, 1, 1, 0, 1], bool), RUN != ZEROS),
+    Compared(
+        table.TOKENS, "shuffled order", np.array([0, 1, 0, 0, 0, 0], bool), np.array([0, 1, 1, 0, 0, 0], bool), RUN
+    ),
 ]
 
 
@@ -31,7 +34,7 @@ def by():
 
 
 def test_each_group_has_the_lines_of_its_questions(by):
-    found = {(one["group"], one["audit"]): one for one in by["lines"]}
+    found = {(one["group"], one["audit"]): one for one in by["lines"] if one["what"] != "shuffled order"}
     # No replacement touches a question of ten hops, so these have no such line.
     assert list(found) == [
         ("2 hops", table.RUN), ("2 hops", table.FLOOR), ("2 hops", table.TOKENS), ("10 hops", table.RUN), ("10 hops", table.FLOOR),
@@ -54,8 +57,9 @@ def test_side_by_side_and_line_by_line(by):
         [table.RUN, "", "75.0", "50.0"],
         [table.FLOOR, CHANCE, "25.0", "50.0"],
         [table.TOKENS, "zeros", "50.0 (-25.0)", ""],
+        [table.TOKENS, "shuffled order", "50.0 (-50.0), N 2", ""],
     ]
-    assert len(every[2]) == 5 and every[1][:2] == ["question_type", "audit"] and every[2][2][:3] == [
+    assert len(every[2]) == 6 and every[1][:2] == ["question_type", "audit"] and every[2][2][:3] == [
         "2 hops", table.TOKENS, "zeros",
     ]  # fmt: skip
     assert groups.tables(by, brief=True) == [side] and "75.0" in markdown(*side[1:])
@@ -64,7 +68,7 @@ def test_side_by_side_and_line_by_line(by):
 def test_the_file_and_the_page_have_the_groups_only_where_they_are_asked_for(by):
     lines = [Line(**{name: value for name, value in one.items() if name != "group"}) for one in by["lines"]]
     plain, grouped = (list(csv.DictReader(io.StringIO(table.to_csv(lines[:1], more)))) for more in ((), by["lines"]))
-    assert "group" not in plain[0] and [row["group"] for row in grouped] == ["", *["2 hops"] * 3, *["10 hops"] * 2]
+    assert "group" not in plain[0] and [row["group"] for row in grouped] == ["", *["2 hops"] * 4, *["10 hops"] * 2]
     assert {name: value for name, value in grouped[0].items() if name != "group"} == plain[0]
     found = {"lines": [vars(lines[0])], "sentences": [], "left_out": []}
     without, with_groups = figure.page("run", "", found), figure.page("run", "", found | {"by": by})

@@ -84,7 +84,7 @@ def tables(by: Mapping[str, Any], brief: bool = False) -> list[Table]:
         named.setdefault((line.audit, _step(line)), {})[group] = line
     asked = {group: line.n for group, line in lines if line.audit == table.RUN}
     header = ["audit", "what", *(f"{group} ({n})" for group, n in asked.items())]
-    rows = [[*name, *(_cell(found.get(group)) for group in asked)] for name, found in named.items()]
+    rows = [[*name, *(_cell(found.get(group), n) for group, n in asked.items())] for name, found in named.items()]
     made = [(f"Accuracy by {by['key']}, %, and in brackets the difference from the run, points", header, rows)]
     if not brief:
         every = [[group, *table.cells(line)] for group, line in lines]
@@ -97,7 +97,8 @@ def _step(line: Line) -> str:
     return "" if line.audit == table.RUN else line.what
 
 
-def _cell(line: Line | None) -> str:
+def _cell(line: Line | None, asked: int) -> str:
     if line is None:
         return ""
-    return f"{100 * line.value:.1f}" + ("" if line.difference is None else f" ({100 * line.difference:+.1f})")
+    against = "" if line.difference is None else f" ({100 * line.difference:+.1f})"
+    return f"{100 * line.value:.1f}{against}" + f", N {line.n}" * (line.n != asked)
