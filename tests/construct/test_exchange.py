@@ -40,6 +40,7 @@ def written(tmp_path_factory):
     photo, other = encode(r.integers(0, 255, (20, 30, 3)), "JPEG"), encode(r.integers(0, 255, (20, 30)))
     odd = Record(
         id="odd/\u00e9 \u2713",
+        chain=("This.", "That."),
         images=(photo, other),
         question='Where \u2014 "here"?\nOr there?',
         answer="Hier.",
@@ -47,7 +48,8 @@ def written(tmp_path_factory):
         gold="B",
         boxes=((0.1, 0.2, 1 / 3, 0.7), (0, 0, 1, 1)),
         masks=(encode(np.eye(20, 30) * 255), encode(np.ones((20, 30)))),
-        metadata={"group": "odd", "latent_steps": 0, "nested": {"deep": [1, 2.5, None]}, "spacing": [0.1, 0.2]},
+        step_masks=(encode(np.eye(20, 30) * 255), encode(np.eye(20, 30, 5) * 255)),
+        metadata={"group": "odd", "latent_steps": 2, "nested": {"deep": [1, 2.5, None]}, "spacing": [0.1, 0.2]},
     )
     pairs.append(("test", odd))
     folder = write_splits(pairs, root / "records")
@@ -74,7 +76,7 @@ def test_what_is_written_comes_back_equal(written):
 def test_files_are_untouched_and_kept_once(written):
     pairs, _, out = written
     images = {data for _, record in pairs for data in record.images}
-    masks = {data for _, record in pairs for data in record.masks}
+    masks = {data for _, record in pairs for data in (*record.masks, *record.step_masks)}
     for part, expected in (("images", images), ("masks", masks)):
         files = list((out / part).iterdir())
         assert {file.read_bytes() for file in files} == expected and len(files) == len(expected)
@@ -177,6 +179,8 @@ BAD = [
     (line(id="a\nb"), "bad-line", "printable"),
     (line(id="first"), "duplicate-id", "id 'first' is that of records.jsonl:1 too"),
     (line(masks=["m.png", "m.png"]), "bad-line", "2 masks for 1 images"),
+    (line(step_masks=["m.png"]), "bad-line", "1 step_masks for a chain of 0 steps"),
+    (line(step_masks="m.png", chain=["One."]), "bad-line", "step_masks must be a list of texts"),
     (line(images=["../a.png"]), "path-escape", "'../a.png' leads out"),
     (line(images=["/etc/hostname"]), "path-escape", "leads out"),
     (line(masks=["/etc/hostname"]), "path-escape", "leads out"),
@@ -202,6 +206,7 @@ def test_a_mistake_costs_its_line_only(root, row, code, reason):
         ({"masks": ["cut_mask.png"]}, "unreadable-mask", "cut_mask.png"),
         ({"masks": ["lossy.jpg"]}, "unreadable-mask", "lossy.jpg"),
         ({"masks": ["turned.png"]}, "size-mismatch", "turned.png"),
+        ({"step_masks": ["m.png", "turned.png"], "chain": ["One.", "Two."]}, "size-mismatch", "turned.png"),
     ],
 )
 def test_a_broken_file_costs_its_line_only(root, fields, code, file):

@@ -11,7 +11,7 @@ from vital_jax.construct.build import encode_mask
 from vital_jax.construct.measure import look
 from vital_jax.construct.parts import Parts, new_part, record_row, sample_of, sample_row, source_folder
 from vital_jax.demo.phantoms import phantoms
-from vital_jax.pipeline.records import Record
+from vital_jax.pipeline.records import FILES, Record
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_dropped_items_and_rejects(tmp_path, samples):
 
 def test_finished_records_keep_every_field(tmp_path):
     record = Record(
-        "r", (b"i",), "Q?", "A.", ("Step.",), ("a", "b"), "B", ((0.1, 0.2, 0.3, 0.4),), (b"m",), {"group": "g"}
+        "r", (b"i",), "Q?", "A.", ("Step.",), ("a", "b"), "B", ((0.1, 0.2, 0.3, 0.4),), (b"m",), {"group": "g"}, (b"s",)
     )
     with new_part(tmp_path / "set") as writer:
         writer.item(record_row(record, writer))
@@ -119,7 +119,7 @@ def test_finished_records_keep_every_field(tmp_path):
     parts = Parts(tmp_path)
     (_, entry), = parts.entries("set")  # fmt: skip
     (row,) = parts.items(entry)
-    files = {key: [parts.read(entry.part, name) for name in row[key]] for key in ("images", "masks")}
+    files = {key: [parts.read(entry.part, name) for name in row[key]] for key in FILES}
     assert Record(**row["fields"], **files) == record
     parts.close()
 

@@ -73,7 +73,7 @@ print(status, "tensorflow" in sys.modules)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "0 False"
     assert f"train: {len(RecordSource(out / 'records'))} examples" in done.stdout
-    assert (tmp_path / "data/vital_five_tuples/1.0.0/dataset_info.json").is_file()
+    assert (tmp_path / "data/vital_five_tuples/2.0.0/dataset_info.json").is_file()
 
 
 def test_mistakes_are_one_line(out, tmp_path):
@@ -83,7 +83,7 @@ def test_mistakes_are_one_line(out, tmp_path):
 
     done = run(tmp_path / "absent", tmp_path)
     assert done.returncode == 2 and "absent: not a folder" in done.stderr
-    (tmp_path / "vital_five_tuples/1.0.0").mkdir(parents=True)
+    (tmp_path / "vital_five_tuples/2.0.0").mkdir(parents=True)
     done = run(out, tmp_path)
     assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith("exists; remove it or choose another folder")
 

@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from vital_jax.pipeline import records as record_store
 from vital_jax.pipeline.records import FORMAT_VERSION, Record, RecordSource, ids_hash, write_records, write_splits
 
 
@@ -35,6 +36,7 @@ def make(number: int, **changes) -> Record:
         "gold": "B" if number % 2 else "",
         "boxes": ((0.1, 0.2, 0.30000001, 1.0),) * (number % 3),
         "masks": tuple(picture(number, "L") for _ in images) if number % 2 else (),
+        "step_masks": tuple(picture(number + k, "L") for k in range(number % 5)) if number > 5 else (),
         "metadata": {"source": "test", "modality": "CT", "window": [40, 400], "nested": {"é": [1, None, True]}},
     }
     return Record(**(fields | changes))
@@ -129,6 +131,9 @@ def test_neither_tensorflow_nor_jax_is_imported(store, tmp_path):
         ({"images": ("path.png",)}, r"images\[0\] must be non-empty bytes, got str"),
         ({"chain": ("a.", "")}, r"chain\[1\] must be non-empty str"),
         ({"masks": (b"x", b"y")}, "2 masks for 1 images"),
+        ({"step_masks": (b"x",)}, "1 step_masks for a chain of 0 steps; give none or one per step"),
+        ({"chain": ("a.", "b."), "step_masks": (b"x",)}, "1 step_masks for a chain of 2 steps"),
+        ({"chain": ("a.",), "step_masks": ("x",)}, r"step_masks\[0\] must be non-empty bytes, got str"),
         ({"options": ("a", "b"), "gold": "C"}, "gold 'C' is none of the options"),
         ({"gold": "A"}, "gold 'A' is none of the options"),
         ({"boxes": ((0.5, 0, 0.2, 1),)}, "must be .x_min"),
@@ -140,7 +145,7 @@ def test_neither_tensorflow_nor_jax_is_imported(store, tmp_path):
         ({"metadata": {"a": {1, 2}}}, "metadata is not JSON"),
         ({"metadata": {"a": float("nan")}}, "metadata is not JSON"),
         ({"metadata": {"a": (1, 2)}}, "lists for tuples"),
-        ({"format_version": FORMAT_VERSION + 1}, "record format 2; this vital_jax reads up to 1"),
+        ({"format_version": FORMAT_VERSION + 1}, "record format 3; this vital_jax reads up to 2"),
     ],
 )
 def test_bad_records_are_refused_by_name(changes, message):
@@ -206,8 +211,8 @@ def test_foreign_unfinished_newer_and_torn_folders(store, tmp_path):
     assert len(list(RecordSource(folder))) == 5
 
     marker = json.loads((folder / "metadata.json").read_text())
-    (folder / "metadata.json").write_text(json.dumps(marker | {"format_version": 2}))
-    with pytest.raises(ValueError, match="record format 2; this vital_jax reads up to 1: install a newer"):
+    (folder / "metadata.json").write_text(json.dumps(marker | {"format_version": 3}))
+    with pytest.raises(ValueError, match="record format 3; this vital_jax reads up to 2: install a newer"):
         RecordSource(folder)
     (folder / "metadata.json").unlink()
     with pytest.raises(FileNotFoundError, match="not a finished record folder"):
@@ -219,3 +224,24 @@ def test_every_field_of_the_schema_is_stored(store):
     stored = asdict(RecordSource(store[1])[7])
     assert stored == asdict(store[0][7])
     assert all(stored[name] for name in stored), stored
+
+
+def test_a_folder_of_format_1_is_read_and_its_fingerprint_still_holds(tmp_path, monkeypatch):
+    """Format 1 had no step_masks, neither in its features nor in its hash."""
+    kept = [replace(make(number), step_masks=()) for number in range(11)]
+    with monkeypatch.context() as older:
+        older.setattr(record_store, "FILES", ("images", "masks"))
+        older.setattr(record_store, "FORMAT_VERSION", 1)
+        folder = write_records([replace(record, format_version=1) for record in kept], tmp_path / "one")
+    assert json.loads((folder / "metadata.json").read_text())["format_version"] == 1
+    assert "step_masks" not in (folder / "features.json").read_text()
+    source = RecordSource(folder)
+    # What the code of format 1 wrote for these records.
+    assert source.fingerprint == "9f653ca70fbf313ee5230186115624842507c98bd9cd5866faf0d3ecc75bf993"
+    assert list(source) == kept
+    again = write_records(kept, tmp_path / "two")
+    assert RecordSource(again).fingerprint == source.fingerprint
+    assert write_records(kept, folder) == folder  # the same records, so they stay
+    stepped = [replace(record, step_masks=(b"x",) * len(record.chain)) for record in source]
+    other = RecordSource(write_records(stepped, tmp_path / "three"))
+    assert other.fingerprint != source.fingerprint and list(other) == stepped

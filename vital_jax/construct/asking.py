@@ -25,7 +25,7 @@ from vital_jax.construct.settings import EVALUATION, Settings
 from vital_jax.construct.splits import Key, official
 from vital_jax.construct.targets import load_targets
 from vital_jax.construct.teacher import TEACHER, Lesson, teach
-from vital_jax.pipeline.records import Record
+from vital_jax.pipeline.records import FILES, Record
 
 _DENSITY = re.compile(r"\b(hypo|hyper|iso)?-?(densit(y|ies)|dense|attenuat\w+|hounsfield)\b", re.IGNORECASE)
 Held = tuple[str, str, Entry | None]  # source, unit, where the store has it
@@ -171,8 +171,8 @@ class Asker:
         fields = record_fields(
             question, sample, one.facts, lesson, self.targets, teacher, gate=f"gate-{gate_version()}"
         )
-        masks = [one.row["mask"]] if question.visible else []
-        return self._line(one.unit, one.entry, one.key, [one.row["image"]], masks, fields)
+        files = {"images": [one.row["image"]], "masks": [one.row["mask"]] if question.visible else []}
+        return self._line(one.unit, one.entry, one.key, files, fields)
 
     def finished(self, row: dict) -> dict:
         """The line of a finished record, or a reject where its chain breaks a rule; its words are left as they are."""
@@ -193,10 +193,14 @@ class Asker:
             )
             if not verdict.accepted:
                 return _violated(row["unit"], fields["id"], verdict)
-        return self._line(row["unit"], row["entry"], row["key"], row["images"], row["masks"], fields)
+        return self._line(row["unit"], row["entry"], row["key"], row, fields)
 
-    def _line(self, unit: tuple[str, str], entry: Entry, key: Key, images: list, masks: list, fields: dict) -> dict:
-        """A record but for its bytes, checked as a record is, with what is known of official splits in its metadata."""
+    def _line(self, unit: tuple[str, str], entry: Entry, key: Key, files: Mapping, fields: dict) -> dict:
+        """A record but for its bytes, checked as a record is, with what is known of official splits in its metadata.
+
+        Args: files: the names of a record's files in the store, by field.
+        """
+        held = {name: files.get(name, []) for name in FILES}
         known = {
             "source_split": key.official,
             "overlaps": sorted({benchmark_of(source) for source in self.overlaps.get(key, ())}),
@@ -211,11 +215,11 @@ class Asker:
             return _reject(*unit, fields["id"], "duplicate-id", "another record had this id before", "ask")
         self._made.add(short)
         try:
-            Record(images=(b"-",) * len(images), masks=(b"-",) * len(masks), **fields)
+            Record(**{name: (b"-",) * len(held[name]) for name in FILES}, **fields)
         except ValueError as error:
             return _reject(*unit, fields["id"], "bad-record", str(error), "gate")
         part = entry.part.relative_to(self.parts.samples).as_posix()
-        return {"split": self.sides[key], "part": part, "images": images, "masks": masks, "fields": fields}
+        return {"split": self.sides[key], "part": part, **held, "fields": fields}
 
 
 def _key(source: str, unit: str, row: dict) -> Key:

@@ -4,8 +4,9 @@
     images/0f3a....png      the record's own bytes, under their SHA-256, so that ten questions about an image keep it once
     masks/77c1....png
 
-    {"format_version": 1, "id": "7/location", "images": ["images/0f3a.png"], "question": "Where ...?", "answer": "...",
-     "chain": ["...", "..."], "options": [], "gold": "", "boxes": [[0.1, 0.2, 0.4, 0.5]], "masks": ["masks/77c1.png"], "metadata": {...}}
+    {"format_version": 2, "id": "7/location", "images": ["images/0f3a.png"], "question": "Where ...?", "answer": "...",
+     "chain": ["...", "..."], "options": [], "gold": "", "boxes": [[0.1, 0.2, 0.4, 0.5]], "masks": ["masks/77c1.png"],
+     "step_masks": [], "metadata": {...}}
 
 What is written comes back equal in every field, and on the side that its file's name says. Lines made by hand need only images, question
 and answer; an id or a group that they lack is made from the line's place and the image, and a mistake costs its own line only.
@@ -13,11 +14,11 @@ and answer; an id or a group that they lack is made from the line's place and th
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
-from itertools import accumulate
+from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +36,7 @@ _SUFFIXES = {
     b"BM": ".bmp",
 }
 _FIELDS = ("id", "question", "answer", "chain", "options", "gold", "boxes", "metadata", "format_version")
+_FOLDERS = {"images": "images", "masks": "masks", "step_masks": "masks"}  # a step's region is often the record's
 
 
 def write_jsonl(records: str | Path, out: str | Path) -> dict[str, int]:
@@ -58,7 +60,7 @@ def write_jsonl(records: str | Path, out: str | Path) -> dict[str, int]:
         raise FileNotFoundError(f"{records}: not a finished record folder; write it with write_records")
     counts = {}
     with new_folder(out) as folder:
-        for part in ("images", "masks"):
+        for part in dict.fromkeys(_FOLDERS.values()):
             (folder / part).mkdir()
         for split in splits:
             source = RecordSource(records, split)
@@ -67,8 +69,8 @@ def write_jsonl(records: str | Path, out: str | Path) -> dict[str, int]:
                 for record in source:
                     row = {name: getattr(record, name) for name in _FIELDS}
                     row |= {
-                        part: [_keep(folder, part, data) for data in getattr(record, part)]
-                        for part in ("images", "masks")
+                        part: [_keep(folder, under, data) for data in getattr(record, part)]
+                        for part, under in _FOLDERS.items()
                     }
                     lines.write(json.dumps(row, ensure_ascii=False) + "\n")
     return counts
@@ -135,7 +137,7 @@ class Exchange:
             seen[key] = where
         except Rejected as reason:
             return refused(where, reason)
-        files = tuple(as_on_disk(self.root, name) for part in ("images", "masks") for name in row.get(part, ()))
+        files = tuple(as_on_disk(self.root, name) for part in _FOLDERS for name in row.get(part, ()))
         facts = {"file": file, "number": number, "sha256": sha256(line).hexdigest()}
         return Unit(where, files, facts | {"split": Path(file).stem.removeprefix("records-")})
 
@@ -152,9 +154,10 @@ class Exchange:
             lines.seek(_starts(path, path.stat().st_mtime_ns)[unit.facts["number"]])
             row = _row(lines.readline(), where)
         images = [_image(inside(self.root, name, where), name) for name in row["images"]]
-        masks = [load(self.root, name, where, "unreadable-mask") for name in row.get("masks", ())]
-        for name, mask, (_, info) in zip(row.get("masks", ()), masks, images, strict=False):
-            marked_pixels(mask, name, info)
+        masks = {
+            part: self._masks(row.get(part, ()), on, where)
+            for part, on in (("masks", images), ("step_masks", repeat(images[0])))
+        }
         metadata = row.get("metadata", {})
         if isinstance(metadata, dict) and "group" not in metadata:  # made by hand, for whatever is built has one
             given = {"source": self.name, "licence": self.licence, "group": f"{self.name}/{row['images'][0]}"}
@@ -163,12 +166,17 @@ class Exchange:
         try:
             if isinstance(row["question"], str):
                 fields["question"] = without_placeholders(row["question"], len(images))
-            record = Record(
-                **{"id": f"{self.name}/{where}", **fields}, images=[data for data, _ in images], masks=masks
-            )
+            record = Record(**{"id": f"{self.name}/{where}", **fields}, images=[data for data, _ in images], **masks)
         except (ValueError, TypeError) as error:
             raise Rejected("bad-line", where, _plain(error)) from error
         yield record
+
+    def _masks(self, names: Sequence[str], images: Iterable[tuple[bytes, dict]], where: str) -> list[bytes]:
+        """The files of masks, each fit for its image."""
+        masks = [load(self.root, name, where, "unreadable-mask") for name in names]
+        for name, mask, (_, info) in zip(names, masks, images, strict=False):
+            marked_pixels(mask, name, info)
+        return masks
 
 
 @lru_cache(maxsize=8)
@@ -199,11 +207,11 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
         raise Rejected("bad-line", where, "not a JSON object")
     if missing := [key for key in ("images", "question", "answer") if not row.get(key)]:
         raise Rejected("bad-line", where, f"{', '.join(missing)} missing")
-    if unknown := sorted(row.keys() - {*_FIELDS, "images", "masks"}):
+    if unknown := sorted(row.keys() - {*_FIELDS, *_FOLDERS}):
         raise Rejected(
             "bad-line", where, f"unknown field {unknown[0]!r}; what is no field of a record belongs into metadata"
         )
-    for part in ("images", "masks", "chain", "options", "boxes"):
+    for part in (*_FOLDERS, "chain", "options", "boxes"):
         kind = list if part == "boxes" else str
         if not isinstance(row.get(part, []), list) or not all(isinstance(value, kind) for value in row.get(part, [])):
             raise Rejected("bad-line", where, f"{part} must be a list of {'boxes' if part == 'boxes' else 'texts'}")

@@ -42,7 +42,7 @@ from vital_jax.construct.report import EXPECTED, Report
 from vital_jax.construct.settings import Settings, agree, keep_plan, open_jobs
 from vital_jax.construct.source import Source, Unit
 from vital_jax.construct.splits import Pictures, divide
-from vital_jax.pipeline.records import Record, RecordSource, write_splits
+from vital_jax.pipeline.records import FILES, Record, RecordSource, write_splits
 
 FULL = cut.FULL
 _RULES = (".py", ".json")  # endings of files that say how records are made
@@ -429,7 +429,7 @@ class _Run:
         with lines.open(encoding="utf-8") as file:
             for row in map(json.loads, file):
                 part = self.parts.samples / row["part"]
-                files = {key: tuple(self.parts.read(part, name) for name in row[key]) for key in ("images", "masks")}
+                files = {key: tuple(self.parts.read(part, name) for name in row[key]) for key in FILES}
                 yield row["split"], Record(**files, **row["fields"])
                 stage.add(1, 1)
 

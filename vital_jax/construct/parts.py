@@ -27,7 +27,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from vital_jax.construct.measure import Facts, Measurement
 from vital_jax.construct.sample import Sample
-from vital_jax.pipeline.records import Record
+from vital_jax.pipeline.records import FILES, Record
 
 VERSION = 3  # 2: other thumbnails of small pictures; 1: neither sides of official splits nor the unit of CT values
 _FILES = ("files.zip", "items.jsonl", "units.jsonl")
@@ -281,5 +281,5 @@ _RECORD = ("id", "question", "answer", "chain", "options", "gold", "boxes", "met
 def record_row(record: Record, writer: Writer, split: str = "") -> dict:
     """A finished record's line, with the side that its source puts it on; its images and masks go into the writer's zip file."""
     fields = {name: getattr(record, name) for name in _RECORD}
-    files = {name: [writer.put(data) for data in getattr(record, name)] for name in ("images", "masks")}
+    files = {name: [writer.put(data) for data in getattr(record, name)] for name in FILES}
     return {"kind": "record", **files, "fields": fields, "split": record.metadata.get("source_split", split)}

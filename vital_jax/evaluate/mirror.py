@@ -102,7 +102,7 @@ def _images(record: Record) -> list[Image.Image]:
 def _with(record: Record, images: Iterable[Image.Image]) -> Record:
     # Decoded images have 8 bits, already seen through the window.
     metadata: dict[str, Any] = {name: value for name, value in record.metadata.items() if name != "window"}
-    return replace(record, images=tuple(map(_png, images)), masks=(), boxes=(), metadata=metadata)
+    return replace(record, images=tuple(map(_png, images)), masks=(), step_masks=(), boxes=(), metadata=metadata)
 
 
 def _png(image: Image.Image) -> bytes:

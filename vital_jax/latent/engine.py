@@ -225,4 +225,4 @@ def with_images(request: Any, other: Any) -> Any:
     metadata = {name: value for name, value in request.metadata.items() if name != "window"}
     if "window" in other.metadata:
         metadata["window"] = other.metadata["window"]
-    return replace(request, images=other.images, masks=(), boxes=(), metadata=metadata)
+    return replace(request, images=other.images, masks=(), step_masks=(), boxes=(), metadata=metadata)

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2 added step_masks
+FILES = ("images", "masks", "step_masks")  # fields of encoded files
 # Metadata keys with a fixed meaning; a record may carry others, but these are checked wherever they appear.
 METADATA_TYPES = {
     "source": str,  # the data set
@@ -78,8 +79,9 @@ class Record:
       options, gold: multiple choice; `gold` is the letter of the right option ("A" is the first).
       boxes: (x_min, y_min, x_max, y_max) as fractions of the first image, kept with float32 precision.
       masks: encoded single-channel PNG files, none or one per image.
+      step_masks: likewise, of the first image: none, or for each step of the chain the region that its sentence is about.
       metadata: JSON values; the keys of `METADATA_TYPES` have the types given there.
-      format_version: the schema this record follows.
+      format_version: the schema this record follows; one of an older schema is one of the newest, too.
 
     Raises:
       ValueError: a field is empty, of the wrong kind or contradicts another; the message names the record.
@@ -95,13 +97,15 @@ class Record:
     boxes: tuple[tuple[float, float, float, float], ...] = ()
     masks: tuple[bytes, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    step_masks: tuple[bytes, ...] = ()
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        for name in ("images", "chain", "options", "masks"):
+        for name in (*FILES, "chain", "options"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         object.__setattr__(self, "boxes", tuple(tuple(float(np.float32(v)) for v in box) for box in self.boxes))
         _validate(self)
+        object.__setattr__(self, "format_version", FORMAT_VERSION)
 
     @property
     def latent_steps(self) -> int | None:
@@ -122,13 +126,17 @@ def _validate(record: Record) -> None:
         check(isinstance(value, str) and bool(value.strip()), f"{name} must be a non-empty string, got {value!r}")
     check(record.id.isprintable(), "id must be printable text on one line")
     check(bool(record.images), "needs at least one image")
-    for name, kind in (("images", bytes), ("masks", bytes), ("chain", str), ("options", str)):
+    for name, kind in (*((name, bytes) for name in FILES), ("chain", str), ("options", str)):
         for number, value in enumerate(getattr(record, name)):
             good = isinstance(value, kind) and bool(value.strip())
             check(good, f"{name}[{number}] must be non-empty {kind.__name__}, got {type(value).__name__}")
     check(
         len(record.masks) in (0, len(record.images)),
         f"{len(record.masks)} masks for {len(record.images)} images; give none or one per image",
+    )
+    check(
+        len(record.step_masks) in (0, len(record.chain)),
+        f"{len(record.step_masks)} step_masks for a chain of {len(record.chain)} steps; give none or one per step",
     )
     letters = [chr(ord("A") + i) for i in range(len(record.options))]
     check(not record.gold or record.gold in letters, f"gold {record.gold!r} is none of the options' letters {letters}")
@@ -275,9 +283,13 @@ def _write_folder(pairs: Iterable[tuple[str, Record]], folder: Path, name: str, 
 
 
 def _canonical(record: Record) -> bytes:
-    """The record's content as bytes that do not depend on how protocol buffers order their fields."""
-    files = [[hashlib.sha256(data).hexdigest() for data in part] for part in (record.images, record.masks)]
-    text = [record.format_version, record.id, record.question, record.answer, record.chain, record.options, record.gold]
+    """The record's content as bytes that do not depend on how protocol buffers order their fields.
+
+    They are those of the oldest schema that holds it, so that a schema which grew changes no fingerprint.
+    """
+    version, names = (2, FILES) if record.step_masks else (1, FILES[:2])
+    files = [[hashlib.sha256(data).hexdigest() for data in getattr(record, name)] for name in names]
+    text = [version, record.id, record.question, record.answer, record.chain, record.options, record.gold]
     return json.dumps([*text, record.boxes, files, record.metadata], sort_keys=True).encode() + b"\n"
 
 
@@ -290,7 +302,7 @@ def features() -> tfds.features.FeaturesDict:
         {
             "format_version": np.int32,
             "images": feature.Sequence(feature.Image()),
-            "masks": feature.Sequence(feature.Image(shape=(None, None, 1))),
+            **{name: feature.Sequence(feature.Image(shape=(None, None, 1))) for name in FILES[1:]},
             "boxes": feature.Sequence(feature.BBoxFeature()),
             **texts,
             **lists,
@@ -303,14 +315,13 @@ def to_example(record: Record) -> dict[str, Any]:
     return {
         "format_version": record.format_version,
         "id": record.id,
-        "images": list(record.images),
         "question": record.question,
         "answer": record.answer,
         "chain": list(record.chain),
         "options": list(record.options),
         "gold": record.gold,
         "boxes": [tfds.features.BBox(ymin=y0, xmin=x0, ymax=y1, xmax=x1) for x0, y0, x1, y1 in record.boxes],
-        "masks": list(record.masks),
+        **{name: list(getattr(record, name)) for name in FILES},
         "metadata": json.dumps(record.metadata, ensure_ascii=False),
     }
 
@@ -362,7 +373,8 @@ class RecordSource:
     @cached_property
     def _source(self) -> Any:
         builder = tfds.builder_from_directory(self.folder)
-        return builder.as_data_source(self.split, decoders={"images": _Encoded(), "masks": _Encoded()})
+        held = [name for name in FILES if name in builder.info.features]  # folders of format 1 have no step_masks
+        return builder.as_data_source(self.split, decoders={name: _Encoded() for name in held})
 
     @cached_property
     def index(self) -> list[dict[str, Any]]:
@@ -403,14 +415,13 @@ def _from_example(example: dict[str, Any]) -> Record:
     return Record(
         format_version=int(example["format_version"]),
         id=example["id"].decode(),
-        images=tuple(example["images"]),
         question=example["question"].decode(),
         answer=example["answer"].decode(),
         chain=tuple(text.decode() for text in example["chain"]),
         options=tuple(text.decode() for text in example["options"]),
         gold=example["gold"].decode(),
         boxes=tuple((x0, y0, x1, y1) for y0, x0, y1, x1 in example["boxes"]),
-        masks=tuple(example["masks"]),
+        **{name: tuple(example.get(name, ())) for name in FILES},
         metadata=json.loads(example["metadata"]),
     )
 
