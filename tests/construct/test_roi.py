@@ -277,6 +277,45 @@ def test_what_cannot_be_used_is_told_record_by_record():
         list(record_rows(records, encode, 2, GRID, SIZE))
 
 
+def test_regions_of_steps_are_encoded_with_their_image_and_equal_ones_once():
+    image, other = (png(np.asarray(picture(40, 50, i))) for i in range(2))
+    left, right, low = (png(box_mask(40, 50, y, y + 10, x, x + 10)) for y, x in ((5, 3), (5, 33), (25, 20)))
+    steps = (right, left, right)
+    plain = Record("own", (image,), "Q?", "A.", ("a", "b", "c"), masks=(left,), step_masks=steps)
+    absent = Record("none", (image,), "Q?", "A.", ("a",), step_masks=(low,))
+    records = [plain, absent, record("old", image, left), record("empty", image, None), record("next", other, low)]
+    calls = []
+
+    def counted(images):
+        calls.append(len(images))
+        return encode(images)
+
+    rows = list(record_rows(records, counted, 1, GRID, SIZE))
+    assert len(calls) == 4 + 2  # whole, left, right, low; the other image: whole, low
+
+    def alone(data, mask):
+        region = np.asarray(Image.open(BytesIO(mask))) > 0
+        return extract(Image.open(BytesIO(data)).convert("RGB"), region, encode, GRID, SIZE)
+
+    np.testing.assert_array_equal(rows[0].steps, [alone(image, mask).feature for mask in steps])
+    np.testing.assert_array_equal(rows[0].feature, alone(image, left).feature)
+    assert rows[1].feature is None and rows[3] is None and len(rows[2].steps) == len(rows[4].steps) == 0
+    np.testing.assert_array_equal(rows[1].steps, [alone(image, low).feature])
+    np.testing.assert_array_equal(rows[1].global_feature, rows[0].global_feature)
+
+
+@pytest.mark.parametrize(
+    ("mask", "fault"),
+    [(np.zeros((40, 50), bool), "empty"), (np.ones((4, 5), bool), "mask of r, step 2")],
+)
+def test_a_bad_region_of_a_step_names_record_and_step(mask, fault):
+    good = png(box_mask(40, 50, 5, 15, 3, 13))
+    bad = Record("r", (png(np.asarray(picture(40, 50))),), "Q?", "A.", ("a", "b"), step_masks=(good, png(mask)))
+    faults = []
+    assert list(record_rows([bad], encode, 2, GRID, SIZE, faults=faults)) == [None]
+    assert faults[0].startswith("mask of r, step 2") and fault in faults[0]
+
+
 def test_memory_holds_a_few_views_only():
     made = []
 

@@ -1,5 +1,6 @@
 """Features of a whole split: a kill half-way costs nothing but its part, damaged records cost theirs, the line of progress adds up."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -69,6 +70,23 @@ def test_all_parts_make_the_sidecar_that_one_pass_makes(source, tmp_path):
     held = RoiFeatures(made.folder, source.ids)
     assert held.valid.tolist() == [bool(i % 3) for i in range(11)] and set(held.path[held.valid]) == {0, 1}
     assert held.positions.max() < 4
+
+
+def test_the_regions_of_steps_come_with_their_records(store, tmp_path):
+    """K is the most of any record; the records beside keep the bytes that they have without them."""
+    kept = RecordSource(store)
+    extra = {2: 3, 7: 1}
+    records = [
+        dataclasses.replace(one, chain=("Step.",) * extra.get(i, 0), step_masks=record(1).masks * extra.get(i, 0))
+        for i, one in enumerate(kept)
+    ]
+    plain = contents(run(RecordSource(shutil.copytree(store, tmp_path / "plain"))).folder)
+    made = run(RecordSource(write_records(records, tmp_path / "steps"))).folder
+    held = RoiFeatures(made, kept.ids)
+    assert held.steps_valid.sum(1).tolist() == [extra.get(i, 0) for i in range(11)] and held.steps.shape[1] == 3
+    assert {name: data for name, data in contents(made).items() if name in plain and name != "info.json"} == {
+        name: data for name, data in plain.items() if name != "info.json"
+    }
 
 
 # Three parts of one, two and two calls: what is left to do after so many.

@@ -41,6 +41,49 @@ def test_round_trip_by_record_number(tmp_path):
     assert isinstance(features.roi, np.memmap)
 
 
+def stepped(width=7):
+    """The same rows with regions of steps: two of r0, three of r2, which has none of its own, and one of r5."""
+    rng, made = np.random.default_rng(1), rows(width)
+    made[2] = (None, rng.normal(size=width), "crop", np.zeros(5))
+    for number, count in ((0, 2), (2, 3), (5, 1)):
+        made[number] = (*made[number], rng.normal(size=(count, width)))
+    return made
+
+
+def test_regions_of_steps_lie_beside_those_of_records(tmp_path):
+    features = RoiFeatures(write_features(tmp_path, SPEC, IDS, stepped(), steps=3), IDS)
+    assert features.steps.shape == (6, 3, 7) and features.info["steps"] == 3 and isinstance(features.steps, np.memmap)
+    assert features.steps_valid.sum(1).tolist() == [2, 0, 3, 0, 0, 1]
+    for number, row in enumerate(stepped()):
+        own = row[4] if len(row) > 4 else np.zeros((0, 7))
+        np.testing.assert_array_equal(features.steps[number], np.pad(np.float32(own), [(0, 3 - len(own)), (0, 0)]))
+    assert features[2][1] == False and not features.roi[2].any()  # noqa: E712
+    np.testing.assert_array_equal(features.whole[2], np.float32(stepped()[2][1]))
+    with pytest.raises(ValueError, match="record 'r2': 3 regions of steps, room for 2"):
+        write_features(tmp_path / "other", SPEC, IDS, stepped(), steps=2)
+    (features.folder / "steps_valid.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"steps_valid.npy: missing"):
+        RoiFeatures(features.folder, IDS)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 100])
+def test_parts_with_regions_of_steps_join_to_the_same_bytes(tmp_path, size):
+    whole = write_features(tmp_path / "whole", SPEC, IDS, stepped(), steps=3)
+    parts = FeatureParts(tmp_path / "parts", SPEC, IDS, "train", size)
+    for number in range(len(parts)):
+        parts.write(number, [stepped()[i] for i in parts.records(number)])
+    assert contents(parts.finish()) == contents(whole)
+
+
+def test_without_regions_of_steps_nothing_is_written_of_them(tmp_path):
+    folder = write_features(tmp_path, SPEC, IDS, rows())
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "global.npy", "info.json", "patches.npy", "path.npy", "roi.npy", "valid.npy",
+    ]  # fmt: skip
+    features = RoiFeatures(folder, IDS)
+    assert "steps" not in features.info and features.steps.shape == (6, 0, 7) and features.steps_valid.shape == (6, 0)
+
+
 def test_positions_are_rows_and_columns_of_the_grid(tmp_path):
     spec = dataclasses.replace(SPEC, grid=4)
     features = RoiFeatures(write_features(tmp_path, spec, IDS, rows()), IDS)

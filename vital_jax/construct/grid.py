@@ -40,6 +40,7 @@ from vital_jax.construct.roi import (
     chosen_cells,
     crop_box,
     encode_all,
+    named_masks,
     open_regions,
     patches_of,
     siglip_pixels,
@@ -195,7 +196,7 @@ def search(
 
     def prepare(named: tuple[str, Record]) -> tuple[tuple, list[np.ndarray]]:
         target, record = named
-        image, (mask,) = open_regions([record])
+        image, (mask,) = open_regions(record, named_masks(record)[:1])
         pictures, views = plan_views(image, mask, grid, size)
         return (target, record.id, float(mask.mean()), views), pictures
 

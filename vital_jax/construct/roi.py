@@ -32,23 +32,25 @@ from vital_jax.pipeline.records import Record
 CELL_SHARE = 0.3  # a cell belongs to the target from this share on (whole-image path)
 VALID_SHARE = 0.5  # a cell is not padding from this share on (crop path)
 THREADS = min(8, os.cpu_count() or 1)
-_GROUP = 16  # targets of one image that are held together; an image with more is encoded again
+_GROUP = 16  # targets, or records, of one image that are held together; an image with more is encoded again
 
 Encode = Callable[[np.ndarray], np.ndarray]
 Item, Result, Tag = TypeVar("Item"), TypeVar("Result"), TypeVar("Tag")
 
 
 class RoiFeature(NamedTuple):
-    """One target's features; the order is that of a sidecar's row.
+    """One record's features; the order is that of a sidecar's row.
 
     feature [E] and global_feature [E] have unit length, path is "full" or "crop", top5 [5] int32 are the patches
-    (row * grid + column) of that view most similar to the feature.
+    (row * grid + column) of that view most similar to the feature. steps [k, E] are the features of its steps' own
+    regions; where a record has only those, feature is None.
     """
 
-    feature: np.ndarray
+    feature: np.ndarray | None
     global_feature: np.ndarray
     path: str
     top5: np.ndarray
+    steps: Sequence[np.ndarray] = ()
 
 
 class Target(NamedTuple):
@@ -57,6 +59,13 @@ class Target(NamedTuple):
     picture: int
     cells: np.ndarray
     path: str
+
+
+class Places(NamedTuple):
+    """The numbers of a record's targets among those of its image: of its own region, if it has one, and of its steps'."""
+
+    own: Sequence[int] = ()
+    steps: Sequence[int] = ()
 
 
 class Views(NamedTuple):
@@ -298,16 +307,22 @@ def extract(
     return next(extract_many([(image, mask)], encode, 1, grid, size, threshold, margin))
 
 
-def open_regions(records: Sequence[Record]) -> tuple[Image.Image, list[np.ndarray]]:
-    """The first image that these records share, upright RGB, and each record's mask [H, W] bool.
+def named_masks(record: Record) -> list[tuple[bytes, str]]:
+    """The encoded regions of a record's first image with their names: its mask, if it has one, and those of its steps."""
+    own = [(data, f"mask of {record.id}") for data in record.masks[:1]]
+    return own + [(data, f"mask of {record.id}, step {k}") for k, data in enumerate(record.step_masks, 1)]
 
-    Raises: ValueError naming the record whose image or mask cannot be used.
+
+def open_regions(record: Record, masks: Iterable[tuple[bytes, str]]) -> tuple[Image.Image, list[np.ndarray]]:
+    """A record's first image, upright RGB, and these regions of it [H, W] bool.
+
+    Args: masks: encoded, with their names; from any record about that image.
+    Raises: ValueError naming the record or mask that cannot be used.
     """
-    image, info = decode(records[0].images[0], records[0].id, records[0].metadata.get("window"))
+    image, info = decode(record.images[0], record.id, record.metadata.get("window"))
     regions = []
-    for record in records:
-        name = f"mask of {record.id}"
-        mask = decode_mask(record.masks[0], name, info)
+    for data, name in masks:
+        mask = decode_mask(data, name, info)
         try:
             regions.append(check_mask(image, mask))
         except ValueError as error:
@@ -325,10 +340,10 @@ def record_rows(
     margin: float = 0.05,
     faults: list[str] | None = None,
 ) -> Iterator[RoiFeature | None]:
-    """One row per record for `pipeline.features.write_features`: None where the record has no mask.
+    """One row per record for `pipeline.features.write_features`: None where the record has no mask, of its steps neither.
 
-    Records that follow each other with the same image share its views, and those with the same mask one feature (the
-    questions of one sample).
+    Records that follow each other with the same image share its views, and equal masks one feature (the questions of one
+    sample, the steps of one chain).
 
     Args:
       records: in the order of their numbers.
@@ -343,24 +358,25 @@ def record_rows(
     def same(one: Record, other: Record) -> bool:
         return one.images[0] == other.images[0] and one.metadata.get("window") == other.metadata.get("window")
 
-    def prepare(run: list[Record]) -> tuple[list[int | None], Views, str]:
-        """For every record the number of its target, the views, and what is wrong."""
+    def prepare(run: list[Record]) -> tuple[list[Places], Views, str]:
+        """For every record the numbers of its targets, the views, and what is wrong."""
         regions = {}
-        for record in run:
-            if record.masks:
-                regions.setdefault(record.masks[0], (len(regions), record))
+        for data, name in (one for record in run for one in named_masks(record)):
+            regions.setdefault(data, (len(regions), name))
         if not regions:
-            return [None] * len(run), Views([], []), ""
+            return [Places()] * len(run), Views([], []), ""
         try:
-            image, masks = open_regions([record for _, record in regions.values()])
+            image, masks = open_regions(run[0], ((data, name) for data, (_, name) in regions.items()))
             views = cut_views(image, masks, grid, size, threshold, margin)
         except ValueError as error:
             if faults is None:
                 raise
-            return [None] * len(run), Views([], []), str(error)
-        return [regions[record.masks[0]][0] if record.masks else None for record in run], views, ""
+            return [Places()] * len(run), Views([], []), str(error)
+        at = {data: number for data, (number, _) in regions.items()}
+        found = [Places(*([at[x] for x in part] for part in (one.masks[:1], one.step_masks))) for one in run]
+        return found, views, ""
 
-    def groups() -> Iterator[tuple[tuple[list[int | None], list[Target]], list[np.ndarray]]]:
+    def groups() -> Iterator[tuple[tuple[list[Places], list[Target]], list[np.ndarray]]]:
         for places, views, fault in ahead(prepare, _runs(records, same), 2 * batch_size):
             if fault:
                 faults.append(fault)
@@ -368,4 +384,14 @@ def record_rows(
 
     for (places, targets), states in encode_all(groups(), encode, batch_size, grid):
         rows = [_feature(states, target, grid) for target in targets]
-        yield from (None if place is None else rows[place] for place in places)
+        yield from (_record_row(place, rows) for place in places)
+
+
+def _record_row(places: Places, rows: Sequence[RoiFeature]) -> RoiFeature | None:
+    steps = [rows[number].feature for number in places.steps]
+    if places.own:
+        return rows[places.own[0]]._replace(steps=steps)
+    if not steps:
+        return None
+    # Every row of an image has the same global feature; the rest is not there without a region of the record's own.
+    return rows[places.steps[0]]._replace(feature=None, top5=np.zeros(TOP_PATCHES, np.int32), steps=steps)

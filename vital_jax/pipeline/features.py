@@ -6,6 +6,7 @@ folder: it carries the hash of the record ids and is refused beside any other. I
 
     <records>/roi-medsiglip-block-T0.20-P0.05/<split>/   info.json roi.npy global.npy valid.npy patches.npy path.npy
 
+Where records have a region per step of their chain (`Record.step_masks`), steps.npy and steps_valid.npy hold those too.
 Rows are memory-mapped, so that 60,000 records x 1,152 floats cost a worker nothing but the pages it reads.
 
 A sidecar in the making is a folder of parts beside its final place, `<split>.parts/`: one file for each fixed range of
@@ -31,6 +32,7 @@ FORMAT_VERSION = 1
 TOP_PATCHES = 5
 PART_RECORDS = 512
 PATHS = ("full", "crop")
+_NO_REGION = -1  # in a part, the path of a record whose steps alone have regions
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,12 @@ class FeatureSpec:
 
 
 def write_features(
-    folder: str | Path, spec: FeatureSpec, record_ids: Sequence[str], rows: Iterable[Any], split: str = "train"
+    folder: str | Path,
+    spec: FeatureSpec,
+    record_ids: Sequence[str],
+    rows: Iterable[Any],
+    split: str = "train",
+    steps: int = 0,
 ) -> Path:
     """Writes one row per record, in record order, into `folder/spec.name/split`, which appears only when it is whole.
 
@@ -70,8 +77,10 @@ def write_features(
       folder: where sidecars of these records live, usually the record folder.
       spec: what the features are.
       record_ids: ids of the records, in order.
-      rows: per record (roi [E], global [E], path "full" or "crop", patches [5]), or None where it has no region.
+      rows: per record (roi [E], global [E], path "full" or "crop", patches [5]), or None where it has no region; a fifth
+        value, where there is one, is the features [k, E] of its steps' regions, and only then may roi be None.
       split: the split these records are.
+      steps: K, the most regions of steps that a row has; with 0 nothing is written of them.
 
     Returns:
       The sidecar's folder.
@@ -86,7 +95,7 @@ def write_features(
     count = len(record_ids)
     valid, path = np.zeros(count, bool), np.zeros(count, np.int8)
     patches = np.zeros((count, TOP_PATCHES), np.int32)
-    arrays = None
+    step_valid, arrays = np.zeros((count, steps), bool), None
     rows = iter(rows)
     with new_folder(target) as temporary:
         number = 0
@@ -95,20 +104,29 @@ def write_features(
                 raise ValueError(f"{target}: more feature rows than the {count} records")
             if row is None:
                 continue
-            record, (roi, whole, kind, top) = number - 1, row
+            record, (roi, whole, kind, top), own = number - 1, row[:4], _steps(row)
             if arrays is None:
-                width = len(roi)
-                arrays = [_new_array(temporary / f"{name}.npy", count, width) for name in ("roi", "global")]
-            for array, values in zip(arrays, (roi, whole), strict=True):
-                array[record] = _checked(values, width, record_ids[record])
-            valid[record], path[record], patches[record] = True, PATHS.index(kind), top
+                width = len(whole)
+                shapes: dict[str, tuple[int, ...]] = {"roi": (count, width), "global": (count, width)}
+                shapes |= {"steps": (count, steps, width)} if steps else {}
+                arrays = {name: _new_array(temporary / f"{name}.npy", shape) for name, shape in shapes.items()}
+            arrays["global"][record] = _checked(whole, width, record_ids[record])
+            if roi is not None:
+                arrays["roi"][record] = _checked(roi, width, record_ids[record])
+                valid[record], path[record], patches[record] = True, PATHS.index(kind), top
+            if len(own) > steps:
+                raise ValueError(f"record {record_ids[record]!r}: {len(own)} regions of steps, room for {steps}")
+            for k, values in enumerate(own):
+                arrays["steps"][record, k] = _checked(values, width, record_ids[record])
+            step_valid[record, : len(own)] = True
         if number < count:
             raise ValueError(f"{target}: {number} feature rows for {count} records")
         if arrays is None:
             raise ValueError(f"{target}: no record has a region; there is nothing to write")
-        for array in arrays:
+        for array in arrays.values():
             array.flush()
-        for name, values in (("valid", valid), ("path", path), ("patches", patches)):
+        small = {"valid": valid, "path": path, "patches": patches} | ({"steps_valid": step_valid} if steps else {})
+        for name, values in small.items():
             np.save(temporary / f"{name}.npy", values, allow_pickle=False)
         info = {
             "format_version": FORMAT_VERSION,
@@ -117,6 +135,7 @@ def write_features(
             "count": count,
             "valid": int(valid.sum()),
             "ids_sha256": ids_hash(record_ids),
+            **({"steps": steps} if steps else {}),
         }
         (temporary / "info.json").write_text(json.dumps(info, indent=2), encoding="utf-8")
     return target
@@ -128,8 +147,12 @@ def _checked(values: np.ndarray, width: int, record_id: str) -> np.ndarray:
     return values
 
 
-def _new_array(path: Path, count: int, width: int) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, width))
+def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+
+
+def _steps(row: Sequence[Any]) -> Sequence[np.ndarray]:
+    return row[4] if len(row) > 4 else ()
 
 
 class RoiFeatures:
@@ -142,6 +165,7 @@ class RoiFeatures:
     Attributes:
       info: the content of info.json.
       roi, whole: [n, E] float32, the region's and the whole image's unit-length features.
+      steps: [n, K, E] float32, the features of the steps' own regions. steps_valid: [n, K] bool. K is 0 where no record has any.
       valid: [n] bool · patches: [n, 5] int32, row * grid + column · path: [n] int8, index into `PATHS`.
 
     Raises:
@@ -178,6 +202,8 @@ class RoiFeatures:
             "patches": (np.int32, (count, TOP_PATCHES)),
             "path": (np.int8, (count,)),
         }
+        if K := info.get("steps", 0):
+            kinds |= {"steps": (np.float32, (count, K, width)), "steps_valid": (np.bool_, (count, K))}
         arrays = {}
         for name, (kind, shape) in kinds.items():
             path = self.folder / f"{name}.npy"
@@ -188,6 +214,8 @@ class RoiFeatures:
                 raise ValueError(f"{path}: {array.dtype}{list(array.shape)}, expected {np.dtype(kind)}{list(shape)}")
         self.roi, self.whole, self.patches = arrays["roi"], arrays["global"], arrays["patches"]
         self.valid, self.path = arrays["valid"], arrays["path"]
+        self.steps = arrays.get("steps", np.zeros((count, 0, width), np.float32))
+        self.steps_valid = arrays.get("steps_valid", np.zeros((count, 0), bool))
 
     def __len__(self) -> int:
         return self.info["count"]
@@ -276,16 +304,22 @@ class FeatureParts:
         if len(rows) != len(ids):
             raise ValueError(f"{self._path(number)}: {len(rows)} feature rows for {len(ids)} records")
         found = [(i, row) for i, row in enumerate(rows) if row is not None]
-        width = len(found[0][1][0]) if found else 0
+        width, own = len(found[0][1][1]) if found else 0, [_steps(row) for _, row in found]
         arrays: dict[str, Any] = {
             "row": np.array([i for i, _ in found], np.int32),
-            "roi": np.empty((len(found), width), np.float32),
+            "roi": np.zeros((len(found), width), np.float32),
             "global": np.empty((len(found), width), np.float32),
-            "path": np.array([PATHS.index(row[2]) for _, row in found], np.int8),
+            "path": np.array([_NO_REGION if row[0] is None else PATHS.index(row[2]) for _, row in found], np.int8),
             "patches": np.array([row[3] for _, row in found], np.int32).reshape(-1, TOP_PATCHES),
         }
-        for slot, (i, (roi, whole, _, _)) in enumerate(found):
-            arrays["roi"][slot], arrays["global"][slot] = (_checked(values, width, ids[i]) for values in (roi, whole))
+        for slot, (i, row) in enumerate(found):
+            arrays["global"][slot] = _checked(row[1], width, ids[i])
+            if row[0] is not None:
+                arrays["roi"][slot] = _checked(row[0], width, ids[i])
+        if any(map(len, own)):
+            arrays["step_counts"] = np.array([len(one) for one in own], np.int32)
+            checked = [_checked(x, width, ids[i]) for (i, _), one in zip(found, own, strict=True) for x in one]
+            arrays["steps"] = np.array(checked, np.float32)
         self._replace(self._path(number), lambda file: np.savez(file, **arrays))
 
     def finish(self) -> Path:
@@ -295,7 +329,8 @@ class FeatureParts:
         """
         if lost := self.missing():
             raise ValueError(f"{self.folder}: {len(lost)} of {len(self)} parts are missing")
-        made = write_features(self.root, self.spec, self.ids, self._rows(), self.split)
+        steps = max((len(_steps(row)) for row in self._rows() if row is not None), default=0)
+        made = write_features(self.root, self.spec, self.ids, self._rows(), self.split, steps)
         shutil.rmtree(self.folder)
         return made
 
@@ -304,9 +339,14 @@ class FeatureParts:
             path, count = self._path(number), len(self.records(number))
             try:
                 with np.load(path, allow_pickle=False) as held:
-                    names = ("row", "roi", "global", "path", "patches")
-                    rows = zip(*(held[name] for name in names), strict=True)
-                    found = {int(i): (roi, whole, PATHS[kind], top) for i, roi, whole, kind, top in rows}
+                    values = [held[name] for name in ("row", "roi", "global", "path", "patches")]
+                    own: list[Any] = [()] * len(values[0])
+                    if "steps" in held:
+                        own = np.split(held["steps"], np.cumsum(held["step_counts"])[:-1])
+                    found = {
+                        int(i): (None if kind == _NO_REGION else roi, whole, PATHS[kind], top, steps)
+                        for i, roi, whole, kind, top, steps in zip(*values, own, strict=True)
+                    }
             except (ValueError, KeyError, IndexError, OSError, EOFError, zipfile.BadZipFile) as error:
                 raise ValueError(f"{path} is damaged ({error}); remove it and run again") from error
             yield from (found.get(i) for i in range(count))
