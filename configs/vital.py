@@ -10,7 +10,7 @@ overridden on the command line, phases too (`--config.phases[0].steps=100`). Eve
     Table 3    --config.method.max_steps=0..4; --config.curriculum=full_mix | two_phase | reverse
     Table 13   --config.method.projector=linear | mlp | mlp_ln | transformer
     Table 14   --config.data.encoder=FOLDER (another SigLIP, or the backbone itself for the self-referential target)
-    Table 15   --config.method.visual_target=per_step
+    Table 15   --config.method.visual_target=per_step, or own_region where records have a region per step
     ours       --config.method.train_k=phase_max
 
 `configs/ablations.py` runs them by name, with several seeds.
@@ -88,6 +88,7 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
                 output_norm="ln",  # its scale starts at E^-0.5, where the target's length is
                 l1_reduction="sum",  # equation 6 as written; a mean starves the latents of gradient
                 visual_target="shared",
+                beyond="free",  # stay: latents beyond a record's steps (phase_max) are taught as its last step again
                 fused=True,
             ),
             curriculum="as_listed",  # of the phases below; see plan.CURRICULA

@@ -13,6 +13,7 @@ from PIL import Image
 from vital_jax.construct import factory
 from vital_jax.construct.asking import Asker
 from vital_jax.construct.audit import write_rejects
+from vital_jax.construct.exchange import write_jsonl
 from vital_jax.construct.report import Report
 from vital_jax.pipeline.records import RecordSource
 from vital_jax.run.prepare import make_records
@@ -153,3 +154,16 @@ def test_a_recipe_starts_again_without_asking(copy, asked):
     with pytest.raises(ValueError, match="questions"):
         make_records(config)
     assert Path(config.data.records).is_dir()
+
+
+def test_the_regions_of_steps_come_through_a_build(first, tmp_path):
+    write_jsonl(first[1] / "records", tmp_path / "data")
+    path = tmp_path / "data/records-train.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    stepped = next(row for row in rows if row["masks"])
+    stepped["step_masks"] = stepped["masks"] * len(stepped["chain"])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert factory.build(tmp_path / "out", [tmp_path / "data"], **FAST).set_aside == 0
+    found = {one.id: one for one in RecordSource(tmp_path / "out/records", "train")}
+    one = found.pop(stepped["id"])
+    assert one.step_masks == one.masks * len(one.chain) and not any(other.step_masks for other in found.values())

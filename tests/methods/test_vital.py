@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from givenlatents import BASE, K, fresh_latents, normalizers, only_visual
 from longhand import project, scores
 
-from vital_jax.latent.interpret import Columns
 from vital_jax.latent.loop import embed, empty_suffix, extend, prefill
 from vital_jax.latent.scaffold import PROJECTORS
 from vital_jax.methods import base
@@ -29,12 +29,6 @@ from vital_jax.training.partition import flatten, unflatten
 # Float32 with sums of some hundred terms in another order, against float64.
 CLOSE = dict(rtol=2e-5, atol=2e-6)
 BOTH = tuple(toy.WEIGHTS.items())
-K = 4
-
-
-def normalizers(batch):
-    """Of VITAL."""
-    return toy.method().normalizers(batch, toy.phase(K), toy.suffix(toy.method(), K))
 
 
 @pytest.fixture(scope="module")
@@ -107,40 +101,6 @@ def visual_by_hand(vital, scaffold, batch, z):
         distances.append(np.mean([factor * np.abs(a - b).sum() for a, b in zip(y, target, strict=True)]))
         cosines.append(np.mean([a @ b / np.linalg.norm(a) for a, b in zip(y, target, strict=True)]))
     return np.mean(distances), np.mean(cosines)
-
-
-def fresh_latents(seed=3, rows=4):
-    """z [rows, K, D] as the loop hands them out: zero beyond a row's own steps."""
-    z = np.random.default_rng(seed).normal(size=(rows, K, toy.WIDTH)).astype(np.float32)
-    return np.where((np.arange(K) < (1 + np.arange(rows) % K)[:, None])[..., None], z, 0)
-
-
-@pytest.fixture
-def held(monkeypatch):
-    """Puts given latents [B, K, D], a row's first step in front, in the loop's place; row i has 1 + i modulo K of them."""
-
-    def hold(z, K=K):
-        z = np.asarray(z)
-        own = np.minimum(1 + np.arange(len(z)) % 4, K)
-        right = np.stack([np.roll(row, K - n, axis=0) for row, n in zip(z[:, :K], own, strict=True)])[:, None]
-        real = {"latent": jnp.asarray(np.arange(K) >= K - own[:, None])[:, None]}
-        h = {"answer": jnp.zeros((len(z), 1, 5, toy.WIDTH))}
-        columns = Columns(h["answer"][:, :, 0], {"latent": jnp.asarray(right)}, h, {"latent": right / 2}, real, {})
-        monkeypatch.setattr(base, "read", lambda *args: columns)
-
-    return hold
-
-
-def only_visual(vital, scaffold, batch, max_steps=K, key=None):
-    """The visual loss and its metric with held latents; neither decoder nor text parameters are handed in."""
-    params = {"base": BASE, "scaffold": {"visual_projector": scaffold["visual_projector"]}}
-    phase = toy.phase(max_steps, text=0.0)
-    got, metrics, _ = losses(vital, params, batch, normalizers(batch), phase, toy.suffix(vital, max_steps), key)
-    return got["visual"], metrics["roi_cosine"]
-
-
-# A backbone's parameters as far as the loss itself reads them.
-BASE = {"language_model": {"lm_head": jnp.ones((toy.VOCAB, toy.WIDTH))}}
 
 
 # --- the three losses -------------------------------------------------------------------------------
@@ -346,7 +306,7 @@ def test_no_steps_is_the_plain_model_and_its_task_loss(setup):
 
 
 def test_unknown_switches_name_the_choices():
-    for switch in ("projector", "output_norm", "l1_reduction", "visual_target", "train_k"):
+    for switch in ("projector", "output_norm", "l1_reduction", "visual_target", "train_k", "beyond"):
         with pytest.raises(
             ValueError, match=f"unknown {switch}='nonsense': use one of .*{Vital.switches[switch].values[0]}"
         ):

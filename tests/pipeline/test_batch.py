@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,6 +79,36 @@ def test_row_has_the_shapes_of_the_contract(encoder):
     assert (row["index"], row["roi_mask"], row["roi"].tolist()) == (7, True, [0, 1, 2, 3, 4])
     bare = encoder.encode(record(), LAYOUT, 8)
     assert not bare["roi_mask"] and not bare["roi"].any()
+
+
+def test_the_region_of_a_step_is_its_own_or_the_records(encoder):
+    """Two steps in K = 4: what a record has of its own comes first, its region stands in, and zeros are unmasked nowhere."""
+    asked = replace(LAYOUT, step_regions=True, record_steps=True)
+    roi, own = np.arange(5.0), np.arange(15.0).reshape(3, 5) + 10
+    for steps, region, expected, mask in (
+        (own[:2], roi, [own[0], own[1], roi, roi], [True] * 4),
+        ((), roi, [roi] * 4, [True] * 4),
+        (own[:2], None, [own[0], own[1], 0 * roi, 0 * roi], [True, True, False, False]),
+        ((), None, [0 * roi] * 4, [False] * 4),
+    ):
+        row = encoder.encode(record(), asked, 7, region, roi, steps)
+        np.testing.assert_array_equal(row["roi_steps"], expected)
+        assert row["roi_steps_mask"].tolist() == mask and row["record_steps"] == 2
+        spec = batch_spec(asked, encoder.geometry, encoder.image_config.patch_dim)
+        assert {name: (one.shape, np.dtype(one.dtype)) for name, one in spec.items()} == {
+            name: (np.shape(value), value.dtype) for name, value in row.items()
+        }
+    cut = replace(layout(latent_steps=2, chain=12, roi=5, cut=True), step_regions=True, record_steps=True)
+    row = encoder.encode(record(chain=("a.", "b.", "c.")), cut, 7, roi, roi, own)
+    np.testing.assert_array_equal(row["roi_steps"], own[:2])
+    assert row["record_steps"] == 2
+    # Without a chain it is what the metadata states, otherwise K.
+    for metadata, count in (({}, 4), ({"latent_steps": 3}, 3), ({"latent_steps": 0}, 0)):
+        assert encoder.encode(record(chain=(), metadata=metadata), asked, 7)["record_steps"] == count
+    none = encoder.encode(record(chain=()), replace(layout(roi=5), step_regions=True, record_steps=True), 7, roi, roi)
+    assert none["roi_steps"].shape == (0, 5) and none["record_steps"] == 0
+    with pytest.raises(ValueError, match=r"region feature of shape \(4,\) must be 5 finite numbers"):
+        encoder.encode(record(), asked, 7, roi, roi, [np.zeros(4)])
 
 
 def test_the_schema_is_what_rows_are(encoder):

@@ -2,12 +2,15 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from configs import ablations, coconut, direct, fixtures, one_gpu, pretrain, quickstart, text_cot, vital
 from vital_jax.methods import base
+from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.records import Record, write_records
-from vital_jax.run import plan, prepare
+from vital_jax.run import plan, prepare, setup
+from vital_jax.training.checkpoint import check_compatible
 from vital_jax.training.config import resolved, total_steps
 from vital_jax.training.metrics import Clock
 
@@ -201,12 +204,40 @@ def test_a_step_that_is_not_finite_stops_with_the_ids_of_its_records():
 def test_rows_divide_by_micro_batches_and_processes():
     config = recipe(batch=24, micro_batches=2)
     nothing = SimpleNamespace(select=lambda steps: [], check=lambda numbers, layout: None)
-    layouts = [None] * len(config.phases)
+    layouts = [Layout()] * len(config.phases)
     plan.check_data(config, layouts, nothing, nothing, 4)
     with pytest.raises(
         ValueError, match=r"config\.batch=24 is not a multiple of config\.micro_batches=2 over 5 processes"
     ):
         plan.check_data(config, layouts, nothing, nothing, 5)
+
+
+def test_regions_of_steps_that_no_record_has_are_refused():
+    """Else every step would regress the record's region: another target than the recipe names."""
+    config = recipe(micro_batches=1)
+    layouts = [Layout(roi=4, step_regions=True)] * len(config.phases)
+
+    def feed(steps):
+        features = SimpleNamespace(folder="records/roi/train", steps=np.zeros((2, steps, 4)))
+        return SimpleNamespace(select=lambda steps: [], check=lambda numbers, layout: None, features=features)
+
+    plan.check_data(config, layouts, feed(3), feed(0))
+    with pytest.raises(
+        ValueError,
+        match=r"records/roi/train has none: give records with `step_masks` .*config\.method\.visual_target=shared",
+    ):
+        plan.check_data(config, layouts, feed(0), feed(3))
+
+
+def test_a_switch_that_came_after_a_checkpoint_had_its_default():
+    config = recipe()
+    plan.resolve(config)
+    now = setup.meta(config, "base", 0, 1)
+    before = {**now, "switches": {key: value for key, value in now["switches"].items() if key != "beyond"}}
+    check_compatible(setup.whole_meta(before), now)
+    config.method.beyond = "stay"
+    with pytest.raises(ValueError, match=r"switches\.beyond: the checkpoint has 'free', this run has 'stay'"):
+        check_compatible(setup.whole_meta(before), setup.meta(config, "base", 0, 1))
 
 
 def test_the_pace_says_only_what_is_known():

@@ -9,7 +9,7 @@ numbers and K. Where the paper is silent, a switch says what is done; its defaul
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,10 @@ class Vital(Method):
     Attributes:
       projector, output_norm: see `VisualProjector`.
       l1_reduction: of the L1 norm over E: `sum` (equation 6 as written), `mean`, `scaled_sum` (sum / sqrt(E)).
-      visual_target: `shared` (every step regresses the region's feature) or `per_step` (equation 8: from the global feature to it).
+      visual_target: `shared` (every step regresses the region's feature), `per_step` (equation 8: from the global feature to it) or
+        `own_region` (every step regresses that of its own region; the record's, where it has none).
       train_k: `per_sample` (a row takes its record's own number of steps, equation 4's "valid steps") or `phase_max` (K for all).
+      beyond: latents of a row beyond its record's steps are `free` (no sentence of their own) or `stay` (taught as its last step again).
       fused: run the last latent step with the answer.
     """
 
@@ -44,6 +46,7 @@ class Vital(Method):
     l1_reduction: str = "sum"
     visual_target: str = "shared"
     train_k: str = "per_sample"
+    beyond: str = "free"
     fused: bool = True
 
     name = "vital"
@@ -59,7 +62,8 @@ class Vital(Method):
         "projector_dropout": Switch(0.1),
         "output_norm": Switch("ln", OUTPUT_NORMS),
         "l1_reduction": Switch("sum", ("sum", "mean", "scaled_sum")),
-        "visual_target": Switch("shared", ("shared", "per_step")),
+        "visual_target": Switch("shared", ("shared", "per_step", "own_region")),
+        "beyond": Switch("free", ("free", "stay")),
         "fused": Switch(True, free=True),
     }
 
@@ -94,7 +98,9 @@ class Vital(Method):
         latent = Segment("latent", "latent", K, count=COUNT[self.train_k], cut=not K or phase.max_steps > K)
         answer = Segment("tokens", "answer", budgets.answer, source="answer", supervised=True)
         chain = budgets.chain if self.decoder is not None and phase.weight("text") else 0
-        return Layout(suffix=Suffix((latent, answer)), chain=chain, roi=budgets.roi if phase.weight("visual") else 0)
+        roi = budgets.roi if phase.weight("visual") else 0
+        regions, stay = bool(roi) and self.visual_target == "own_region", self.beyond == "stay"
+        return Layout(suffix=Suffix((latent, answer)), chain=chain, roi=roi, step_regions=regions, record_steps=stay)
 
     @property
     def visual(self) -> VisualProjector | None:
@@ -127,7 +133,8 @@ class Vital(Method):
             rows = jnp.sum(jnp.any(batch["chain_mask"], axis=(-2, -1)))
             found["text"] = jnp.maximum(rows, 1).astype(jnp.float32)
         if "roi_mask" in batch:
-            found["visual"] = jnp.maximum(jnp.sum(batch["roi_mask"]), 1).astype(jnp.float32)
+            rows = jnp.sum(jnp.any(batch["roi_steps_mask"], axis=-1) if self.own_region else batch["roi_mask"])
+            found["visual"] = jnp.maximum(rows, 1).astype(jnp.float32)
         return found
 
     def loss(
@@ -137,12 +144,32 @@ class Vital(Method):
         if not phase.latent_steps:
             return values, metrics
         _, z, own = (x[:, 0] for x in columns.steps("latent"))
-        scaffold = params.get("scaffold", {})
+        scaffold, batch = params.get("scaffold", {}), self.stayed(batch, own)
         if phase.weight("text"):
             values["text"], metrics["chain_accuracy"] = self.text_loss(scaffold, z, batch, norms)
         if phase.weight("visual"):
             values["visual"], metrics["roi_cosine"] = self.visual_loss(scaffold, z, own, batch, norms, key)
         return values, metrics
+
+    @property
+    def own_region(self) -> bool:
+        return self.visual_target == "own_region"
+
+    def stayed(self, batch: Batch, own: jax.Array) -> Batch:
+        """The batch in which what a step is taught stands again in the latents beyond its record's last step, where `beyond` says so.
+
+        Args: own [B, K], the latents of a row.
+        """
+        if self.beyond == "free":
+            return batch
+        step = jnp.minimum(jnp.arange(own.shape[1]), jnp.maximum(batch["record_steps"] - 1, 0)[:, None])
+        held: dict[str, Any] = dict(batch)
+        for name in ("chain", "chain_mask", "roi_steps", "roi_steps_mask"):
+            if name in held:
+                held[name] = held[name][jnp.arange(len(step))[:, None], step]
+        if "chain_mask" in held:
+            held["chain_mask"] &= own[..., None]
+        return cast(Batch, held)
 
     def text_loss(self, scaffold: Params, z: jax.Array, batch: Batch, norms: Losses) -> tuple[jax.Array, jax.Array]:
         """(loss, share of likeliest tokens): the decoder must say each step's sentence from its latent alone (equations 3 and 4).
@@ -169,21 +196,25 @@ class Vital(Method):
         assert projector is not None  # `parts` names it wherever a phase weighs this loss
         projected = projector.apply({"params": scaffold["visual_projector"]}, z, own, key is None, rngs=rngs)
         steps = jnp.sum(own, axis=-1)
-        target = self.visual_targets(batch, steps, own.shape[-1])
+        last = steps if self.beyond == "free" else jnp.minimum(steps, batch["record_steps"])
+        target = self.visual_targets(batch, last, own.shape[-1])
         width = target.shape[-1]
         scale = {"sum": 1.0, "mean": 1 / width, "scaled_sum": width**-0.5}[self.l1_reduction]
         distance = jnp.sum(jnp.abs(projected - target), axis=-1) * scale
-        counted = own & batch["roi_mask"][:, None]
-        share = counted / jnp.maximum(steps, 1)[:, None] / norms["visual"]
+        counted = own & (batch["roi_steps_mask"] if self.own_region else batch["roi_mask"][:, None])
+        share = counted / jnp.maximum(jnp.sum(counted, axis=-1), 1)[:, None] / norms["visual"]
         unit = projected / jnp.maximum(jnp.linalg.norm(projected, axis=-1, keepdims=True), 1e-6)
         return jnp.sum(jnp.where(counted, distance, 0.0) * share), jnp.sum(jnp.sum(unit * target, axis=-1) * share)
 
     def visual_targets(self, batch: Batch, steps: jax.Array, K: int) -> jax.Array:
-        """What each step regresses, [B, K, E]: the region's feature, or equation 8's path to it from the global one over `steps` [B]."""
+        """What each step regresses, [B, K, E]: its own region's feature, the record's, or equation 8's path from the global feature to that
+        over `steps` [B], where it stays."""
+        if self.own_region:
+            return batch["roi_steps"]
         roi = jnp.broadcast_to(batch["roi"][:, None], (batch["roi"].shape[0], K, batch["roi"].shape[1]))
         if self.visual_target == "shared":
             return roi
         last = jnp.maximum(steps - 1, 1)[:, None]
-        alpha = jnp.where(steps[:, None] > 1, jnp.arange(K) / last, 1.0)[..., None]
+        alpha = jnp.where(steps[:, None] > 1, jnp.minimum(jnp.arange(K) / last, 1.0), 1.0)[..., None]
         mixed = alpha * roi + (1 - alpha) * batch["roi_global"][:, None]
         return mixed / jnp.maximum(jnp.linalg.norm(mixed, axis=-1, keepdims=True), 1e-6)

@@ -50,6 +50,9 @@ class Batch(TypedDict, total=False):
     roi: Any
     roi_global: Any
     roi_mask: Any
+    roi_steps: Any
+    roi_steps_mask: Any
+    record_steps: Any
     index: Any
 
 
@@ -62,6 +65,8 @@ class Layout:
       suffix: the columns behind the prompt, their literal texts bound to tokens.
       chain: C, the end token included: the sentence of each latent step is a target of its own; 0 leaves these targets out.
       roi: E; 0 leaves region features out.
+      step_regions: with region features, those of each step too.
+      record_steps: how many steps the record itself has, for losses that need it where a row takes more.
     """
 
     prefix: int = 0
@@ -69,6 +74,8 @@ class Layout:
     suffix: Suffix = field(default_factory=Suffix)
     chain: int = 0
     roi: int = 0
+    step_regions: bool = False
+    record_steps: bool = False
 
     def __post_init__(self) -> None:
         for name in ("prefix", "patches", "chain", "roi"):
@@ -126,6 +133,11 @@ def batch_spec(layout: Layout, geometry: Geometry, patch_width: int, width: int 
         spec["roi"] = Field((E,), f, "region feature")
         spec["roi_global"] = Field((E,), f, "feature of the whole image")
         spec["roi_mask"] = Field((), bool, "whether there is a region feature", 1)
+    if E and layout.step_regions:
+        spec["roi_steps"] = Field((K, E), f, "feature of the region of each step; the record's where a step has none")
+        spec["roi_steps_mask"] = Field((K,), bool, "whether there is either", 1)
+    if layout.record_steps:
+        spec["record_steps"] = Field((), i, "steps of the record itself, at most K", K)
     spec["index"] = Field((), i, "record number")
     return spec
 
@@ -207,6 +219,7 @@ class Encoder:
         index: int,
         roi: np.ndarray | None = None,
         roi_global: np.ndarray | None = None,
+        roi_steps: Sequence[np.ndarray] = (),
     ) -> Row:
         """One row of the batch, the arrays of `batch_spec`.
 
@@ -215,6 +228,7 @@ class Encoder:
           layout: the budgets.
           index: the record's number in its data set.
           roi, roi_global: [E] the features of the region and of the whole image, or None where the record has none.
+          roi_steps: [E] of the region of each step, none where the record has no such regions.
 
         Raises:
           ValueError: an image cannot be read or a budget is too small; the message names the record and what it needs.
@@ -235,11 +249,14 @@ class Encoder:
         if layout.roi:
             row |= {"roi_mask": np.bool_(roi is not None)}
             for key, feature in (("roi", roi), ("roi_global", roi_global)):
-                if feature is not None and (np.shape(feature) != (layout.roi,) or not np.isfinite(feature).all()):
-                    raise ValueError(
-                        f"{name}: region feature of shape {np.shape(feature)} must be {layout.roi} finite numbers"
-                    )
-                row[key] = np.zeros(layout.roi, np.float32) if feature is None else np.asarray(feature, np.float32)
+                row[key] = _feature(feature, layout.roi, name)
+            if layout.step_regions:
+                steps = [_feature(feature, layout.roi, name) for feature in roi_steps[: layout.steps]]
+                steps += [row["roi"]] * (layout.steps - len(steps))
+                row["roi_steps"] = np.reshape(steps, (layout.steps, layout.roi)).astype(np.float32)
+                row["roi_steps_mask"] = (np.arange(layout.steps) < len(roi_steps)) | row["roi_mask"]
+        if layout.record_steps:
+            row["record_steps"] = np.int32(min(_steps_of(record, layout.steps), layout.steps))
         return row | {"patches": patches, "index": np.int32(index)}
 
     def _tokens(self, record: "Record", grids: Sequence[Grid], name: str) -> np.ndarray:
@@ -266,8 +283,7 @@ class Encoder:
         row: Row = {}
         for segment in layout.suffix.segments:
             if segment.kind == "latent":
-                own = len(record.chain) or record.metadata.get("latent_steps")
-                own = segment.budget // segment.per_step if own is None else own
+                own = _steps_of(record, segment.budget // segment.per_step)
                 try:
                     row[f"{segment.name}_steps"] = np.int32(steps_taken(segment, own))
                 except ValueError as error:
@@ -321,6 +337,19 @@ def collate(rows: Sequence[Row]) -> dict[str, np.ndarray]:
         if different:
             raise ValueError(f"rows of different layouts cannot form a batch: {', '.join(different)} differ in shape")
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _steps_of(record: "Record", default: int) -> int:
+    """The steps of a record's chain, or what it states instead; the default where it states nothing."""
+    own = len(record.chain) or record.metadata.get("latent_steps")
+    return default if own is None else own
+
+
+def _feature(feature: np.ndarray | None, width: int, name: str) -> np.ndarray:
+    """A region feature, zeros for None. Raises: ValueError for another shape or a number that is not finite."""
+    if feature is not None and (np.shape(feature) != (width,) or not np.isfinite(feature).all()):
+        raise ValueError(f"{name}: region feature of shape {np.shape(feature)} must be {width} finite numbers")
+    return np.zeros(width, np.float32) if feature is None else np.asarray(feature, np.float32)
 
 
 def _name(record: "Record") -> str:

@@ -220,6 +220,11 @@ def check_data(config: Any, layouts: Sequence[Layout], feed: Feed, preview: Feed
             f"config.batch={config.batch} is not a multiple of config.micro_batches={config.micro_batches}{over}"
         )
     for phase, layout in zip(config.phases, layouts, strict=True):
+        if layout.step_regions and feed.features is not None and not feed.features.steps.shape[1]:
+            raise ValueError(
+                f"config.method regresses each step's own region, and {feed.features.folder} has none: give records with `step_masks` "
+                "(and extract their features again), or set config.method.visual_target=shared"
+            )
         feed.check(feed.select(phase.max_steps), layout)
         if config.eval.answers:
             preview.check(preview.select(phase.max_steps), layout)

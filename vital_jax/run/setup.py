@@ -104,6 +104,12 @@ def switches(config: Any) -> dict[str, Any]:
     return {**base.meaning(config.method.to_dict()), "lora_rank": config.lora.rank, "lora_alpha": config.lora.alpha}
 
 
+def whole_meta(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's record with the switches that its method got since: they had their defaults."""
+    defaults = base.meaning(base.settings_of({"name": saved["method"]}))
+    return {**saved, "switches": defaults | saved["switches"]}
+
+
 def meta(
     config: Any, fingerprint: str, phase: int, step: int, clock: Mapping[str, float] | None = None
 ) -> dict[str, Any]:

@@ -30,12 +30,12 @@ def begin(
     index = phase_at(config.phases, max(step - 1, 0))[0]  # the phase whose state the checkpoint holds
     if step:
         saved = checkpoints.read_meta()
-        check_compatible(saved, meta(index, step))
+        check_compatible(setup.whole_meta(saved), meta(index, step))
         plan.check_resume(saved, config, index)
     trainable, frozen = split(setup.load_params(config, method, mesh), setup.tables(config)[index])
     if config.init_from and not step:
         trainable, other = init_from(config.init_from, trainable)
-        check_compatible(other, meta(0, 0))
+        check_compatible(setup.whole_meta(other), meta(0, 0))
     state = init_state(trainable, program.optimizer_of(config, config.phases[index]))
     if not step:
         return state, frozen
