@@ -1,5 +1,6 @@
 """`Model.explain` of a run of drawn weights against windows computed by hand, and the scaffold that is never in the answer's program."""
 
+import dataclasses
 import json
 
 import jax
@@ -102,6 +103,32 @@ def test_records_bring_their_own_steps_gold_and_numbers(explained):
     assert last.masks == (None,) and all(step.scores is None and step.heat and step.gold == "" for step in last.steps)
     assert [(one.image, one.modality) for one in pointed] == [(f"test{i}", ("CT", "MRI")[i % 2]) for i in range(4)]
     assert set(pointed[0].scores) == {"own", "random", "target"} and set(pointed[1].scores) == {"own", "random"}
+
+
+def test_each_step_is_judged_against_its_own_region_and_the_further_ones_against_the_last(explained, model):
+    """Two steps with a region each, four latents, also where the record itself has no mask; a record beside has one for all."""
+    records, _ = explained
+    places = (0, 3)
+    step_masks = tuple(looked.png(looked.region(place).astype(np.uint8) * 255) for place in places)
+    one = dataclasses.replace(records[1], step_masks=step_masks)
+    bare = dataclasses.replace(one, masks=())
+    targets = [np.eye(looked.WIDTH, dtype=np.float32)[:2], None, None]
+    cases, pointed = model.explain_requests([one, bare, records[2]], batch=looked.BATCH, seed=0, targets=targets)
+    shares = [pointing.patch_shares(looked.region(places[k]), (looked.GRID, looked.GRID)) for k in (0, 1, 1, 1)]
+    for case, own in zip(
+        cases, (shares, shares, [pointing.patch_shares(looked.region(2), shares[0].shape)] * 4), strict=True
+    ):
+        for step, share in zip(case.steps, own, strict=True):
+            expected = {name: value[0] for name, value in pointing.score(step.heat[0][None], share).items()}
+            assert step.scores == pytest.approx(expected)
+    assert cases[1].masks == (None,) and len(pointed) == 3
+    assert pointed[0].area == pytest.approx(np.mean(shares)) and pointed[0].scores["random"]["share"].shape == (4,)
+    image, _ = decode(one.images[0], "an image")
+    patches = np.asarray(model.viewer.encoder.apply(siglip_pixels(image, looked.SIDE)[None]))[0]
+    heat = (patches[:, :2] / np.linalg.norm(patches, axis=1, keepdims=True)).T.reshape(2, looked.GRID, looked.GRID)
+    for measure in pointing.MEASURES:
+        expected = [pointing.score(heat[[min(k, 1)]], shares[k])[measure][0] for k in range(4)]
+        assert pointed[0].scores["target"][measure] == pytest.approx(expected)
 
 
 def test_the_line_of_targets_is_the_regions_own_feature(explained, model):

@@ -4,11 +4,14 @@ import dataclasses
 import errno
 import json
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.features import FeatureParts, FeatureSpec, RoiFeatures, distinctness, write_features
+from vital_jax.pipeline.feed import Feed
 
 SPEC = FeatureSpec("google/medsiglip 448", "block", threshold=0.20, margin=0.05, fingerprint="abc")
 IDS = [f"r{i}" for i in range(6)]
@@ -56,6 +59,7 @@ def test_regions_of_steps_lie_beside_those_of_records(tmp_path):
     assert features.steps_valid.sum(1).tolist() == [2, 0, 3, 0, 0, 1]
     for number, row in enumerate(stepped()):
         own = row[4] if len(row) > 4 else np.zeros((0, 7))
+        np.testing.assert_array_equal(features.of_steps(number), np.float32(own))
         np.testing.assert_array_equal(features.steps[number], np.pad(np.float32(own), [(0, 3 - len(own)), (0, 0)]))
     assert features[2][1] == False and not features.roi[2].any()  # noqa: E712
     np.testing.assert_array_equal(features.whole[2], np.float32(stepped()[2][1]))
@@ -64,6 +68,18 @@ def test_regions_of_steps_lie_beside_those_of_records(tmp_path):
     (features.folder / "steps_valid.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"steps_valid.npy: missing"):
         RoiFeatures(features.folder, IDS)
+
+
+def test_a_feed_hands_the_regions_of_steps_to_the_row(tmp_path):
+    features = RoiFeatures(write_features(tmp_path, SPEC, IDS, stepped(), steps=3), IDS)
+    encoder = SimpleNamespace(encode=lambda *given: given[3:])
+    make = Feed(dict.fromkeys(range(6)), encoder, features, ((8, 4),), 1, 1).maker(Layout(roi=7))
+    for number, row in enumerate(stepped()):
+        roi, _, steps = make(number, 0)
+        np.testing.assert_array_equal(
+            np.reshape(steps, (-1, 7)), np.float32(row[4] if row and len(row) > 4 else []).reshape(-1, 7)
+        )
+        assert (roi is None) == (row[0] is None)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 100])

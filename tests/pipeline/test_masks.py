@@ -1,12 +1,13 @@
 """Masks of more than two values: what is meant where it has one meaning, and a refusal where it has several."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vital_jax.pipeline.masks import UnclearMask, decode_mask, marked_values
+from vital_jax.pipeline.masks import UnclearMask, decode_mask, marked_values, regions_of
 
 ROWS, COLUMNS = np.indices((96, 128))
 DISC, CUP = np.hypot(ROWS - 40, COLUMNS - 50) < 24, np.hypot(ROWS - 40, COLUMNS - 50) < 11
@@ -132,3 +133,29 @@ def test_numbers_of_any_shape():
     assert not marked_values(values * 0, "map").any() and marked_values(np.full((2, 3, 4), 3), "map").all()
     with pytest.raises(UnclearMask, match="map holds 3 values"):
         marked_values(np.array([0.0, 0.25, 0.5]), "map")
+
+
+def test_the_region_of_each_latent_is_its_steps_or_the_records():
+    def png(mask):
+        file = io.BytesIO()
+        Image.fromarray(mask.astype(U8) * 255).save(file, "PNG")
+        return file.getvalue()
+
+    disc, cup, none = png(DISC), png(CUP), png(DISC & False)
+    for masks, steps, K, expected in (
+        ((disc,), (cup, disc), 4, [CUP, DISC, DISC, DISC]),
+        ((disc,), (cup, disc), 1, [CUP]),
+        ((disc,), (), 3, [DISC] * 3),
+        ((), (cup,), 2, [CUP, CUP]),
+        ((), (), 2, [None, None]),
+        ((disc,), (cup, none), 2, [CUP, None]),
+        ((disc,), (cup,), 0, []),
+    ):
+        found = regions_of(SimpleNamespace(id="r", masks=masks, step_masks=steps), K, INFO)
+        for one, right in zip(found, expected, strict=True):
+            assert (one is None) == (right is None)
+            if right is not None:
+                np.testing.assert_array_equal(one, right)
+    assert regions_of(SimpleNamespace(id="a question"), 2, INFO) == [None, None]
+    with pytest.raises(ValueError, match="mask of r, step 2"):
+        regions_of(SimpleNamespace(id="r", step_masks=(cup, b"x")), 2, INFO)

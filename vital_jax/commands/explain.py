@@ -78,15 +78,18 @@ def asked(arguments: argparse.Namespace, limit: int | None = None) -> Asked:
 
 
 def targets_of(viewer: Any, found: Asked) -> list[Any] | None:
-    """Each record's region feature of the run's encoder, None where the records have none."""
+    """Each record's region features of the run's encoder, of its steps where it has those; None where the records have none."""
     if viewer is None or found.source is None:
         return None
     try:
         features = viewer.bank(found.source.folder, found.source.split).features
     except (FileNotFoundError, ValueError):
         return None
-    rows = (features[number] for number in found.numbers)
-    return [feature if valid else None for feature, valid in rows]
+    targets = []
+    for number in found.numbers:
+        (roi, valid), steps = features[number], features.of_steps(number)
+        targets.append(steps if len(steps) else roi if valid else None)
+    return targets
 
 
 def _explain(arguments: argparse.Namespace) -> int:

@@ -110,7 +110,7 @@ def _progress(arguments: argparse.Namespace) -> int:
         steps = [row["latent_steps"] or 0 for row in source.index]
         most = max(steps)
         longest = [number for number, taken in enumerate(steps) if taken == most]
-        marked = [number for number in longest if source[number].masks]
+        marked = [number for number in longest if source[number].masks or source[number].step_masks]
         requests = [source[number] for number in spread(marked or longest, arguments.limit)]
     from vital_jax.explain import figures
 

@@ -7,7 +7,8 @@ A heat map always looks like something. So every number stands beside the same n
     random    a random direction in the encoder's space
     target    the region's own stored feature, where the records have one: what the best latent could show, a ceiling and no baseline
 
-Exchanging a row's own steps would be no baseline: all steps of a row have one region for a target, and the table has their mean.
+A step is judged against the region that its sentence is about, where records have those (`pipeline.masks.regions_of`), else against the
+record's. Exchanging a row's own steps would be no baseline of the latter: all of them have one region, and the table has their mean.
 
 The mask is brought to the patch grid, not the map to the pixels: a patch has one cosine, so its pixels share one, and with the exact share
 of each patch that the mask covers every sum over pixels is a sum over patches. Small regions therefore cannot reach an overlap of 1.
@@ -45,7 +46,8 @@ class Pointed(NamedTuple):
     """The numbers of one question with a mask.
 
     Attributes:
-      modality: "not stated" where the record does not say. image: what questions about one picture share. area: the region's share of it.
+      modality: "not stated" where the record does not say. image: what questions about one picture share. area: the region's share of it,
+        the mean over steps.
       scores: {own | shuffled | other | random | target: {measure: [K]}}, absent where there is no such map.
     """
 

@@ -24,7 +24,7 @@ from vital_jax.hub.encoders import Encoder, identity, load_encoder
 from vital_jax.latent.engine import Reply, Request
 from vital_jax.latent.scaffold import VisualProjector
 from vital_jax.pipeline.images import decode
-from vital_jax.pipeline.masks import decode_mask
+from vital_jax.pipeline.masks import decode_mask, regions_of
 from vital_jax.scoring.text import normalise
 
 SIMILAR = 3
@@ -107,7 +107,8 @@ def explain(
       read: latents [b, K, D] to sentences, of `Model.read`. viewer, projector: the visual window and the projector's parameters.
       bank, similar: where the nearest regions are looked for, and how many of each step. A record's own group does not count.
       batch: rows and images of a program.
-      seed: of the baselines' draws; None makes no baselines, hence no `pointed`. targets: each question's region feature [E], if known.
+      seed: of the baselines' draws; None makes no baselines, hence no `pointed`. targets: each question's region feature [E], or those
+        of its steps [n, E], if known.
     Raises: ValueError for no questions, a reply without latents, a bank without a viewer, or naming an image or mask that cannot be used.
     """
     if not requests or any(not reply.latent_steps for reply in replies):
@@ -259,23 +260,32 @@ class _Seen:
             K = self._steps[i]
             self.heat[i][j] = (self._vectors[i, :K] @ patches.T).reshape(K, grid, grid)
             # A region is one of the first image, as its feature is (construct/roi.py).
-            if j == 0 and self.masks[i][0] is not None:
-                self._score(i, patches, (grid, grid))
+            if j == 0:
+                regions = [one for one in regions_of(self._requests[i], K, info) if one is not None]
+                if K and len(regions) == K:
+                    self._score(i, patches, [pointing.patch_shares(one, (grid, grid)) for one in regions])
 
-    def _score(self, i: int, patches: np.ndarray, grid: tuple[int, int]) -> None:
-        shares, K = pointing.patch_shares(self.masks[i][0], grid), self._steps[i]
-        self._own[i] = pointing.score(self.heat[i][0], shares)
+    def _score(self, i: int, patches: np.ndarray, shares: Sequence[np.ndarray]) -> None:
+        """shares: of each step's region."""
+        K = len(shares)
+
+        def judged(vectors: np.ndarray) -> dict[str, np.ndarray]:
+            """The measures of each step, means over the maps of vectors [n, K, E]."""
+            maps = (vectors @ patches.T).reshape(len(vectors), K, *shares[0].shape)
+            found = [pointing.score(maps[:, k], one) for k, one in enumerate(shares)]
+            return {measure: np.array([one[measure].mean() for one in found]) for measure in pointing.MEASURES}
+
+        self._own[i] = judged(self._vectors[i, None, :K])
         if self._baselines is None:
             return
         found = {pointing.OWN: self._own[i]}
         for who, others in self._baselines.of(i).items():
-            scores = pointing.score((others @ patches.T).reshape(-1, *grid), shares)
-            found[who] = {measure: values.reshape(-1, K).mean(0) for measure, values in scores.items()}
+            found[who] = judged(others)
         if self._targets is not None and (target := self._targets[i]) is not None:
-            scores = pointing.score((_unit(target) @ patches.T).reshape(1, *grid), shares)
-            found[pointing.TARGET] = {measure: np.repeat(values, K) for measure, values in scores.items()}
+            rows = np.atleast_2d(target)
+            found[pointing.TARGET] = judged(_unit(rows[None, np.minimum(np.arange(K), len(rows) - 1)]))
         modality = self._requests[i].metadata.get("modality") or pointing.UNKNOWN
-        self.pointed[i] = Pointed(modality, self.images[i], float(shares.mean()), found)
+        self.pointed[i] = Pointed(modality, self.images[i], float(np.mean(shares)), found)
 
     def scores(self, i: int, k: int) -> dict[str, float | bool] | None:
         """The measures of a step; None without a mask or a heat map."""

@@ -134,7 +134,7 @@ def batch_spec(layout: Layout, geometry: Geometry, patch_width: int, width: int 
         spec["roi_global"] = Field((E,), f, "feature of the whole image")
         spec["roi_mask"] = Field((), bool, "whether there is a region feature", 1)
     if E and layout.step_regions:
-        spec["roi_steps"] = Field((K, E), f, "feature of the region of each step; the record's where a step has none")
+        spec["roi_steps"] = Field((K, E), f, "feature of each step's own region, or of the record's")
         spec["roi_steps_mask"] = Field((K,), bool, "whether there is either", 1)
     if layout.record_steps:
         spec["record_steps"] = Field((), i, "steps of the record itself, at most K", K)

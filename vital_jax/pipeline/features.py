@@ -237,6 +237,10 @@ class RoiFeatures:
             raise IndexError(f"{self.folder}: row {number} asked for, there are 0..{len(self) - 1}")
         return np.array(self.roi[number]), bool(self.valid[number])
 
+    def of_steps(self, number: int) -> np.ndarray:
+        """[k, E] float32: the features of the regions of a record's steps, k = 0 where it has none of its own."""
+        return np.array(self.steps[number][self.steps_valid[number]])
+
     # A pickled memory map would carry its whole content to every worker.
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": str(self.folder), "info": self.info}

@@ -30,11 +30,12 @@ class _MakeRow:
     features: RoiFeatures | None
 
     def __call__(self, index: int, bucket: int) -> Row:
-        layout, roi, whole, steps = self.layouts[bucket], None, None, ()
+        layout, roi, whole = self.layouts[bucket], None, None
+        steps: Sequence[np.ndarray] = ()
         if self.features is not None and layout.roi:
             feature, valid = self.features[index]
             roi, whole = (feature if valid else None), np.array(self.features.whole[index])
-            steps = self.features.steps[index][self.features.steps_valid[index]]
+            steps = list(self.features.of_steps(index))
         return self.encoder.encode(self.source[index], layout, index, roi, whole, steps)
 
 

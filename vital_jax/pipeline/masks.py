@@ -34,6 +34,21 @@ class UnclearMask(ValueError):
     """A mask that can be read and has more than one meaning."""
 
 
+def regions_of(record: Any, K: int, info: Mapping[str, Any]) -> list[np.ndarray | None]:
+    """The region of the first image that each of K latents is about: that of its step, from the last step on the last one's.
+
+    A record without regions of its steps has one for all, its mask. None where there is neither, or nothing is marked.
+
+    Args: record: or a plain question. info: of its first image, see `decode_mask`.
+    """
+    steps, own = getattr(record, "step_masks", ()), getattr(record, "masks", ())
+    files = [(data, f"mask of {record.id}, step {k}") for k, data in enumerate(steps, 1)]
+    files = files or [(own[0] if own else b"", f"mask of {record.id}")]
+    found = [decode_mask(data, name, info) if data else None for data, name in files[:K]]
+    marked = [mask if mask is not None and mask.any() else None for mask in found]
+    return [marked[min(k, len(marked) - 1)] for k in range(K)]
+
+
 def decode_mask(data: bytes, name: str, info: Mapping[str, Any], value: Value | None = None) -> np.ndarray:
     """Decodes the mask of an image and turns it upright as its image was.
 
