@@ -27,6 +27,8 @@ FLOOR_OF = {"": 0} | {room: floor for floor, rooms in FLOORS.items() for room in
 TOP = 8  # its files are the doors of one storey and may use each other
 # A loader worker never initialises a device, and scoring needs none; torch is the tests' oracle.
 HOST = ("pipeline", "scoring")
+# Of a room with jax, the files that run beside decoding on the host.
+HOST_FILES = tuple(f"{PACKAGE}/rl/{name}.py" for name in ("choices", "advantages", "rewards", "scoring", "judge"))
 DEVICE = ("jax", "jaxlib", "flax", "optax", "orbax", "torch")
 ORACLES = ("torch", "torchvision", "peft")
 # Programs of their own: what we are compared with, and what goes out to run without us.
@@ -118,7 +120,7 @@ def complaints(path: str, text: str) -> list[str]:
             found.append(f"{where}: {top} outside {', '.join(APART)} and the tests")
         if room is None or room not in FLOOR_OF:
             continue
-        if room in HOST and top in DEVICE:
+        if (room in HOST or path in HOST_FILES) and top in DEVICE:
             found.append(f"{where}: {room} imports {top}")
         other = room_of(name)
         if top != PACKAGE or other == room:
@@ -179,6 +181,7 @@ GOOD = '"""A file."""\n'
         ("pipeline/x.py", "import numpy, jax.numpy as jnp", "pipeline imports jax"),
         ("pipeline/x.py", "from flax import linen", "pipeline imports flax"),
         ("scoring/x.py", "def f():\n    import jax", r":3: scoring imports jax"),
+        ("rl/rewards.py", "import jax.numpy as jnp", "rl imports jax"),
         ("hub/parity.py", "def f():\n    import torch.nn", "torch outside vital_jax/hub/reference.py"),
         ("methods/x.py", "from peft import LoraConfig", "peft outside"),
         ("cellar/x.py", "import numpy", "'cellar' stands on no floor"),
