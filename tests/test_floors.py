@@ -28,7 +28,9 @@ TOP = 8  # its files are the doors of one storey and may use each other
 # A loader worker never initialises a device, and scoring needs none; torch is the tests' oracle.
 HOST = ("pipeline", "scoring")
 # Of a room with jax, the files that run beside decoding on the host.
-HOST_FILES = tuple(f"{PACKAGE}/rl/{name}.py" for name in ("choices", "advantages", "rewards", "scoring", "judge"))
+HOST_FILES = tuple(
+    f"{PACKAGE}/rl/{name}.py" for name in ("choices", "advantages", "builtin", "rewards", "scorer", "judge")
+)
 DEVICE = ("jax", "jaxlib", "flax", "optax", "orbax", "torch")
 ORACLES = ("torch", "torchvision", "peft")
 # Programs of their own: what we are compared with, and what goes out to run without us.

@@ -64,7 +64,7 @@ class Normalisation:
     }
 
     def __post_init__(self) -> None:
-        check(self, self.CHOICES)
+        check(vars(self), self.CHOICES)
         if self.several == "normalise_then_sum" and self.scale != "group":
             raise ValueError(
                 f"scale={self.scale!r}: normalise_then_sum normalises each reward in its group; use 'group'"

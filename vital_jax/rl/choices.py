@@ -16,12 +16,12 @@ T = TypeVar("T")
 class Names(NamedTuple):
     """One of these."""
 
-    names: tuple[str, ...]
+    names: tuple[str | bool, ...]
 
     def complaint(self, value: Any) -> str:
-        if value in self.names:
+        if any(value == name and type(value) is type(name) for name in self.names):
             return ""
-        near = difflib.get_close_matches(str(value), self.names, 1)
+        near = difflib.get_close_matches(str(value), map(str, self.names), 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{hint}use one of {', '.join(map(repr, self.names))}"
 
@@ -42,6 +42,14 @@ class Number(NamedTuple):
         return f"use {self.rule}"
 
 
+class Texts(NamedTuple):
+    """A list of texts, none empty."""
+
+    def complaint(self, value: Any) -> str:
+        good = isinstance(value, list | tuple) and value and all(isinstance(text, str) and text for text in value)
+        return "" if good else "use a list of texts, none empty"
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """What is said of a name that is none of the known ones, the nearest first."""
     known = tuple(known)
@@ -50,11 +58,11 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"{what} {name!r} is not known; {hint} {', '.join(known)}"
 
 
-def check(chosen: Any, table: Mapping[str, Names | Number]) -> None:
-    """Checks the fields of a dataclass. Raises: ValueError naming the first field whose value is not allowed, and what is."""
+def check(values: Mapping[str, Any], table: Mapping[str, Names | Number | Texts]) -> None:
+    """Checks the values that the table knows. Raises: ValueError naming the first that is not allowed, and what is."""
     for name, allowed in table.items():
-        if complaint := allowed.complaint(value := getattr(chosen, name)):
-            raise ValueError(f"{name}={value!r}: {complaint}")
+        if name in values and (complaint := allowed.complaint(values[name])):
+            raise ValueError(f"{name}={values[name]!r}: {complaint}")
 
 
 def choose(kind: type[T], settings: Mapping[str, Any], where: str) -> T:

@@ -97,7 +97,7 @@ class Objective:
     }
 
     def __post_init__(self) -> None:
-        check(self, self.CHOICES)
+        check(vars(self), self.CHOICES)
         contradictions = {
             "dual_clip: cispo has no second clip; use 0": self.surrogate == "cispo" and self.dual_clip,
             "length: constant_length divides by it; give the longest reply in tokens": self.aggregation
