@@ -7,10 +7,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from vital_jax.rl.choices import choose
 from vital_jax.rl.objective import Objective, normalizers, policy_loss
+from vital_jax.training.sharding import make_mesh, place_batch, shard
+from vital_jax.training.step import init_state, make_train_step
 
 DATA = Path(__file__).parent / "data"
 CASES = json.loads((DATA / "published.json").read_text())
@@ -194,6 +198,50 @@ def test_any_split_of_a_step_gives_its_gradient(name):
             np.testing.assert_allclose(into, grad, rtol=0, atol=1e-5 * np.abs(grad).max())
         for key, x in metrics.items():
             np.testing.assert_allclose(sums[key], x, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_micro_batches_and_devices_give_one_update(name):
+    """The trainer's own step, on a policy with parameters: 1, 2 and 4 micro-batches, and rows over four devices."""
+    B, G, T, V = 8, 4, 6, 5
+    rng = np.random.default_rng(11)
+    length = rng.integers(0, T + 1, (B, G))
+    length[2] = 0
+    step = {
+        "x": rng.normal(size=(B, G, T, 3)),
+        "token": rng.integers(0, V, (B, G, T)),
+        "mask": np.arange(T) < length[..., None],
+        "advantage": rng.normal(size=(B, G)),
+        **{name: -rng.exponential(1.5, (B, G, T)) for name in ("old", "ref", "sampler")},
+        "old_entropy": rng.exponential(1.0, (B, G, T)),
+    }
+    step = {key: x.astype(np.float32) if x.dtype == float else x for key, x in step.items()}
+    chosen = objective(**{"log_ratio_clamp": 20} | SPLIT[name])
+
+    def loss(trainable, frozen, batch, key, norms):
+        scores = jax.nn.log_softmax(batch["x"] @ trainable["w"])
+        logp = jnp.take_along_axis(scores, batch["token"][..., None], -1)[..., 0]
+        entropy = -jnp.sum(jnp.exp(scores) * scores, -1)
+        arrays = {key: batch[key] for key in ("old", "advantage", "mask", "ref", "sampler", "old_entropy")}
+        return policy_loss(chosen, logp, **arrays, norms=norms, entropy=entropy)
+
+    optimizer = optax.sgd(1.0)
+    train = make_train_step(loss, lambda batch: normalizers(chosen, batch["mask"], batch["old_entropy"]), optimizer)
+    start = rng.normal(size=(3, V)).astype(np.float32)
+
+    def updated(micro_batches, devices=1):
+        batch = {key: x.reshape(micro_batches, -1, *x.shape[1:]) for key, x in step.items()}
+        with jax.set_mesh(mesh := make_mesh(devices=jax.devices()[:devices])):
+            trainable = shard({"w": start}, mesh, (("w", P()),))
+            state, metrics = train(init_state(trainable, optimizer), {}, place_batch(batch, mesh, micro_batches=True))
+        return start - np.asarray(state["trainable"]["w"]), metrics
+
+    whole, metrics = updated(1)
+    assert metrics["finite"] == 1 and np.abs(whole).max() > 1e-3
+    for grad, others in (updated(2), updated(4), updated(2, devices=4)):
+        np.testing.assert_allclose(grad, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+        for key, x in metrics.items():
+            np.testing.assert_allclose(others[key], x, rtol=1e-5, atol=1e-6, err_msg=key)
 
 
 def test_a_step_without_rows_has_no_loss_and_no_gradient():

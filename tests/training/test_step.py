@@ -46,7 +46,8 @@ def loss(trainable, frozen, batch, rng, norms):
     error = jnp.sum((hidden @ trainable["lora"]["a"] + trainable["lora"]["b"] - batch["y"]) ** 2, -1)
     task = jnp.sum(error * batch["mask"]) / norms["tokens"]
     unused = jnp.sum(batch["weight"]) / norms["weight"]
-    return task + unused, {"task": task, "draw": jax.random.uniform(rng)}
+    draw = jax.random.uniform(rng)
+    return task + unused, {"task": task, "draw": draw, "draw_max": draw}
 
 
 def one_step(micro_batches, optimizer=None, **changes):
@@ -63,6 +64,14 @@ def test_accumulation_is_exact_on_ragged_rows():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), whole["trainable"], parts["trainable"])
         for name in ("loss", "task", "grad_norm"):
             np.testing.assert_allclose(metrics[name], others[name], rtol=2e-6)
+
+
+def test_of_a_maximum_the_largest_counts():
+    draws = [
+        float(jax.random.uniform(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), i))) for i in range(4)
+    ]
+    _, metrics = one_step(4)
+    np.testing.assert_allclose([metrics["draw"], metrics["draw_max"]], [sum(draws), max(draws)], rtol=1e-6)
 
 
 def test_the_gradient_is_that_of_the_token_mean():

@@ -102,8 +102,8 @@ def make_train_step(
 
     Args:
       loss_fn: (trainable, frozen, micro_batch, rng, norms) -> (loss, metrics). The loss and every metric are sums over
-        the micro-batch divided by `norms`, so that adding them over micro-batches is exact. Computing in bfloat16 is
-        its business; gradients arrive in float32.
+        the micro-batch divided by `norms`, so that adding them over micro-batches is exact. Of a metric whose name
+        ends in `_max`, at least 0, the largest is kept. Computing in bfloat16 is its business; gradients arrive in float32.
       normalizer_fn: (batch) -> dict of scalars over the whole [A, B, ...] batch. A zero is replaced by one: an empty
         sum stays zero.
       optimizer: of the phase.
@@ -130,7 +130,12 @@ def make_train_step(
             return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (loss, metrics)), grads
 
         def accumulate(total, numbered):
-            return jax.tree.map(jnp.add, total, micro_step(*numbered)), None
+            part = micro_step(*numbered)
+            (loss, metrics), grads = jax.tree.map(jnp.add, total, part)
+            largest = {
+                name: jnp.maximum(total[0][1][name], part[0][1][name]) for name in metrics if name.endswith("_max")
+            }
+            return ((loss, metrics | largest), grads), None
 
         micro_batches = jax.tree.leaves(batch)[0].shape[0]
         numbered = (jnp.arange(micro_batches), batch)
