@@ -269,6 +269,33 @@ def test_equal_policies_have_ratio_one_and_the_plain_policy_gradient(published):
         np.testing.assert_allclose(grad, wanted, rtol=1e-6)
 
 
+def test_what_is_only_measured_does_not_reach_the_loss(published):
+    """A reference so far off that its k3 overflows: with a coefficient of 0 the number is shown and the step goes on."""
+    step = arrays_of(published)
+    measured = objective(kl="k3")
+    norms = normalizers(measured, step["mask"])
+    alone = loss_of(objective(), step, norms)
+    value, metrics, (grad, _) = loss_of(measured, step | {"ref": step["ref"] + 200}, norms)
+    assert metrics["kl"] == np.inf and value == alone[0]
+    np.testing.assert_array_equal(grad, alone[2][0])
+
+
+def test_a_sequence_ratio_keeps_its_digits():
+    """Log-probabilities far below zero do not round the small mean of their differences."""
+    logp = jnp.asarray([[[-60.0, -45.0, -70.0]]])
+    step = {
+        "logp": logp,
+        "old": logp.at[0, 0, 0].add(-3e-4),
+        "advantage": jnp.ones((1, 1)),
+        "mask": jnp.ones((1, 1, 3)),
+    }
+    seen = {}
+    for ratio in ("sequence", "sequence_token"):
+        chosen = objective(ratio=ratio)
+        seen[ratio] = loss_of(chosen, step, normalizers(chosen, step["mask"]))[1]["ratio"]
+    assert seen["sequence"] == seen["sequence_token"]
+
+
 def test_the_sampler_as_the_old_policy(published):
     step = arrays_of(published)
     given, taken = objective(), objective(old="sampler")

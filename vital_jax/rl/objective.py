@@ -182,7 +182,7 @@ def policy_loss(
         "ratio": ratio,
         "ratio_max": ratio,
         # k3 of the policy before the update against the one now (Schulman 2020).
-        "approximate_kl": jnp.exp(_clamped(objective, delta)) - 1 - delta,
+        "approximate_kl": jnp.expm1(_clamped(objective, delta)) - delta,
     }
     if objective.top_entropy < 1:
         known = fixed(old_entropy, "old_entropy", f"top_entropy={objective.top_entropy}")
@@ -202,12 +202,14 @@ def policy_loss(
     loss = parts["policy_loss"]
     if objective.kl != "none":
         kl = _divergence(objective, logp - fixed(ref, "ref", f"kl={objective.kl!r}"))
-        loss = loss + objective.kl_coefficient * jnp.sum(weights * kl)
         metrics["kl"] = kl
+        if objective.kl_coefficient:
+            loss = loss + objective.kl_coefficient * jnp.sum(weights * kl)
     if entropy is not None or objective.entropy_coefficient:
         bonus = clean(_needed(entropy, "entropy", f"entropy_coefficient={objective.entropy_coefficient}"))
-        loss = loss - objective.entropy_coefficient * jnp.sum(weights * bonus)
         metrics["entropy"] = bonus
+        if objective.entropy_coefficient:
+            loss = loss - objective.entropy_coefficient * jnp.sum(weights * bonus)
     return loss, jax.lax.stop_gradient(parts | {name: _summary(name, x, real, norms) for name, x in metrics.items()})
 
 
@@ -230,7 +232,7 @@ def _levelled(objective: Objective, logp: jax.Array, delta: jax.Array, real: jax
     mean = jnp.where(real, jnp.sum(delta, axis=-1, keepdims=True) / count, 0.0)
     if objective.ratio == "sequence":
         return mean
-    return jax.lax.stop_gradient(mean - logp) + logp
+    return jax.lax.stop_gradient(mean) + (logp - jax.lax.stop_gradient(logp))
 
 
 def _clip(objective: Objective, ratio: jax.Array, A: jax.Array, logp: jax.Array) -> tuple[jax.Array, Sums]:
@@ -258,7 +260,7 @@ def _divergence(objective: Objective, x: jax.Array) -> jax.Array:
     if objective.kl == "k2":
         return square
     back = _clamped(objective, -x)
-    value = jnp.exp(back) - back - 1
+    value = jnp.expm1(back) - back
     value = jnp.minimum(value, objective.kl_clamp) if objective.kl_clamp else value
     return value if objective.kl == "k3" else square + jax.lax.stop_gradient(value - square)
 
