@@ -1,11 +1,11 @@
-"""Cross entropy in chunks against log_softmax in one piece: values, gradients, and what a weight of zero keeps out."""
+"""Scores in chunks against log_softmax in one piece: values, gradients, and what a weight of zero keeps out."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vital_jax.latent.loss import cross_entropy
+from vital_jax.latent.loss import cross_entropy, token_log_probs
 from vital_jax.models.layers import Head
 
 
@@ -37,9 +37,9 @@ def run(h, head, targets, weights, chunk=6):
     return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(h, head)
 
 
-def assert_same(got, expected):
+def assert_same(got, expected, atol=1e-6):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol)
 
 
 @pytest.mark.parametrize("chunk", [1, 6, 9, 512])
@@ -64,3 +64,29 @@ def test_axes_between_row_and_width_are_any(tokens):
     assert_same(cross_entropy(*extra, 6), long(*tokens)[0])
     flat = (h.reshape(21, 8), Head(head), targets.reshape(21), weights.reshape(21))
     assert_same(cross_entropy(*flat, 6), long(*tokens)[0])
+
+
+@pytest.mark.parametrize("chunk", [1, 6, 9, 512])
+def test_tokens_have_their_own_probability_and_entropy_whatever_the_chunk(tokens, chunk):
+    """Among the tokens that are not taken out, at a temperature; gradients flow through both and never turn NaN."""
+    h, head, targets, weights = tokens
+    out = jnp.arange(19) == 7
+    targets, own = jnp.where(targets == 7, 8, targets), weights > 0
+    scaled = lambda scores: jnp.where(out, -jnp.inf, scores) / 0.7  # noqa: E731
+
+    def one(h, head):
+        log_p = jax.nn.log_softmax(jnp.delete(h @ head.T, 7, axis=-1, assume_unique_indices=True) / 0.7)
+        place = targets - (targets > 7)
+        chosen = jnp.take_along_axis(log_p, place[..., None], axis=-1)[..., 0]
+        return jnp.where(own, chosen, 0), jnp.where(own, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1), 0)
+
+    def ours(h, head):
+        return token_log_probs(h, Head(head), targets, own, scaled, chunk)
+
+    def both(which):
+        total = lambda h, head: sum(jnp.sum(jnp.sin(x)) for x in which(h, head))  # noqa: E731
+        return jax.jit(lambda h, head: (which(h, head), jax.grad(total, (0, 1))(h, head)))(h, head)
+
+    assert_same(both(ours), both(one), atol=1e-5)  # gradients are of the order of one
+    broken = h.at[:, 2].set(jnp.nan)
+    assert_same(ours(broken, head), ours(h, head))

@@ -129,6 +129,12 @@ def folded(key: jax.Array, number: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(jax.random.fold_in))(jax.random.wrap_key_data(key), number)
 
 
+def drawn_from(logits: jax.Array, temperature: jax.Array | float, banned: jax.Array | None) -> jax.Array:
+    """Scores [..., V] of the distribution that tokens are drawn from, where no cut and no penalty changes it further."""
+    logits = logits if banned is None else jnp.where(banned, -jnp.inf, logits)
+    return logits / temperature
+
+
 def choose(
     logits: jax.Array, sampling: Sampling, seen: jax.Array, number: jax.Array, banned: jax.Array | None = None
 ) -> jax.Array:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vital_jax.latent.choose import Sampling, choose, folded
+from vital_jax.latent.choose import Sampling, choose, drawn_from, folded
 from vital_jax.latent.loop import Prompt, Variables, embed, empty_suffix, extend, prefill
 from vital_jax.latent.script import NONE, Script, columns, items, script_of
 from vital_jax.models.attention import KeyValues
@@ -43,11 +43,14 @@ class Plan(NamedTuple):
     Attributes:
       suffix: what is written, its literal texts bound to tokens (`latent/script.py`). feed: makes the inputs of latents; None feeds states
       back as they are. span: latents that a token opens.
+      drawn: record log-probabilities under the distribution that free tokens are drawn from (`choose.drawn_from`), not at temperature 1
+        among all tokens: what reinforcement learning compares a replay with.
     """
 
     suffix: Suffix
     feed: Feed | None = None
     span: Span | None = None
+    drawn: bool = False
 
 
 class Asked(NamedTuple):
@@ -79,7 +82,9 @@ class Rows(NamedTuple):
     complete: jax.Array  # [B, G] bool, whether the answer has ended by itself
     answer: jax.Array  # [B, G] int32, the column at which the answer begins
     tokens: jax.Array  # [B, G, U] int32; 0 where a column is no token
-    log_probs: jax.Array  # [B, G, U] float32 of tokens, forced ones too, at temperature 1 among all tokens; 0 elsewhere
+    log_probs: (
+        jax.Array
+    )  # [B, G, U] float32 of tokens, forced ones too, at temperature 1 among all tokens (see `Plan.drawn`); 0 elsewhere
     modes: jax.Array  # [B, G, U] int32
     u: jax.Array  # [B, G, R, D] inputs of latents, a row's first in front; 0 off its own
     z: (
@@ -257,6 +262,8 @@ def _choose(model: Backbone, variables: Variables, state: State, h: jax.Array, p
         said = jnp.where((rows.modes == TOKEN) | (rows.modes == FORCED), rows.tokens, logits.shape[-1])
         seen = jnp.concatenate([asked.prompt, said], axis=-1)
         own = jnp.where(free, choose(logits, sampling, seen, rows.chosen, banned), token)
+        if plan.drawn:
+            logits = drawn_from(logits, sampling.temperature[..., None], banned)
         return own, _at(logits, own) - jax.nn.logsumexp(logits, axis=-1)
 
     text = forced | free

@@ -362,8 +362,10 @@ class _Run:
             x = _grouped(x, 3).astype(self.model.dtype)
         elif segment.kind == "recorded":
             mode, tokens = (_grouped(self.batch[f"{name}_{part}"], 2) for part in ("mode", "tokens"))
-            recorded = _grouped(self.batch[f"{name}_inputs"], 3).astype(self.model.dtype)
-            x = jnp.where((mode == LATENT)[..., None], recorded, words(tokens))
+            x = words(tokens)
+            if f"{name}_inputs" in self.batch:  # a rollout without latents has none
+                recorded = _grouped(self.batch[f"{name}_inputs"], 3).astype(self.model.dtype)
+                x = jnp.where((mode == LATENT)[..., None], recorded, x)
         else:
             ids = jnp.asarray([[segment.ids]], jnp.int32) if segment.fixed else _grouped(self.batch[name], 2)
             return jnp.broadcast_to(words(ids), (B, G, segment.budget, D))

@@ -310,8 +310,12 @@ def read(
     key: jax.Array | None = None,
     probe: Mapping[str, jax.Array] | None = None,
     fused: bool = True,
+    groups: int = 1,
 ) -> Columns:
-    """The teacher-forced pass of a batch, G = 1. `params` holds base, and what else the method brings; `key` turns dropout on."""
+    """The teacher-forced pass of a batch, with G = `groups` continuations of each prompt over one prefill.
+
+    `params` holds base, and what else the method brings; `key` turns dropout on.
+    """
     variables = variables_of(params)
     prefill_key, run_key = (None, None) if key is None else jax.random.split(key)
     prefix = embed(method.model, variables, batch)
@@ -320,7 +324,8 @@ def read(
     if (own := method.feed) is not None:
         feed = lambda z, k, key: own(variables, z, k, key)  # noqa: E731
     given = Given(method.given(params, prefix, batch), feed, probe or {})
-    return run(method.model, variables, prompt, z0[:, None], suffix, batch, given, fused=fused, key=run_key)
+    z0 = jnp.broadcast_to(z0[:, None], (z0.shape[0], groups, z0.shape[1]))
+    return run(method.model, variables, prompt, z0, suffix, batch, given, fused=fused, key=run_key)
 
 
 def losses(
