@@ -131,6 +131,7 @@ class Feed:
         seed: int,
         start: int = 0,
         part: tuple[int, int] = (0, 1),
+        waves: int = 1,
     ) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
         """(step in phase, this process's rows of its batch) from `start` on; `close()` ends what makes them.
 
@@ -138,7 +139,15 @@ class Feed:
           layout: of the phase. max_steps: only records with at most so many steps (0: all).
           batch: rows per step over all processes. steps: of the whole phase. seed: of its order.
           part: which part of the rows is made here, of how many.
+          waves: neighbouring parts that a batch falls into and of which each is split by itself, so that the rows of the first one are the
+            same however many parts there are.
         Raises: ValueError as `plan_batches`; RuntimeError naming a record that cannot be encoded.
         """
-        plan = plan_batches(self.sizes[:, :2], self.select(max_steps), self.buckets, batch, steps, seed)
-        return step_dataset(plan, self.maker(layout), collate, start, *part, num_threads=2, workers=self.workers)
+        rows, bucket = plan_batches(self.sizes[:, :2], self.select(max_steps), self.buckets, batch, steps, seed)
+        if waves > 1:
+            if batch % (waves * part[1]):
+                raise ValueError(f"a batch of {batch} rows does not fall into {waves} waves of {part[1]} equal parts")
+            rows = rows.reshape(steps, waves, part[1], -1).swapaxes(1, 2).reshape(steps, batch)
+        return step_dataset(
+            (rows, bucket), self.maker(layout), collate, start, *part, num_threads=2, workers=self.workers
+        )

@@ -8,7 +8,7 @@ image token that a model writes is taken for an image where the text is read aga
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,25 @@ from vital_jax.latent.loop import Variables, variables_of
 from vital_jax.latent.script import columns
 from vital_jax.models.backbone import Backbone
 from vital_jax.models.lora import merge_lora
+
+
+class Rollout(NamedTuple):
+    """What was drawn for N prompts and what it earned, on the host."""
+
+    index: np.ndarray  # [N] int32, record numbers
+    mode: np.ndarray  # [N, G, U] int32, what each column is
+    tokens: np.ndarray  # [N, G, U] int32
+    sampler: np.ndarray  # [N, G, U] float32, log-probabilities as they were drawn
+    answer: np.ndarray  # [N, G] int32, the column at which the answer begins
+    complete: np.ndarray  # [N, G] bool, whether the answer ended by itself
+    rewards: np.ndarray  # [N, G, R] float32, of each reward function
+
+    @property
+    def decoded(self) -> Decoded:
+        """As decoding hands it out, without states."""
+        none = np.zeros((*self.answer.shape, 0, 0), np.float32)
+        return Decoded(self.tokens, self.sampler, self.mode, self.answer, self.complete, none, none, none[..., 0])
+
 
 _NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stops": ()}
 

@@ -18,7 +18,7 @@ from vital_jax.latent.loop import KEPT
 from vital_jax.methods.base import Method
 from vital_jax.models.families import family_of
 from vital_jax.pipeline.batch import Layout
-from vital_jax.pipeline.segments import Suffix
+from vital_jax.pipeline.segments import PADDING, Suffix
 from vital_jax.run import setup
 from vital_jax.training.partition import TRAINABLE, flatten, match
 
@@ -53,15 +53,17 @@ def work_of(batch: Mapping[str, np.ndarray], suffix: Suffix, merge: int = 2) -> 
       suffix: its columns; branches count as if they stood behind one another. merge: side of the square of patches that become one token.
     """
     lengths = np.asarray(batch["lengths"], np.int64)
-    columns, answers, latents = (np.zeros_like(lengths) for _ in range(3))
+    columns, answers, latents = (np.zeros((*lengths.shape, 1), np.int64) for _ in range(3))  # and a group of rollouts
     for segment in suffix.segments:
         if segment.kind == "latent":
-            own = np.asarray(batch[f"{segment.name}_steps"], np.int64)
+            own = np.asarray(batch[f"{segment.name}_steps"], np.int64)[..., None]
             latents = latents + own
         elif segment.fixed:
-            own = np.full_like(lengths, segment.budget)
+            own = np.full_like(columns, segment.budget)
+        elif segment.kind == "recorded":
+            own = np.sum(np.asarray(batch[f"{segment.name}_mode"]) != PADDING, axis=-1, dtype=np.int64)
         else:
-            own = np.sum(batch[f"{segment.name}_mask"], axis=-1, dtype=np.int64)
+            own = np.sum(batch[f"{segment.name}_mask"], axis=-1, dtype=np.int64)[..., None]
         columns = columns + own
         answers = answers + own * segment.supervised
     segments = np.asarray(batch["patch_segment"])
@@ -69,8 +71,8 @@ def work_of(batch: Mapping[str, np.ndarray], suffix: Suffix, merge: int = 2) -> 
     patches = sum(int(size.sum()) for size in images)
     words = np.sum(batch.get("chain_mask", np.zeros((1, 1), bool)), axis=-1, dtype=np.int64)
     return Work(
-        context=int(np.sum(lengths + columns)),
-        context_pairs=int(np.sum(lengths**2 / 2 + columns * lengths + columns**2 / 2)),
+        context=int(np.sum(lengths) + np.sum(columns)),
+        context_pairs=int(np.sum(lengths**2 / 2) + np.sum(columns * lengths[..., None] + columns**2 / 2)),
         answers=int(np.sum(answers)),
         patches=patches,
         merged=patches // merge**2,
