@@ -1,7 +1,7 @@
 """The loss of an update as the train step takes it: rollouts read again, and one of the policy losses on what comes out.
 
-A batch holds prompts [B, ...] and, beside the arrays of the replay, those of `FIELDS`. The loss is a sum over its rows, divided by counts of
-the whole step (`training/step.py`): micro-batches and devices add up to one gradient.
+A batch holds prompts [B, ...] and, beside the arrays of the replay, those of `FIELDS`. The loss is a sum over its rows, divided by counts
+of the whole step (`training/step.py`): micro-batches and devices add up to one gradient.
 """
 
 from collections.abc import Callable, Mapping

@@ -25,7 +25,7 @@ from vital_jax.models.lora import merge_lora
 class Rollout(NamedTuple):
     """What was drawn for N prompts and what it earned, on the host."""
 
-    index: np.ndarray  # [N] int32, record numbers
+    numbers: np.ndarray  # [N] int32, of the records
     mode: np.ndarray  # [N, G, U] int32, what each column is
     tokens: np.ndarray  # [N, G, U] int32
     sampler: np.ndarray  # [N, G, U] float32, log-probabilities as they were drawn

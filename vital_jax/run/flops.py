@@ -52,8 +52,9 @@ def work_of(batch: Mapping[str, np.ndarray], suffix: Suffix, merge: int = 2) -> 
     Args:
       suffix: its columns; branches count as if they stood behind one another. merge: side of the square of patches that become one token.
     """
-    lengths = np.asarray(batch["lengths"], np.int64)
-    columns, answers, latents = (np.zeros((*lengths.shape, 1), np.int64) for _ in range(3))  # and a group of rollouts
+    lengths: np.ndarray = np.asarray(batch["lengths"], np.int64)
+    columns: np.ndarray = np.zeros((*lengths.shape, 1), np.int64)  # of each row, or of each rollout to it
+    answers, latents = columns, columns
     for segment in suffix.segments:
         if segment.kind == "latent":
             own = np.asarray(batch[f"{segment.name}_steps"], np.int64)[..., None]
