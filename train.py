@@ -1,7 +1,8 @@
 """Trains: `python train.py --config=configs/vital.py:qwen3_vl_8b --config.data.records=...`
 
 The page reads from top to bottom: configuration -> what must exist on disk -> mesh -> method and parameters -> resume -> for each phase,
-its records, losses and optimizer -> for each step, a batch, an update, and now and then a diagnosis, decoded answers and a checkpoint
+its records, losses and optimizer -> for each step, a batch (of records, or of the policy's own answers: run/lesson.py), an update, and now
+and then a diagnosis, decoded answers and a checkpoint
 -> where the recipe asks for it, what the trained model answers and what its latents hold. A recipe that lists `runs` is trained once for
 each of them (run/campaign.py).
 
@@ -18,7 +19,7 @@ from pathlib import Path
 import jax
 
 from vital_jax.hub.load import fingerprint
-from vital_jax.run import campaign, flops, plan, program, setup
+from vital_jax.run import campaign, flops, lesson, plan, program, setup
 from vital_jax.run.progress import Progress
 from vital_jax.run.state import begin, enter_phase, whole
 from vital_jax.training import config as configuration
@@ -42,6 +43,7 @@ def train(config):
 
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     part, parts = row_share(mesh)
+    counted = lesson.columns_of(config, method, feed, layouts)
     plan.check_data(config, layouts, feed, preview, parts)
     base, workdir = fingerprint(config.model.folder), Path(config.workdir)
     plan.agree_on_data(base, feed)
@@ -50,12 +52,13 @@ def train(config):
     with (
         jax.set_mesh(mesh),
         Checkpoints(workdir / "checkpoints", **rotation) as checkpoints,
-        Progress(config, feed, method.losses, total) as progress,
+        lesson.of(config, method, feed, layouts, mesh) as taught,
+        Progress(config, feed, taught.losses, total) as progress,
         distributed.StopRequests() as stop,
         contextlib.ExitStack() as loaders,
     ):
         step = distributed.first("step", lambda: checkpoints.latest_step() or 0)
-        state, frozen = begin(config, method, mesh, checkpoints, meta, step)
+        state, frozen = begin(config, method, mesh, checkpoints, meta, step, taught)
         progress.begin(step, checkpoints.read_meta().get(CLOCK) if step else None)
         clock, exact = progress.clock, {}
         while step < total:
@@ -63,22 +66,14 @@ def train(config):
             if start == 0 and index:
                 state, frozen = enter_phase(config, index, state, frozen, step)
             phase, seen, layout = phases[index], setup.phases_of(config)[index], layouts[index]
-            loss, normalizers = program.objective(method, seen, layout.suffix)
-            train_step = program.train_step(config, phase, loss, normalizers, state)
+            train_step = program.train_step(config, phase, *taught.objective(index), state)
             diagnose = program.diagnosis(method, seen, layout.suffix)
-            needed = flops.of_phase(config, method, index, layout)
-            batches = feed.phase(
-                layout,
-                phase.max_steps,
-                batch=config.batch,
-                steps=phase.steps,
-                seed=config.seed + index,
-                start=start,
-                part=(part, parts),
-            )
+            needed = flops.of_phase(config, method, index, counted[index])
+            batches = taught.batches(index, start, (part, parts))
             loaders.enter_context(contextlib.closing(batches))
             progress.new_phase()
-            for _, batch in batches:
+            for _, rows in batches:
+                batch, said = taught.experience(state, frozen, rows, step)
                 progress.meet(step + 1, batch)
                 placed = program.placed_batch(batch, config.micro_batches, mesh)
                 state, report = train_step(state, frozen, placed)
@@ -88,7 +83,7 @@ def train(config):
                     with clock.pause(report):
                         first = {name: x[0] for name, x in placed.items()}
                         report |= diagnose(merge(state["trainable"], frozen), first)
-                progress.write(step, {"phase": index + 1, **report})
+                progress.write(step, {"phase": index + 1, **report, **said})
                 ends = step == total or step == configuration.phase_start(phases, index + 1)
                 if config.eval.answers and (ends or step % config.eval.every == 0):
                     with clock.pause(report):
@@ -100,7 +95,7 @@ def train(config):
                     with clock.pause(report):
                         progress.flush()
                         saved = meta(index, step, clock.state())
-                        checkpoints.save(step, whole(config, state, frozen), saved, progress.last | exact)
+                        checkpoints.save(step, whole(config, state, frozen, taught), saved, progress.last | exact)
                         exact = {}
                     plan.check_best(config, progress.last)
                 if stops and step < total:

@@ -1,6 +1,7 @@
 """Direct answers with LoRA, no latents: the baseline of every method, on the same data, order and steps as configs/vital.py.
 
 python train.py --config=configs/direct.py:qwen3_vl_8b --config.data.records=... --config.model.folder=...
+python train.py --config=configs/direct.py:quickstart
 """
 
 from ml_collections import ConfigDict
@@ -11,9 +12,15 @@ METHOD = {"name": "direct"}
 
 
 def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
-    """The recipe for a backbone of `vital.BASES`. Raises: ValueError for another."""
-    config = vital.get_config(arg)
-    config.workdir = "runs/direct"
-    config.method = ConfigDict(METHOD)
-    config.phases = (vital.phase("all records", 0, 20, losses=()),)
+    """The recipe for a backbone of `vital.BASES`, or on the quickstart's bench. Raises: ValueError for another."""
+    if arg == "quickstart":
+        from configs import quickstart  # which takes METHOD from here
+
+        config = quickstart.get_config()
+    else:
+        config = vital.get_config(arg)
+    config.workdir = f"runs/direct{'_quickstart' * (arg == 'quickstart')}"
+    config.method, config.runs = ConfigDict(METHOD), ()
+    steps = sum(phase.steps for phase in config.phases)
+    config.phases = (vital.phase("all records", 0, 0 if steps else 20, losses=(), steps=steps),)
     return config

@@ -37,7 +37,8 @@ class Rollout(NamedTuple):
     def decoded(self) -> Decoded:
         """As decoding hands it out, without states."""
         none = np.zeros((*self.answer.shape, 0, 0), np.float32)
-        return Decoded(self.tokens, self.sampler, self.mode, self.answer, self.complete, none, none, none[..., 0])
+        state = none.reshape(*self.answer.shape, 0)
+        return Decoded(self.tokens, self.sampler, self.mode, self.answer, self.complete, none, none, state)
 
 
 _NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stops": ()}

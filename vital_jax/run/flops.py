@@ -64,7 +64,7 @@ def work_of(batch: Mapping[str, np.ndarray], suffix: Suffix, merge: int = 2) -> 
         elif segment.kind == "recorded":
             own = np.sum(np.asarray(batch[f"{segment.name}_mode"]) != PADDING, axis=-1, dtype=np.int64)
         else:
-            own = np.sum(batch[f"{segment.name}_mask"], axis=-1, dtype=np.int64)[..., None]
+            own = np.sum(batch[f"{segment.name}_mask"], axis=-1, keepdims=True, dtype=np.int64)
         columns = columns + own
         answers = answers + own * segment.supervised
     segments = np.asarray(batch["patch_segment"])

@@ -24,7 +24,7 @@ from vital_jax.models.families import PUBLISHED
 from vital_jax.pipeline.batch import Encoder, Layout
 from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.prompts import Prompter
-from vital_jax.run import setup
+from vital_jax.run import lesson, setup
 from vital_jax.run.prepare import features_name, has_features, prepare
 from vital_jax.statistics import spread
 from vital_jax.training import distributed
@@ -33,6 +33,8 @@ from vital_jax.training.metrics import Clock
 from vital_jax.training.partition import flatten, parameter_table
 from vital_jax.training.sharding import own_mesh, shardings
 
+# Of a recipe's `rl`: what says which prompts a step asks.
+_BLOCK = ("group", "mini_batches", "epochs", "waves")
 # Orders of a recipe's phases (Table 3): which of them run, in which order. Steps of phases left out go to the next one that runs.
 CURRICULA = {
     "as_listed": lambda count: range(count),
@@ -47,7 +49,7 @@ def resolve(config: Any) -> None:
     weights, and the features' name, which is empty where nothing of the run reads them.
 
     Raises: ValueError naming an unknown method, switch or curriculum, a `compiler` that is not rows of two strings, or a loss on regions
-      without region features.
+      without region features; as `lesson.settings`.
     """
     settings = base.settings_of(config.method.to_dict())
     kind = base.get(settings["name"])
@@ -79,6 +81,8 @@ def resolve(config: Any) -> None:
         raise ValueError(
             "config.data.features is empty, and a loss of this method needs region features: give auto, or set the loss's weight to 0"
         )
+    if config.get("rl"):
+        lesson.settings(config)
 
 
 def make_ready(config: Any) -> None:
@@ -167,7 +171,8 @@ def open_feeds(config: Any) -> tuple[Feed, Feed]:
     feed, preview = open_feed(config, "train"), open_feed(config, config.eval.split)
     for phase in config.phases:
         if not phase.steps:
-            phase.steps = math.ceil(phase.epochs * len(feed.select(phase.max_steps)) / config.batch)
+            prompts, updates = lesson.pace(config)
+            phase.steps = updates * math.ceil(phase.epochs * len(feed.select(phase.max_steps)) / prompts)
     return feed, preview
 
 
@@ -197,6 +202,7 @@ def describe(config: Any, method: Method, feed: Feed) -> str:
             f"{patches:,} patches, {config.batch * images:.0f} images, at most {config.batch * feed.answer:,} answer tokens"
         )
     lines += filter(None, [method.gap(steps_in_use(config.phases))])
+    lines += lesson.describe(config, method, feed)
     lines += [
         "",
         f"memory of the state on one device, nothing sharded: "
@@ -246,6 +252,7 @@ def check_resume(saved: Mapping[str, Any], config: Any, index: int) -> None:
         ("(max_steps, latent_steps, stage) of its phase", before[index][1:], now[index][1:]),
         ("batch", saved["config"]["batch"], config.batch),
         ("seed", saved["config"]["seed"], config.seed),
+        *((f"rl.{key}", saved["config"].get("rl", {}).get(key), config.rl[key]) for key in _BLOCK if config.get("rl")),
     ):
         if old != new:
             raise ValueError(

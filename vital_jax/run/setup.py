@@ -94,7 +94,12 @@ def budgets_of(config: Any, roi_width: int | None) -> base.Budgets:
 
 
 def layouts_of(config: Any, method: base.Method, roi_width: int | None, tokens: Tokens) -> list[Layout]:
-    """The layout of each phase, its literal texts bound to tokens; the prompts' budgets are the buckets'."""
+    """The layout of each phase, its literal texts bound to tokens; the prompts' budgets are the buckets'.
+
+    Where the run learns from answers of its own, its records are prompts alone.
+    """
+    if config.get("rl"):
+        return [Layout() for _ in config.phases]
     layouts = [method.layout(phase, budgets_of(config, roi_width)) for phase in phases_of(config)]
     return [dataclasses.replace(layout, suffix=layout.suffix.bound(tokens)) for layout in layouts]
 

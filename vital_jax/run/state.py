@@ -13,18 +13,27 @@ from jax.sharding import Mesh
 
 from vital_jax.methods.base import Method
 from vital_jax.run import plan, program, setup
+from vital_jax.run.lesson import Supervised
 from vital_jax.training.checkpoint import OTHER_PHASES, Checkpoints, abstract, check_compatible, init_from
 from vital_jax.training.config import phase_at
 from vital_jax.training.partition import merge, split
 from vital_jax.training.step import State, init_state, start_phase
 
+EXPERIENCE = "experience"  # in a checkpoint: the rollout at hand, and the reference
+
 
 def begin(
-    config: Any, method: Method, mesh: Mesh, checkpoints: Checkpoints, meta: Callable[..., Mapping[str, Any]], step: int
+    config: Any,
+    method: Method,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    meta: Callable[..., Mapping[str, Any]],
+    step: int,
+    taught: Supervised,
 ) -> tuple[State, dict[str, Any]]:
     """(state, frozen) after `step` steps: of the checkpoint, of the run that `config.init_from` names, or drawn from the seed.
 
-    Args: meta: (phase, step) -> this run's record, which the checkpoint's has to fit.
+    Args: meta: (phase, step) -> this run's record, which the checkpoint's has to fit. taught: takes up what the checkpoint holds of it.
     Raises: ValueError as `check_compatible`, `plan.check_resume` and `Checkpoints.restore`; as `setup.load_params` and `init_from`.
     """
     index = phase_at(config.phases, max(step - 1, 0))[0]  # the phase whose state the checkpoint holds
@@ -40,11 +49,12 @@ def begin(
     if not step:
         return state, frozen
     # The drawn start goes before the saved state comes: never two of them.
-    target = abstract(whole(config, state, frozen))
+    target = abstract(whole(config, state, frozen, taught))
     del trainable, state
     state, _ = checkpoints.restore(target)
     if jax.process_index() == 0:
         print(f"resuming {config.workdir} after step {step}", file=sys.stderr)
+    taught.restore(state.pop(EXPERIENCE, {}))
     return state, setup.overlay(frozen, state.pop(OTHER_PHASES, {}))
 
 
@@ -59,7 +69,8 @@ def enter_phase(
     return init_state(trainable, optimizer, step), rest
 
 
-def whole(config: Any, state: State, frozen: Mapping[str, Any]) -> State:
-    """What a checkpoint holds: the state, and what this phase freezes and another one trains."""
+def whole(config: Any, state: State, frozen: Mapping[str, Any], taught: Supervised) -> State:
+    """What a checkpoint holds: the state, what this phase freezes and another one trains, and what is at hand to learn from."""
     ever = setup.trained(setup.tables(config), merge(state["trainable"], frozen))
-    return {**state, OTHER_PHASES: setup.of_other_phases(frozen, ever)}
+    carried = taught.carried(state)
+    return {**state, OTHER_PHASES: setup.of_other_phases(frozen, ever), **({EXPERIENCE: carried} if carried else {})}

@@ -1,0 +1,228 @@
+"""What a run learns from: its records as they are, or answers of its own to their questions. `train.py` is the same page for both.
+
+    batches(index, start, part)                -> (step in phase, rows), of a phase
+    objective(index)                           -> (loss, normalizers) of its train step
+    experience(state, frozen, rows, step)      -> (the step's batch, what there is to say of it)
+    carried(state), restore(...)               -> what a checkpoint holds of it beside the state
+
+A recipe with `config.rl` learns by grouped reinforcement (rl/); every other one from its records.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from vital_jax.latent.choose import Decoding
+from vital_jax.methods.base import Method
+from vital_jax.pipeline.batch import Layout
+from vital_jax.pipeline.feed import Feed
+from vital_jax.rl.advantages import TOTAL, Normalisation
+from vital_jax.rl.choices import choose, unknown
+from vital_jax.rl.experience import Experience, Schedule
+from vital_jax.rl.objective import Objective
+from vital_jax.rl.policy import make_loss
+from vital_jax.rl.replay import recorded
+from vital_jax.rl.rewards import load
+from vital_jax.rl.rollout import Sampler
+from vital_jax.rl.scorer import Scorer
+from vital_jax.run import program, setup
+from vital_jax.training.step import LossFn, State
+
+Rows = dict[str, np.ndarray]
+Batches = Generator[tuple[int, Rows], None, None]
+
+
+class Supervised(contextlib.ExitStack):
+    """Records with their answers, chains and region features."""
+
+    def __init__(self, config: Any, method: Method, feed: Feed, layouts: Sequence[Layout]):
+        super().__init__()
+        self.config, self.method, self.feed, self.layouts = config, method, feed, layouts
+        self.losses: tuple[str, ...] = method.losses
+
+    def batches(self, index: int, start: int, part: tuple[int, int]) -> Batches:
+        """(step in phase, this process's rows of its batch) from step `start` of phase `index` on."""
+        phase, config = self.config.phases[index], self.config
+        order = dict(batch=config.batch, steps=phase.steps, seed=config.seed + index, start=start, part=part)
+        return self.feed.phase(self.layouts[index], phase.max_steps, **order)
+
+    def objective(self, index: int) -> tuple[LossFn, program.Normalizers]:
+        """(loss, normalizers) of a phase, as `make_train_step` takes them."""
+        return program.objective(self.method, setup.phases_of(self.config)[index], self.layouts[index].suffix)
+
+    def experience(
+        self, state: State, frozen: Mapping[str, Any], rows: Rows, step: int
+    ) -> tuple[Rows, dict[str, float]]:
+        """The batch of the update after `step` from this process's rows."""
+        return rows, {}
+
+    def carried(self, state: State) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {}
+
+    def restore(self, found: Mapping[str, Any]) -> None:
+        """Takes up what `carried` gave."""
+
+
+class Grouped(Supervised):
+    """Groups of the policy's own answers, and what they are worth.
+
+    Raises: ValueError as `settings` and `Sampler`.
+    """
+
+    def __init__(self, config: Any, method: Method, feed: Feed, layouts: Sequence[Layout], mesh: Mesh):
+        super().__init__(config, method, feed, layouts)
+        rl, folder = config.rl, Path(config.workdir)
+        own = settings(config)
+        scorer = self.enter_context(Scorer(own.rewards, rl.threads))
+        self.losses = ("reward", *(["kl"] if own.objective.kl != "none" else []))
+        self.schedule = own.schedule
+        self.taught = Experience(
+            method, sampler_of(config, method, feed), feed, scorer, own.schedule, own.objective, own.normalisation,
+            config.micro_batches, mesh, folder / "rollouts", Path(rl.rollouts) if rl.rollouts else None,
+            rl.merge_adapters, rl.page_every,
+        )  # fmt: skip
+
+    def batches(self, index: int, start: int, part: tuple[int, int]) -> Batches:
+        """(step in phase, this process's rows of the block that its rollout owns)."""
+        phase, plan, config = self.config.phases[index], self.schedule, self.config
+        order = dict(batch=plan.waves * plan.prompts, steps=phase.steps // plan.steps, seed=config.seed + index)
+        blocks = self.feed.phase(
+            Layout(), phase.max_steps, **order, start=start // plan.steps, part=part, waves=plan.waves
+        )
+        with contextlib.closing(blocks):
+            for number, block in blocks:
+                first = number * plan.steps
+                yield from ((step, block) for step in range(max(first, start), first + plan.steps))
+
+    def objective(self, index: int) -> tuple[LossFn, program.Normalizers]:
+        sampler = self.taught.sampler
+        return make_loss(self.method, self.taught.objective, sampler.decoding.temperature, sampler.banned)
+
+    def experience(
+        self, state: State, frozen: Mapping[str, Any], rows: Rows, step: int
+    ) -> tuple[Rows, dict[str, float]]:
+        return self.taught(state, frozen, rows, step)
+
+    def carried(self, state: State) -> dict[str, Any]:
+        return self.taught.carried(state)
+
+    def restore(self, found: Mapping[str, Any]) -> None:
+        self.taught.restore(found)
+
+
+def of(config: Any, method: Method, feed: Feed, layouts: Sequence[Layout], mesh: Mesh) -> Supervised:
+    """What this run learns from; a context manager."""
+    return (
+        Grouped(config, method, feed, layouts, mesh) if config.get("rl") else Supervised(config, method, feed, layouts)
+    )
+
+
+# --- a recipe's `rl` --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `config.rl` says, checked."""
+
+    schedule: Schedule
+    objective: Objective
+    normalisation: Normalisation
+    rewards: tuple[Any, ...]
+
+
+def settings(config: Any) -> Settings:
+    """The choices of `config.rl`. Raises: ValueError naming a choice that is unknown, missing, or contradicts another."""
+    rl = config.rl
+    names = [field.name for field in dataclasses.fields(Schedule) if field.name != "batch"]
+    schedule = Schedule(config.batch, **{name: rl[name] for name in names})
+    objective = choose(Objective, rl.objective.to_dict(), "config.rl.objective")
+    normalisation = choose(Normalisation, rl.advantages.to_dict(), "config.rl.advantages")
+    rewards = load(rl.rewards, Path(config.workdir) / "judge")
+    judged = [TOTAL, *(reward.name for reward in rewards)]
+    if normalisation.filter_on not in judged:
+        raise ValueError(unknown("config.rl.advantages.filter_on: reward", normalisation.filter_on, judged))
+    for name in ("mini_batches", "epochs", "waves", "group", "threads"):
+        if rl[name] < 1:
+            raise ValueError(f"config.rl.{name}={rl[name]}: at least 1")
+    if (schedule.waves > 1) != ((rule := normalisation.zero_variance) == "resample"):
+        raise ValueError(
+            f"config.rl.waves={schedule.waves} with config.rl.advantages.zero_variance={rule!r}: more waves of prompts than one are what "
+            "'resample' needs, and nothing else asks them"
+        )
+    if schedule.prompts % schedule.rows:
+        raise ValueError(
+            f"config.rl.chunk={schedule.chunk} does not divide the {schedule.prompts} prompts of a rollout"
+        )
+    for i, phase in enumerate(config.phases):
+        if phase.steps % schedule.steps:
+            raise ValueError(
+                f"config.phases[{i}].steps={phase.steps}: each rollout is learned from in {schedule.steps} steps (rl.mini_batches times "
+                f"rl.epochs); take a multiple"
+            )
+    if config.lora.dropout:
+        raise ValueError(
+            f"config.lora.dropout={config.lora.dropout}: with dropout an update would not be of the policy that drew; set it to 0"
+        )
+    if len({tuple(map(tuple, table)) for table in setup.tables(config)}) > 1:
+        raise ValueError("config.phases: with config.rl all phases train the same leaves, those of the reference")
+    return Settings(schedule, objective, normalisation, rewards)
+
+
+def sampler_of(config: Any, method: Method, feed: Feed) -> Sampler:
+    """What draws the run's rollouts. Raises: ValueError as `Sampler`, naming the method."""
+    engine = method.engine(feed.encoder, feed.buckets, setup.budgets_of(config, None))
+    decoding = Decoding(config.data.answer, engine.ends, config.rl.temperature)
+    try:
+        return Sampler(engine, decoding, config.rl.group, config.seed)
+    except ValueError as error:
+        raise ValueError(f"config.rl with method {method.name!r}: {error}") from None
+
+
+def columns_of(config: Any, method: Method, feed: Feed, layouts: Sequence[Layout]) -> list[Layout]:
+    """The layouts that a step's arithmetic counts: of the records, or of the rollouts that it replays."""
+    if not config.get("rl"):
+        return list(layouts)
+    return [Layout(suffix=recorded(sampler_of(config, method, feed).columns))] * len(config.phases)
+
+
+def pace(config: Any) -> tuple[int, int]:
+    """(records, steps): how many records are met in how many steps."""
+    if not config.get("rl"):
+        return config.batch, 1
+    plan = settings(config).schedule
+    return plan.prompts, plan.steps
+
+
+def describe(config: Any, method: Method, feed: Feed) -> list[str]:
+    """The plan of a run's rollouts: tokens and memory; empty without any. Reads no weights."""
+    if not config.get("rl"):
+        return []
+    own, sampler = settings(config), sampler_of(config, method, feed)
+    plan, decoder = own.schedule, method.model.config.decoder
+    G, U, (S, _) = sampler.groups, sampler.columns, max(feed.buckets)
+    N, waves = plan.prompts, plan.waves
+    width = np.dtype(np.float32).itemsize if config.model.dtype == "float32" else 2
+    cell = 2 * decoder.layers * decoder.kv_heads * decoder.head_width * width
+
+    def gib(size: float) -> str:
+        return f"{size / 2**30:.2f} GiB"
+
+    reference = "a copy of what trains" if own.objective.kl != "none" else "none"
+    rows = plan.rows
+    scores = config.batch // config.micro_batches * G * decoder.vocab * 4
+    return [
+        "",
+        f"rollouts: {N} prompts x {G} answers of at most {U} columns for {plan.steps} steps"
+        + (f", and up to {waves * N} prompts asked where groups are flat" if waves > 1 else "")
+        + f": at most {N * G * U:,} tokens drawn, {plan.steps * config.batch * G * U:,} replayed in updates",
+        f"rewards: {', '.join(f'{reward.name} x {reward.weight:g}' for reward in own.rewards)}; reference: {reference}",
+        f"memory of a rollout, all devices together: keys and values of {rows} prompts of {S} tokens {gib(rows * S * cell)}, of {rows * G} "
+        f"answers {gib(rows * G * U * cell)}; scores of one token of each {gib(rows * G * decoder.vocab * 4)} "
+        f"(in updates, a token of each answer {gib(scores)})",
+    ]
