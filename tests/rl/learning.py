@@ -23,6 +23,7 @@ from vital_jax.rl.rewards import Reward
 from vital_jax.rl.rollout import Sampler
 from vital_jax.rl.scorer import Scorer
 from vital_jax.run import program
+from vital_jax.training.partition import split
 from vital_jax.training.sharding import make_mesh
 from vital_jax.training.step import init_state, make_train_step
 
@@ -33,6 +34,8 @@ GRPO = Objective(
 )  # fmt: skip
 GROUP = Normalisation("mean", "group", "unbiased", 1e-6, "sum_then_normalise", "keep", "total", "keep")
 ENDS = (toyfeed.END, *range(8))
+PLAN = Schedule(4, mini_batches=2, epochs=2)
+ADAM = optax.adam(3e-3)
 
 
 def even(record, reply):
@@ -50,17 +53,17 @@ class Trainer:
 
     feed: Any
     folder: Path
-    schedule: Schedule = Schedule(4, mini_batches=2, epochs=2)
+    schedule: Schedule = PLAN
     objective: Objective = GRPO
     normalisation: Normalisation = GROUP
     rewards: tuple = (Reward("even", 1.0, even), Reward("short", 0.1, short))
     method: Any = None
     params: dict | None = None
-    trained: str = "lora"
+    table: tuple = (("base/.*", "frozen"), ("lora/.*", "trainable"))
     group: int = 4
     length: int = 4
     ends: tuple = ENDS
-    optimizer: Any = optax.adam(3e-3)
+    optimizer: Any = ADAM
     micro_batches: int = 2
     devices: int = 1
     more: dict = field(default_factory=dict)
@@ -71,9 +74,8 @@ class Trainer:
         params = self.params or toy.params(toy.method())
         self.mesh = make_mesh(data=self.devices, devices=jax.devices()[: self.devices])
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        copies = jax.device_put(jax.tree.map(np.asarray, params), everywhere)
-        trainable = {self.trained: copies.pop(self.trained)}
-        self.frozen = {name: x for name, x in copies.items() if name in ("base", "lora")}
+        kept = {name: jax.tree.map(np.asarray, x) for name, x in params.items() if name in ("base", "lora")}
+        trainable, self.frozen = split(jax.device_put(kept, everywhere), self.table)
         engine = method.engine(toyfeed.Encoder(), self.feed.buckets, Budgets(self.length))
         sampler = Sampler(engine, Decoding(self.length, self.ends, 1.0), self.group, seed=3)
         self.experience = Experience(

@@ -49,7 +49,7 @@ def resumed(run, trainer):
 
 
 def test_a_rollout_is_learned_from_in_mini_batches_one_after_the_other(run):
-    trainer, found, _ = run
+    _, found, _ = run
     asked = [batch["index"].tolist() for _, batch in found]
     assert asked[0] == asked[2] != asked[1] == asked[3] and asked[4] not in asked[:4]
     drawn = [batch["rollout_tokens"].tolist() for _, batch in found]
@@ -90,7 +90,7 @@ def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(run, resumed, 
 
 def test_killed_while_rewards_are_worked_out(run, resumed):
     """Nothing of a rollout that was not finished is kept; the same prompts are asked again, and answered the same."""
-    _, found, saved = run
+    _, found, _ = run
 
     def dies(record, reply):
         raise KeyboardInterrupt
@@ -136,7 +136,7 @@ def test_the_lines_of_a_rollout_hold_what_was_learned_from(run):
 
 
 def test_the_page_shows_prompts_images_answers_and_rewards(run):
-    trainer, found, _ = run
+    trainer, _, _ = run
     page = (trainer.folder / "00000000.html").read_text()
     for text in (
         "Rollouts after step 0",
