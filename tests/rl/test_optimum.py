@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import toy
 import toyfeed
-from learning import GRPO, GROUP
+from learning import GROUP, GRPO
 
 from vital_jax.latent.choose import drawn_from
 from vital_jax.latent.loop import embed, prefill, variables_of

@@ -62,6 +62,7 @@ class Sampler:
 
     Attributes:
       engine: what asks the model. decoding: temperature, ends and the answer's budget. groups: G. seed: of the draws.
+      latent_steps: K of use.
     Raises: ValueError as `check_sampling`, or for a method that takes latent steps.
     """
 
@@ -69,6 +70,7 @@ class Sampler:
     decoding: Decoding
     groups: int
     seed: int = 0
+    latent_steps: int = 0
 
     def __post_init__(self) -> None:
         check_sampling(self.decoding)
@@ -82,7 +84,7 @@ class Sampler:
     @functools.cached_property
     def plan(self) -> Plan:
         """What is written: the method's columns in use."""
-        return self.engine.plan(0, self.decoding.length)._replace(drawn=True)
+        return self.engine.plan(self.latent_steps, self.decoding.length)._replace(drawn=True)
 
     @functools.cached_property
     def banned(self) -> np.ndarray:

@@ -10,6 +10,7 @@ A recipe with `config.rl` learns by grouped reinforcement (rl/); every other one
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from vital_jax.rl.rewards import load
 from vital_jax.rl.rollout import Sampler
 from vital_jax.rl.scorer import Scorer
 from vital_jax.run import program, setup
+from vital_jax.training.config import steps_in_use
+from vital_jax.training.sharding import ROWS
 from vital_jax.training.step import LossFn, State
 
 Rows = dict[str, np.ndarray]
@@ -79,6 +82,11 @@ class Grouped(Supervised):
         super().__init__(config, method, feed, layouts)
         rl, folder = config.rl, Path(config.workdir)
         own = settings(config)
+        groups = math.prod(mesh.shape[axis] for axis in ROWS)
+        if own.schedule.rows % groups:
+            raise ValueError(
+                f"config.rl.chunk={own.schedule.rows}: prompts of a program are split over data*fsdp = {groups}; take a multiple"
+            )
         scorer = self.enter_context(Scorer(own.rewards, rl.threads))
         self.losses = ("reward", *(["kl"] if own.objective.kl != "none" else []))
         self.schedule = own.schedule
@@ -179,7 +187,7 @@ def sampler_of(config: Any, method: Method, feed: Feed) -> Sampler:
     engine = method.engine(feed.encoder, feed.buckets, setup.budgets_of(config, None))
     decoding = Decoding(config.data.answer, engine.ends, config.rl.temperature)
     try:
-        return Sampler(engine, decoding, config.rl.group, config.seed)
+        return Sampler(engine, decoding, config.rl.group, config.seed, steps_in_use(config.phases))
     except ValueError as error:
         raise ValueError(f"config.rl with method {method.name!r}: {error}") from None
 
