@@ -88,7 +88,7 @@ def train(config):
                 if config.eval.answers and (ends or step % config.eval.every == 0):
                     with clock.pause(report):
                         params = merge(state["trainable"], frozen)
-                        exact = plan.preview_answers(config, method, params, preview, phases[: index + 1], step)
+                        exact = plan.preview_answers(config, method, params, preview, phases[: index + 1], step, taught)
                         del params  # a name kept here would keep a dead copy for the whole run
                 stops = stop.at(step)
                 if ends or stops or step % config.checkpoint.every == 0:

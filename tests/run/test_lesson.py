@@ -98,8 +98,8 @@ def small(folder, workdir, last=10**6, **rl):
     config.batch, config.micro_batches, config.lora.dropout = 4, 2, 0.0
     config.phases = (vital.phase("grouped", 0, 0, losses=(), steps=8),)
     config.log.update(every=4, diagnose=0)
-    config.eval.update(every=100, answers=2, evidence="")
-    config.checkpoint.every = 3
+    config.eval.update(every=3, answers=2, evidence="")
+    config.checkpoint.update(every=3, best="max val_reward")
     return config
 
 
@@ -136,6 +136,12 @@ def test_a_run_that_dies_in_a_reward_goes_on_with_equal_curves(folder, finished)
         assert ours == expected
 
 
+def test_held_out_answers_are_rewarded_too(finished):
+    rows = [json.loads(line) for line in (finished / "answers.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [3, 3, 6, 6, 8, 8]
+    assert all(row["val_reward"] == row["val_reward/odd"] in (0.0, 1.0) for row in rows)
+
+
 def test_another_block_of_prompts_is_refused_on_resume(folder, finished):
     with pytest.raises(ValueError, match=r"rl\.group: the checkpoint has 3, this run has 4"):
         config = small(folder, "whole")
@@ -170,5 +176,5 @@ def test_methods_that_think_in_latents_are_refused_by_name(folder, finished):
     config = small(folder, "latent")
     config.method = ConfigDict({"name": "coconut", "c": 1, "max_stage": 1})
     config.phases[0].stage = 1
-    with pytest.raises(ValueError, match="config.rl with method 'coconut'"):
+    with pytest.raises(ValueError, match=r"config\.rl with method 'coconut'"):
         train.train(config)

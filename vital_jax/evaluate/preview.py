@@ -6,7 +6,7 @@ all there is to look at.
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vital_jax.evaluate.score import Row, judge
@@ -14,6 +14,7 @@ from vital_jax.latent.engine import Reply, in_order, with_images
 from vital_jax.latent.loop import variables_of
 from vital_jax.methods.base import Budgets, Method
 from vital_jax.pipeline.feed import Feed
+from vital_jax.pipeline.records import Record
 
 
 def ask(
@@ -52,10 +53,12 @@ def answers(
     numbers: Sequence[int],
     max_steps: int,
     batch: int = 8,
+    worth: Callable[[Record, Reply], Mapping[str, float]] = lambda record, reply: {},
 ) -> list[Row]:
-    """`ask`, judged: {"id", "question", "gold", "answer", "exact"}; `exact` compares after `normalise`."""
+    """`ask`, judged: {"id", "question", "gold", "answer", "exact"}; `exact` compares after `normalise`. worth: further numbers of each."""
+    records = [feed.source[int(number)] for number in numbers]
     replies = ask(method, params, feed, numbers, max_steps, batch)
-    return [judge(feed.source[int(number)], reply.text) for number, reply in zip(numbers, replies, strict=True)]
+    return [judge(record, reply.text) | worth(record, reply) for record, reply in zip(records, replies, strict=True)]
 
 
 def shuffled(numbers: Sequence[int], feed: Feed, seed: int) -> list[int]:

@@ -57,6 +57,7 @@ class Reply:
         where it came. complete: whether it came, or a stop sequence; otherwise the answer was cut.
       latent_steps: K_i, the steps taken. u, z: [K_i, D] float32, inputs and outputs of the steps. z0: [D], the state after the prompt.
       chain: what was written before the answer, without forced text; empty where nothing was.
+      written: ids of all that the model wrote itself.
     """
 
     text: str
@@ -68,6 +69,7 @@ class Reply:
     z: np.ndarray
     z0: np.ndarray
     chain: str = ""
+    written: tuple[int, ...] = ()
 
     @property
     def log_prob(self) -> float:
@@ -210,7 +212,8 @@ class Engine:
         for segment in plan.suffix.segments:  # the model may have written the text before the answer itself
             chain = chain.removesuffix(decode(segment.ids)) if segment.fixed else chain
         return Reply(
-            decode(shown), tokens, tuple(row.log_probs[own].tolist()), bool(row.complete), K, row.u[:K], row.z[:K], row.z0, chain
+            decode(shown), tokens, tuple(row.log_probs[own].tolist()), bool(row.complete), K, row.u[:K], row.z[:K], row.z0, chain,
+            tuple(row.tokens[row.modes == TOKEN].tolist()),
         )  # fmt: skip
 
 

@@ -26,10 +26,8 @@ from vital_jax.latent.loop import Variables
 from vital_jax.methods.base import Method
 from vital_jax.pipeline.batch import Layout, Row, collate
 from vital_jax.pipeline.feed import Feed
-from vital_jax.pipeline.segments import TOKEN
 from vital_jax.rl import completions
 from vital_jax.rl.advantages import Advantages, Normalisation, advantages
-from vital_jax.rl.builtin import Reply
 from vital_jax.rl.objective import Objective
 from vital_jax.rl.replay import ROLLOUT, Replayed, drawn, replay
 from vital_jax.rl.rollout import Rollout, Sampler, policy
@@ -296,15 +294,12 @@ class Experience:
         """Hands a chunk's answers to the threads that score them. numbers: of its records."""
         sampler = self.sampler
         replies = sampler.engine.replies(found, sampler.plan, sampler.decoding, len(numbers))
-        limit = sum(segment.budget for segment in sampler.plan.suffix.segments if not segment.fixed)
-        records, written = [], []
-        for b, number in enumerate(numbers):
-            record = self.feed.source[int(number)]
-            for g, reply in enumerate(replies[b]):
-                tokens = tuple(found.tokens[b, g][found.modes[b, g] == TOKEN].tolist())
-                records.append(record)
-                written.append(Reply(reply.text, tokens, limit, reply.complete, reply.chain))
-        self.scorer.add(place, records, written)
+        records = [self.feed.source[int(number)] for number in numbers]
+        self.scorer.add(
+            place,
+            [record for record, group in zip(records, replies, strict=True) for _ in group],
+            [self.sampler.judged(reply) for group in replies for reply in group],
+        )
 
     def _all(self, own: np.ndarray) -> np.ndarray:
         """The rows of all processes, from this one's."""

@@ -15,11 +15,12 @@ import numpy as np
 
 from vital_jax.latent.choose import Decoding, row_keys
 from vital_jax.latent.decode import Decoded, Plan, respond
-from vital_jax.latent.engine import Engine
+from vital_jax.latent.engine import Engine, Reply
 from vital_jax.latent.loop import Variables, variables_of
 from vital_jax.latent.script import columns
 from vital_jax.models.backbone import Backbone
 from vital_jax.models.lora import merge_lora
+from vital_jax.rl.builtin import Reply as Judged
 
 
 class Rollout(NamedTuple):
@@ -95,6 +96,11 @@ class Sampler:
     def columns(self) -> int:
         """U, the most columns of an answer with what is written before it."""
         return columns(self.plan.suffix)[0]
+
+    def judged(self, reply: Reply) -> Judged:
+        """A reply as rewards see it."""
+        limit = sum(segment.budget for segment in self.plan.suffix.segments if not segment.fixed)
+        return Judged(reply.text, reply.written, limit, reply.complete, reply.chain)
 
     def draw(self, variables: Variables, prompts: Mapping[str, Any], numbers: np.ndarray) -> Decoded:
         """G answers to each prompt, as arrays that may still be in the making.

@@ -19,9 +19,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vital_jax.latent.choose import Decoding
+from vital_jax.latent.engine import Reply
 from vital_jax.methods.base import Method
 from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.feed import Feed
+from vital_jax.pipeline.records import Record
 from vital_jax.rl.advantages import TOTAL, Normalisation
 from vital_jax.rl.choices import choose, unknown
 from vital_jax.rl.experience import Experience, Schedule
@@ -63,6 +65,10 @@ class Supervised(contextlib.ExitStack):
     ) -> tuple[Rows, dict[str, float]]:
         """The batch of the update after `step` from this process's rows."""
         return rows, {}
+
+    def worth(self, record: Record, reply: Reply) -> dict[str, float]:
+        """What a decoded answer to a held-out question is worth, beside being exact."""
+        return {}
 
     def carried(self, state: State) -> dict[str, Any]:
         """What a checkpoint holds of it."""
@@ -116,6 +122,12 @@ class Grouped(Supervised):
         self, state: State, frozen: Mapping[str, Any], rows: Rows, step: int
     ) -> tuple[Rows, dict[str, float]]:
         return self.taught(state, frozen, rows, step)
+
+    def worth(self, record: Record, reply: Reply) -> dict[str, float]:
+        seen = self.taught.sampler.judged(reply)
+        each = {reward.name: reward(record, seen) for reward in self.taught.scorer.rewards}
+        total = sum(weight * each[name] for name, weight in self.taught.weights.items())
+        return {"val_reward": total, **{f"val_reward/{name}": value for name, value in each.items()}}
 
     def carried(self, state: State) -> dict[str, Any]:
         return self.taught.carried(state)

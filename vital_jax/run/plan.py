@@ -136,6 +136,8 @@ def check_models(config: Any) -> None:
 def check_best(config: Any, metrics: Mapping[str, Any]) -> None:
     """Refuses a `checkpoint.best` that names nothing a step reports. metrics: of any step. Raises: ValueError naming what there is."""
     name, known = config.checkpoint.best.partition(" ")[2], {*metrics, *(("exact",) if config.eval.answers else ())}
+    if config.get("rl") and config.eval.answers:
+        known |= {"val_reward", *(f"val_reward/{reward.name}" for reward in lesson.settings(config).rewards)}
     if name and name not in known:
         raise ValueError(
             f"config.checkpoint.best={config.checkpoint.best!r}: no metric {name!r}; there are {', '.join(sorted(known))}"
@@ -323,25 +325,37 @@ def on_first(config: Any, name: str, params: Mapping[str, Any], work: Callable[[
 
 
 def preview_answers(
-    config: Any, method: Method, params: Mapping[str, Any], preview: Feed, phases: Sequence[Any], step: int
+    config: Any,
+    method: Method,
+    params: Mapping[str, Any],
+    preview: Feed,
+    phases: Sequence[Any],
+    step: int,
+    taught: lesson.Supervised,
 ) -> dict[str, float]:
-    """Asks some records of the preview, shows the answers and logs them. phases: those begun. Returns: {"exact": share of exact ones}."""
+    """Asks some records of the preview, shows the answers and logs them. phases: those begun.
+
+    Returns: {"exact": share of exact ones}, and means of what they are worth to what the run learns from.
+    """
     numbers, K = spread(preview.select(phases[-1].max_steps).tolist(), config.eval.answers), steps_in_use(phases)
     log = Path(config.workdir) / "answers.jsonl"
 
-    def work(here: Mapping[str, Any]) -> float:
-        found = answers(method, here, preview, numbers, K)
+    def work(here: Mapping[str, Any]) -> dict[str, float]:
+        found = answers(method, here, preview, numbers, K, worth=taught.worth)
         show_answers(found, step, K, log)
-        return sum(row["exact"] for row in found) / len(found)
+        worth = [name for name in found[0] if name.startswith("val_")]
+        return {name: sum(row[name] for row in found) / len(found) for name in ("exact", *worth)}
 
     asked = {name: part for name, part in params.items() if name != "scaffold"}
-    return {"exact": on_first(config, "preview", asked, work)}
+    return on_first(config, "preview", asked, work)
 
 
 def show_answers(found: Sequence[Mapping[str, Any]], step: int, K: int, log: Path, shown: int = 4) -> None:
     """Prints some decoded answers and appends all of them to the log."""
     exact = sum(row["exact"] for row in found)
-    print(f"\nstep {step}: {exact} of {len(found)} decoded answers exact at K = {K}", file=sys.stderr)
+    worth = sum(row.get("val_reward", 0.0) for row in found) / len(found)
+    said = f"; mean reward {worth:.4g}" if "val_reward" in found[0] else ""
+    print(f"\nstep {step}: {exact} of {len(found)} decoded answers exact at K = {K}{said}", file=sys.stderr)
     for row in found[:shown]:
         print(f"  {row['question']}\n    gold   {row['gold']}\n    answer {row['answer']}", file=sys.stderr)
     with log.open("a", encoding="utf-8") as file:
