@@ -43,7 +43,7 @@ def train(config):
 
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     part, parts = row_share(mesh)
-    counted = lesson.columns_of(config, method, feed, layouts)
+    counted = lesson.columns_of(config, method, feed.encoder.prompter, layouts)
     plan.check_data(config, layouts, feed, preview, parts)
     base, workdir = fingerprint(config.model.folder), Path(config.workdir)
     plan.agree_on_data(base, feed)

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 import shapes
 
+from configs import grpo
 from vital_jax.latent.loop import LOOP
-from vital_jax.run import fit, setup
+from vital_jax.pipeline.batch import Layout
+from vital_jax.run import fit, flops, lesson, plan, setup
 from vital_jax.training import hlo
 from vital_jax.training.sharding import make_mesh
 
@@ -40,6 +42,30 @@ def test_the_loop_moves_activations_and_not_weights(folder):
     # Forward, recomputed and backward, every chip would receive the layer's kernels three times.
     assert hlo.sent(loop) < 0.5 * 9 * 3 * LAYER * 7 / 8
     assert hlo.sent(found) > 2 * hlo.sent(loop), "long passes gather the weights"
+
+
+def test_rollouts_and_their_updates_are_compiled_from_shapes(folder):
+    """Eight prompts, three answers each, a row of each device: the suffix caches are split as the prompts are."""
+    config = grpo.get_config()
+    for key, value in shapes.overrides(folder, batch=8).items():
+        config.update_from_flattened_dict({key: value})
+    config.rl.group = 3
+    config.rl.objective.update(kl="k3", kl_coefficient=0.01)
+    config.phases[0].steps = 8
+    plan.resolve(config)
+    mesh = make_mesh(8, 1, 1)
+    method, _ = fit.prepared(config, mesh, 0)
+    T, layers = config.data.answer, 3
+    layout = Layout(S, P)
+    lowered, batch = fit.lower_training(config, method, mesh, 0, layout)
+    assert batch["rollout_ref"].shape == (8, 3, T) and batch["rollout_mask"].all()
+    (columns,) = lesson.columns_of(config, method, None, [layout])
+    work = flops.work_of(batch, columns.suffix)
+    assert (work.context, work.answers) == (8 * S + 8 * 3 * T, 8 * 3 * T)
+    assert "all-reduce" in lowered.compile().as_text()
+    asking = Layout(S, P, method.asking(0, setup.budgets_of(config, None)))
+    drawn = fit.lower_sampling(config, method, mesh, asking, *lesson.drawing(config)).compile().as_text()
+    assert f"f32[{layers},1,3,{T},2,8]" in drawn and f"f32[{layers},8,3,{T},2,8]" not in drawn
 
 
 def test_what_does_not_fit_says_by_how_much():

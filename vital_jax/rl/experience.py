@@ -78,6 +78,16 @@ class Schedule:
         return bool(every) and step > 0 and step // every > (step - self.steps) // every
 
 
+def empty(objective: Objective, N: int, G: int, U: int) -> Rows:
+    """Zeros for what updates read of N prompts' rollouts; in a batch, `rollout_` stands before each name."""
+    columns: dict[str, type] = {"mode": np.int32, "tokens": np.int32, "mask": bool, "sampler": np.float32}
+    columns |= {"old": np.float32} if objective.old == "replay" else {}
+    columns |= {"old_entropy": np.float32} if objective.top_entropy < 1 else {}
+    columns |= {"ref": np.float32} if objective.kl != "none" else {}
+    found: Rows = {name: np.zeros((N, G, U), dtype) for name, dtype in columns.items()}
+    return {**found, "advantage": np.zeros((N, G), np.float32)}
+
+
 @dataclasses.dataclass(eq=False)
 class Experience:
     """Makes the batches of a run, step after step: `experience(state, frozen, prompts, step)`.
@@ -109,7 +119,10 @@ class Experience:
         self.reference: dict[str, Any] = {}
         self._at, self._ended = -1, 0.0
         self.weights = {reward.name: reward.weight for reward in self.scorer.rewards}
-        self._rollout: Rows = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self._shapes().items()}
+        G, U = self.sampler.groups, self.sampler.columns
+        self._rollout = empty(self.objective, self.schedule.prompts, G, U) | {
+            "numbers": np.zeros(self.schedule.prompts, np.int32)
+        }
         T, banned = self.sampler.decoding.temperature, self.sampler.banned
 
         def read(params: Mapping[str, Any], batch: Mapping[str, jax.Array]) -> Replayed:
@@ -121,19 +134,6 @@ class Experience:
         self._replay, self._mixed = jax.jit(read), jax.jit(mixed, donate_argnums=0)
 
     # --- what a checkpoint holds --------------------------------------------------------------------------------------
-
-    def _shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:
-        """The arrays of a rollout at hand, for all prompts in their order."""
-        N, G, U = self.schedule.prompts, self.sampler.groups, self.sampler.columns
-        columns: dict[str, type] = {"mode": np.int32, "tokens": np.int32, "mask": bool, "sampler": np.float32}
-        if self.objective.old == "replay":
-            columns["old"] = np.float32
-        if self.objective.top_entropy < 1:
-            columns["old_entropy"] = np.float32
-        if self.objective.kl != "none":
-            columns["ref"] = np.float32
-        shapes = {name: ((N, G, U), dtype) for name, dtype in columns.items()}
-        return {"numbers": ((N,), np.int32), "advantage": ((N, G), np.float32), **shapes}
 
     def carried(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """What a checkpoint holds beside the state: arrays on the mesh. state: of the run, for a reference yet to be taken."""

@@ -31,7 +31,7 @@ class Replayed(NamedTuple):
 
 def recorded(columns: int) -> Suffix:
     """The suffix that replays rollouts of U columns."""
-    return Suffix((Segment("recorded", ROLLOUT, columns),))
+    return Suffix((Segment("recorded", ROLLOUT, columns, supervised=True),))
 
 
 def drawn(batch: Mapping[str, Any]) -> Any:

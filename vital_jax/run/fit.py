@@ -25,7 +25,7 @@ from vital_jax.methods.base import Method
 from vital_jax.models.attention import implementation_for
 from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.prompts import Prompter
-from vital_jax.run import flops, program, setup
+from vital_jax.run import flops, lesson, program, setup
 from vital_jax.training import chips, hlo
 from vital_jax.training.sharding import ROWS
 
@@ -117,6 +117,11 @@ class Folder:
     path: str
     added: tuple[str, ...]
 
+    @classmethod
+    def of(cls, config: Any) -> "Folder":
+        """Of a configuration's backbone."""
+        return cls(config.model.folder, setup.token_texts(config))
+
     def literal(self, text: str) -> list[int]:
         return Prompter(self.path, self.added).literal(text)
 
@@ -128,21 +133,26 @@ def lower_training(
     state, frozen = program.abstract_training(config, method, mesh, index)
     batch = program.full_rows(method, layout, config.batch)
     with jax.set_mesh(mesh):
-        loss, normalizers = program.objective(method, setup.phases_of(config)[index], layout.suffix)
+        if config.get("rl"):
+            loss, normalizers, rollouts = lesson.full(config, method, Folder.of(config))
+            batch |= rollouts
+        else:
+            loss, normalizers = program.objective(method, setup.phases_of(config)[index], layout.suffix)
         step = program.train_step(config, config.phases[index], loss, normalizers, state)
         return step.lower(state, frozen, program.abstract_batch(batch, config.micro_batches, mesh)), batch
 
 
 def lower_sampling(
-    config: Any, method: Method, mesh: Mesh, layout: Layout, rows: int = _PREVIEW_ROWS
+    config: Any, method: Method, mesh: Mesh, layout: Layout, rows: int = _PREVIEW_ROWS, groups: int = 1
 ) -> jax.stages.Lowered:
-    """The program that answers a batch of `rows` prompts, as evaluation calls it: greedy, one answer each."""
+    """The program that answers a batch of `rows` prompts: `groups` answers each; one, as evaluation calls it."""
     batch = program.full_rows(method, layout, rows)
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items() if name != "index"}
     variables = variables_of(program.shapes_on(config, method, mesh))
     with jax.set_mesh(mesh):
-        sampling = Decoding(config.data.answer, (0,)).rows(rows)
-        return respond.lower(method.model, variables, shapes, Plan(layout.suffix, method.feed), sampling)
+        sampling = Decoding(config.data.answer, (0,)).rows(rows, groups)
+        plan = Plan(layout.suffix, method.feed, drawn=groups > 1)
+        return respond.lower(method.model, variables, shapes, plan, sampling)
 
 
 def programs(
@@ -158,17 +168,18 @@ def programs(
     method, chip = prepared(config, mesh, roi_width)
     _check(config, method, mesh, P)
     phase = setup.phases_of(config)[index]
-    tokens = Folder(config.model.folder, setup.token_texts(config))
-    facts = dict(S=S, P=P)
+    tokens, facts = Folder.of(config), dict(S=S, P=P)
     if "train" in names:
         layout = dataclasses.replace(setup.layouts_of(config, method, roi_width, tokens)[index], prefix=S, patches=P)
         lowered, batch = lower_training(config, method, mesh, index, layout)
-        work = flops.of_phase(config, method, index, layout)(batch)
+        (columns,) = lesson.columns_of(config, method, tokens, [layout])
+        work = flops.of_phase(config, method, index, columns)(batch)
         yield _compile(lowered, chip, name="train", rows=config.batch, K=phase.latent_steps, flops=work, **facts)
     for K in dict.fromkeys((phase.latent_steps, 0)) if "sample" in names else ():
         suffix = method.asking(K, setup.budgets_of(config, None)).bound(tokens)
-        lowered = lower_sampling(config, method, mesh, Layout(S, P, suffix))
-        yield _compile(lowered, chip, name="sample", rows=_PREVIEW_ROWS, K=K, **facts)
+        rows, groups = lesson.drawing(config) or (_PREVIEW_ROWS, 1)
+        lowered = lower_sampling(config, method, mesh, Layout(S, P, suffix), rows, groups)
+        yield _compile(lowered, chip, name="sample", rows=rows * groups, K=K, **facts)
 
 
 def _check(config: Any, method: Method, mesh: Mesh, P: int) -> None:

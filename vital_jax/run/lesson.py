@@ -20,16 +20,18 @@ from jax.sharding import Mesh
 
 from vital_jax.latent.choose import Decoding
 from vital_jax.latent.engine import Reply
+from vital_jax.latent.script import columns
 from vital_jax.methods.base import Method
 from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.feed import Feed
 from vital_jax.pipeline.records import Record
+from vital_jax.pipeline.segments import TOKEN, Tokens
 from vital_jax.rl.advantages import TOTAL, Normalisation
 from vital_jax.rl.choices import choose, unknown
-from vital_jax.rl.experience import Experience, Schedule
+from vital_jax.rl.experience import Experience, Schedule, empty
 from vital_jax.rl.objective import Objective
 from vital_jax.rl.policy import make_loss
-from vital_jax.rl.replay import recorded
+from vital_jax.rl.replay import ROLLOUT, recorded
 from vital_jax.rl.rewards import load
 from vital_jax.rl.rollout import Sampler
 from vital_jax.rl.scorer import Scorer
@@ -204,11 +206,32 @@ def sampler_of(config: Any, method: Method, feed: Feed) -> Sampler:
         raise ValueError(f"config.rl with method {method.name!r}: {error}") from None
 
 
-def columns_of(config: Any, method: Method, feed: Feed, layouts: Sequence[Layout]) -> list[Layout]:
+def columns_of(config: Any, method: Method, tokens: Tokens, layouts: Sequence[Layout]) -> list[Layout]:
     """The layouts that a step's arithmetic counts: of the records, or of the rollouts that it replays."""
     if not config.get("rl"):
         return list(layouts)
-    return [Layout(suffix=recorded(sampler_of(config, method, feed).columns))] * len(config.phases)
+    return [Layout(suffix=recorded(_width(config, method, tokens)))] * len(layouts)
+
+
+def _width(config: Any, method: Method, tokens: Tokens) -> int:
+    """U, the most columns of a rollout."""
+    asking = method.asking(steps_in_use(config.phases), setup.budgets_of(config, None))
+    return columns(asking.bound(tokens))[0]
+
+
+def full(config: Any, method: Method, tokens: Tokens) -> tuple[LossFn, program.Normalizers, Rows]:
+    """(loss, normalizers, what a batch holds beside its prompts), every answer as long as it may be; for compiling without weights."""
+    own, U = settings(config), _width(config, method, tokens)
+    banned = np.zeros(method.model.config.decoder.vocab, bool)
+    rows = empty(own.objective, config.batch, config.rl.group, U)
+    rows |= {"mode": np.full_like(rows["mode"], TOKEN), "mask": np.ones_like(rows["mask"])}
+    taught = make_loss(method, own.objective, config.rl.temperature, banned)
+    return *taught, {f"{ROLLOUT}_{name}": x for name, x in rows.items()}
+
+
+def drawing(config: Any) -> tuple[int, int] | None:
+    """(prompts, G) of a program that draws rollouts; None where none are drawn."""
+    return (settings(config).schedule.rows, config.rl.group) if config.get("rl") else None
 
 
 def pace(config: Any) -> tuple[int, int]:
