@@ -97,7 +97,7 @@ def train(config):
                         saved = meta(index, step, clock.state())
                         checkpoints.save(step, whole(config, state, frozen, taught), saved, progress.last | exact)
                         exact = {}
-                    plan.check_best(config, progress.last)
+                    plan.check_best(config, (*progress.last, *taught.held_out))
                 if stops and step < total:
                     checkpoints.wait()
                     distributed.leave(f"stopped after step {step}, which is saved: the same command goes on from there")

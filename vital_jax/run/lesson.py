@@ -15,6 +15,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -32,7 +33,7 @@ from vital_jax.rl.experience import Experience, Schedule, empty
 from vital_jax.rl.objective import Objective
 from vital_jax.rl.policy import make_loss
 from vital_jax.rl.replay import ROLLOUT, recorded
-from vital_jax.rl.rewards import load
+from vital_jax.rl.rewards import Reward, load
 from vital_jax.rl.rollout import Sampler
 from vital_jax.rl.scorer import Scorer
 from vital_jax.run import program, setup
@@ -50,7 +51,8 @@ class Supervised(contextlib.ExitStack):
     def __init__(self, config: Any, method: Method, feed: Feed, layouts: Sequence[Layout]):
         super().__init__()
         self.config, self.method, self.feed, self.layouts = config, method, feed, layouts
-        self.losses: tuple[str, ...] = method.losses
+        self.losses: tuple[str, ...] = method.losses  # on the terminal's line
+        self.held_out: tuple[str, ...] = ()  # names of what `worth` returns
 
     def batches(self, index: int, start: int, part: tuple[int, int]) -> Batches:
         """(step in phase, this process's rows of its batch) from step `start` of phase `index` on."""
@@ -95,7 +97,8 @@ class Grouped(Supervised):
             raise ValueError(
                 f"config.rl.chunk={own.schedule.rows}: prompts of a program are split over data*fsdp = {groups}; take a multiple"
             )
-        scorer = self.enter_context(Scorer(own.rewards, rl.threads))
+        scorer = self.enter_context(Scorer(rewards_of(config), rl.threads))
+        self.held_out = ("val_reward", *(f"val_reward/{reward.name}" for reward in scorer.rewards))
         self.losses = ("reward", *(["kl"] if own.objective.kl != "none" else []))
         self.schedule = own.schedule
         self.taught = Experience(
@@ -127,9 +130,10 @@ class Grouped(Supervised):
 
     def worth(self, record: Record, reply: Reply) -> dict[str, float]:
         seen = self.taught.sampler.judged(reply)
-        each = {reward.name: reward(record, seen) for reward in self.taught.scorer.rewards}
-        total = sum(weight * each[name] for name, weight in self.taught.weights.items())
-        return {"val_reward": total, **{f"val_reward/{name}": value for name, value in each.items()}}
+        rewards = self.taught.scorer.rewards
+        each = [reward(record, seen) for reward in rewards]
+        total = sum(reward.weight * value for reward, value in zip(rewards, each, strict=True))
+        return dict(zip(self.held_out, (total, *each), strict=True))
 
     def carried(self, state: State) -> dict[str, Any]:
         return self.taught.carried(state)
@@ -155,7 +159,25 @@ class Settings:
     schedule: Schedule
     objective: Objective
     normalisation: Normalisation
-    rewards: tuple[Any, ...]
+
+
+def check(config: Any) -> None:
+    """Refuses mistakes in `config.rl`, those in a file of rewards among them, before anything else is read. Raises: ValueError."""
+    own, rewards = settings(config), rewards_of(config)
+    for reward in rewards:
+        reward.close()
+    if not config.eval.answers and "val_reward" in config.checkpoint.best:
+        raise ValueError(
+            f"config.checkpoint.best={config.checkpoint.best!r}: config.eval.answers=0, so nothing held out is rewarded"
+        )
+    judged = [TOTAL, *(reward.name for reward in rewards)]
+    if own.normalisation.filter_on not in judged:
+        raise ValueError(unknown("config.rl.advantages.filter_on: reward", own.normalisation.filter_on, judged))
+
+
+def rewards_of(config: Any) -> tuple[Reward, ...]:
+    """The rewards, to be closed. Raises: ValueError as `rewards.load`."""
+    return load(config.rl.rewards, Path(config.workdir) / "judge" / str(jax.process_index()))
 
 
 def settings(config: Any) -> Settings:
@@ -165,10 +187,6 @@ def settings(config: Any) -> Settings:
     schedule = Schedule(config.batch, **{name: rl[name] for name in names})
     objective = choose(Objective, rl.objective.to_dict(), "config.rl.objective")
     normalisation = choose(Normalisation, rl.advantages.to_dict(), "config.rl.advantages")
-    rewards = load(rl.rewards, Path(config.workdir) / "judge")
-    judged = [TOTAL, *(reward.name for reward in rewards)]
-    if normalisation.filter_on not in judged:
-        raise ValueError(unknown("config.rl.advantages.filter_on: reward", normalisation.filter_on, judged))
     for name in ("mini_batches", "epochs", "waves", "group", "threads"):
         if rl[name] < 1:
             raise ValueError(f"config.rl.{name}={rl[name]}: at least 1")
@@ -193,7 +211,7 @@ def settings(config: Any) -> Settings:
         )
     if len({tuple(map(tuple, table)) for table in setup.tables(config)}) > 1:
         raise ValueError("config.phases: with config.rl all phases train the same leaves, those of the reference")
-    return Settings(schedule, objective, normalisation, rewards)
+    return Settings(schedule, objective, normalisation)
 
 
 def sampler_of(config: Any, method: Method, feed: Feed) -> Sampler:
@@ -264,7 +282,7 @@ def describe(config: Any, method: Method, feed: Feed) -> list[str]:
         f"rollouts: {N} prompts x {G} answers of at most {U} columns for {plan.steps} steps"
         + (f", and up to {waves * N} prompts asked where groups are flat" if waves > 1 else "")
         + f": at most {N * G * U:,} tokens drawn, {plan.steps * config.batch * G * U:,} replayed in updates",
-        f"rewards: {', '.join(f'{reward.name} x {reward.weight:g}' for reward in own.rewards)}; reference: {reference}",
+        f"rewards: {', '.join(f'{row[0]} x {row[1]:g}' for row in config.rl.rewards)}; reference: {reference}",
         f"memory of a rollout, all devices together: keys and values of {rows} prompts of {S} tokens {gib(rows * S * cell)}, of {rows * G} "
         f"answers {gib(rows * G * U * cell)}; scores of one token of each {gib(rows * G * decoder.vocab * 4)} "
         f"(in updates, a token of each answer {gib(scores)})",

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def resolve(config: Any) -> None:
     weights, and the features' name, which is empty where nothing of the run reads them.
 
     Raises: ValueError naming an unknown method, switch or curriculum, a `compiler` that is not rows of two strings, or a loss on regions
-      without region features; as `lesson.settings`.
+      without region features; as `lesson.check`.
     """
     settings = base.settings_of(config.method.to_dict())
     kind = base.get(settings["name"])
@@ -82,7 +82,7 @@ def resolve(config: Any) -> None:
             "config.data.features is empty, and a loss of this method needs region features: give auto, or set the loss's weight to 0"
         )
     if config.get("rl"):
-        lesson.settings(config)
+        lesson.check(config)
 
 
 def make_ready(config: Any) -> None:
@@ -133,11 +133,9 @@ def check_models(config: Any) -> None:
         check_weights(config.model.folder, config.model.text_decoder if reads else None)
 
 
-def check_best(config: Any, metrics: Mapping[str, Any]) -> None:
-    """Refuses a `checkpoint.best` that names nothing a step reports. metrics: of any step. Raises: ValueError naming what there is."""
+def check_best(config: Any, metrics: Iterable[str]) -> None:
+    """Refuses a `checkpoint.best` that names nothing a step reports. metrics: names, of any step. Raises: ValueError with what there is."""
     name, known = config.checkpoint.best.partition(" ")[2], {*metrics, *(("exact",) if config.eval.answers else ())}
-    if config.get("rl") and config.eval.answers:
-        known |= {"val_reward", *(f"val_reward/{reward.name}" for reward in lesson.settings(config).rewards)}
     if name and name not in known:
         raise ValueError(
             f"config.checkpoint.best={config.checkpoint.best!r}: no metric {name!r}; there are {', '.join(sorted(known))}"
