@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from configs import ablations, coconut, direct, fixtures, one_gpu, pretrain, quickstart, text_cot, vital
+from configs import ablations, bench, coconut, direct, fixtures, one_gpu, pretrain, quickstart, text_cot, vital
 from vital_jax.methods import base
 from vital_jax.pipeline.batch import Layout
 from vital_jax.pipeline.records import Record, write_records
@@ -156,6 +156,7 @@ def test_features_are_named_by_what_makes_them():
         *((vital, name, [1, 2, 4]) for name in vital.BASES),
         *((one_gpu, card, [1, 2, 4]) for card in ("24gb", "48gb", "cost")),
         (quickstart, "", [1, 2, 4]),
+        *((bench, name, [1, 2, 4]) for name in ("all", "vital_no_regions", *bench.RUNS)),
         (fixtures, "", [1, 2, 4]),
         (fixtures, "overfit", [4]),
         (pretrain, "", [0]),
@@ -178,14 +179,15 @@ def test_every_recipe_resolves_once_and_for_all(module, argument, latent_steps):
     assert resolved(config) == once
 
 
-def test_the_quickstart_is_taught_as_every_command_asks():
-    config = quickstart.get_config()
+@pytest.mark.parametrize("module", [quickstart, bench])
+def test_a_bench_is_taught_as_every_command_asks(module):
+    config = module.get_config()
     plan.resolve(config)
     assert config.method.train_k == "phase_max" and "eval_k" not in config.method
     assert max(phase.latent_steps for phase in config.phases) == config.phases[-1].latent_steps == 4
 
 
-@pytest.mark.parametrize("module", [vital, one_gpu, quickstart, fixtures, pretrain, ablations])
+@pytest.mark.parametrize("module", [vital, one_gpu, quickstart, bench, fixtures, pretrain, ablations])
 def test_a_recipe_refuses_an_argument_it_does_not_know(module):
     with pytest.raises(ValueError, match="'mine'"):
         module.get_config("mine")

@@ -105,13 +105,19 @@ def _write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def write_backbone(
-    folder: str | Path, texts: Iterable[str], seed: int = 0, width: int = 128, layers: int = 4, vocab: int = 1024
+    folder: str | Path,
+    texts: Iterable[str],
+    seed: int = 0,
+    width: int = 128,
+    layers: int = 4,
+    vocab: int = 1024,
+    depth: int = 4,
 ) -> None:
     """Writes a small random Qwen3-VL: weights, config (4.57 style), tokenizer, image processor, chat template.
 
     Args:
       folder: made if absent. texts: what the tokenizer is trained on. seed: of the weights.
-      width: D, a multiple of 64. layers: L. vocab: most tokens.
+      width: D, a multiple of 64. layers: L. vocab: most tokens. depth: layers of the vision tower, at least two.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +143,7 @@ def write_backbone(
         "model_type": "qwen3_vl",
         "hidden_act": "gelu_pytorch_tanh",
         "hidden_size": tower,
-        "depth": 4,
+        "depth": depth,
         "num_heads": tower // 32,
         "intermediate_size": 2 * tower,
         "out_hidden_size": width,

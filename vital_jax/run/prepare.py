@@ -19,8 +19,7 @@ from vital_jax.construct.build import assign_splits, build_records
 from vital_jax.construct.pages import record_splits
 from vital_jax.construct.sidecar import Extraction, batch_for, write_sidecar
 from vital_jax.construct.sources import find_sources
-from vital_jax.demo.captions import caption_records
-from vital_jax.demo.flow import flow_records
+from vital_jax.demo.flow import caption_records, flow_records
 from vital_jax.demo.phantoms import phantoms
 from vital_jax.demo.pretrain.tower import train_tower
 from vital_jax.hub import tiny
@@ -30,7 +29,7 @@ from vital_jax.pipeline.features import FeatureSpec, RoiFeatures, distinctness, 
 from vital_jax.pipeline.records import Record, RecordSource, new_folder, write_splits
 from vital_jax.training.config import resolved
 
-_LESSONS = 300  # phantoms whose questions and chains teach a tokenizer its words
+_LESSONS = 300  # boards whose questions and chains teach a tokenizer its words
 
 
 def _say(message: str) -> None:
@@ -58,7 +57,9 @@ def _texts(config: Any) -> Iterator[str]:
     records = RecordSource(config.data.records)
     build = config.data.build
     lessons = (
-        build_records(phantoms(_LESSONS, build.seed), 6, build.seed, form="both") if build.source == "captions" else ()
+        flow_records(_LESSONS, build.seed, hops=(1, 2, 3, 4, 5), per_board=5, looks=6)
+        if build.source == "captions"
+        else ()
     )
     for record in (*lessons, *records):
         yield from (record.question, record.answer, *record.chain)
@@ -67,9 +68,9 @@ def _texts(config: Any) -> Iterator[str]:
 def _drawn(build: Any) -> Iterator[Record]:
     """The records of drawn images that a recipe's `data.build` describes. Raises: ValueError for an unknown source."""
     if build.source == "flow":
-        return flow_records(build.count, build.seed, per_board=build.questions)
+        return flow_records(build.count, build.seed, build.hops, build.questions, build.looks, noise=build.noise)
     if build.source == "captions":
-        return caption_records(phantoms(build.count, build.seed), build.questions, build.seed)
+        return caption_records(build.count, build.seed, build.questions)
     if build.source == "phantoms":
         samples = phantoms(build.count, build.seed)
         return build_records(samples, build.questions, build.seed, form=build.form, val=build.val, test=build.test)
@@ -110,7 +111,7 @@ def make_models(config: Any) -> None:
     spec = config.model.tiny
 
     def write_backbone(out: Path) -> None:
-        tiny.write_backbone(out, _texts(config), spec.seed, spec.width, spec.layers)
+        tiny.write_backbone(out, _texts(config), spec.seed, spec.width, spec.layers, depth=spec.get("depth", 4))
         if spec.get("tower"):
             train_tower(out, **spec.tower)
 

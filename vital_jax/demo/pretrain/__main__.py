@@ -2,7 +2,7 @@
 
 It comes after `train.py --config=configs/pretrain.py`.
 RUN is that run's folder; its backbone goes to OUT as it is. The text decoder learns sentences, and the SigLIP towers image-sentence pairs,
-of phantoms of the same seed. Everything is stored in bfloat16. Parts: backbone, text_decoder, siglip, siglip_low (half the image side).
+of boards of the same seed. Everything is stored in bfloat16. Parts: backbone, text_decoder, siglip, siglip_low (half the image side).
 """
 
 import argparse
@@ -13,8 +13,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from vital_jax.construct.build import build_records
-from vital_jax.demo.phantoms import phantoms
+from vital_jax.demo.boards import draw_board
+from vital_jax.demo.flow import flow_records
 from vital_jax.demo.pretrain.siglip import train_siglip
 from vital_jax.demo.pretrain.text import train_text
 from vital_jax.hub import tiny
@@ -36,8 +36,8 @@ def save_trained_backbone(run: Path, folder: Path) -> None:
 
 
 def _chains(count: int) -> list[str]:
-    """Distinct reasoning sentences about `count` images."""
-    records = build_records(phantoms(count, SEED), 6, SEED, form="both")
+    """Distinct reasoning sentences about `count` boards."""
+    records = flow_records(count, SEED, per_board=4, looks=6)
     return sorted({sentence for record in records for sentence in record.chain})
 
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="where the folders go")
     parts = ("backbone", "text_decoder", *TOWERS)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"some of {', '.join(parts)}; all of them by default")
-    parser.add_argument("--images", type=int, default=4000, help="phantoms that the towers learn from")
+    parser.add_argument("--images", type=int, default=3000, help="boards that the towers learn from")
     parser.add_argument("--steps", type=int, default=600, help="of each training")
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.parts) - set(parts):
@@ -66,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
                 tiny.save_text_decoder(folder, load_text_decoder(folder)[1], STORED)
             else:
                 tiny.write_siglip(folder, image=TOWERS[part])
-                train_siglip(folder, words, list(phantoms(arguments.images, SEED)), arguments.steps)
+                train_siglip(
+                    folder, words, (draw_board(SEED, index) for index in range(arguments.images)), arguments.steps
+                )
                 tiny.save_siglip(folder, load_siglip(folder)[1], STORED)
         size = (arguments.out / part / "model.safetensors").stat().st_size
         print(f"{arguments.out / part}: {size / 2**20:.2f} MiB", file=sys.stderr)

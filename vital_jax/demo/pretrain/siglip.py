@@ -1,25 +1,23 @@
-"""A small SigLIP learned from drawn images and sentences about them, for region features that tell regions apart.
+"""A small SigLIP learned from boards and sentences about them and their regions, for features that tell regions apart.
 
 The loss is SigLIP's (arXiv 2303.15343): every image against every text of the batch, a sigmoid each. Pairs whose texts are equal count as
 matches, for short sentences repeat. The text tower is a bag of words behind two layers; it and the heads are dropped when the vision tower
-is saved. Some pairs are whole images, some are crops as the region extractor cuts them, so that both of its views are known to the tower.
+is saved. Some texts are of whole images, some of regions in them (their patches' mean, as RegionCLIP's, arXiv 2112.09106), some of crops:
+every view of the region extractor is known to the tower. From whole images alone, no patch's feature had told its structure.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from PIL import Image
 
-from vital_jax.construct.measure import measure
-from vital_jax.construct.roi import crop_box, square_crop
-from vital_jax.construct.sample import Sample
-from vital_jax.construct.targets import load_targets
-from vital_jax.construct.words import brightness, shape, texture
-from vital_jax.demo.captions import caption
+from vital_jax.construct.roi import CELL_SHARE, area_resize, chosen_cells, crop_box, square_crop
+from vital_jax.demo.boards import Board
 from vital_jax.demo.pretrain.fit import fit
 from vital_jax.hub.load import load_siglip
 from vital_jax.hub.tiny import save_siglip
@@ -27,7 +25,8 @@ from vital_jax.models.layers import LayerNorm, Linear
 from vital_jax.models.siglip import SiglipVision
 from vital_jax.pipeline.prompts import Prompter
 
-_LENGTH = 48  # tokens of a text; what is longer is cut
+_LENGTH = 32  # tokens of a text; what is longer is cut
+_REGIONS = 4  # of a board that are told of
 
 
 class TextTower(nn.Module):
@@ -46,40 +45,51 @@ class TextTower(nn.Module):
 
 
 class ImageHead(nn.Module):
-    """Patch features [B, n, E] to unit vectors [B, E]: the mean, normed and mapped."""
+    """Patch features [B, n, E], the mean of those that count [B, n], to unit vectors [B, E]: normed and mapped."""
 
     width: int
 
     @nn.compact
-    def __call__(self, patches: jax.Array) -> jax.Array:
-        x = Linear(self.width, True, name="out")(LayerNorm(1e-6, name="norm")(jnp.mean(patches, axis=1)))
+    def __call__(self, patches: jax.Array, counted: jax.Array) -> jax.Array:
+        mean = jnp.einsum("bne,bn->be", patches, counted) / jnp.sum(counted, axis=1, keepdims=True)
+        x = Linear(self.width, True, name="out")(LayerNorm(1e-6, name="norm")(mean))
         return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
 
-def pairs(samples: Sequence[Sample], size: int, seed: int) -> Iterator[tuple[np.ndarray, str]]:
-    """(pixels [size, size, 3] uint8, text): each sample's crop with how it looks, each image once with a caption."""
-    targets, rng = load_targets(), np.random.default_rng(seed)
-    shown = None
-    for sample in samples:
-        picture = sample.picture
-        grey = np.asarray(picture.convert("L"))
-        m = measure(grey, sample.region)
-        crop, _ = square_crop(picture, crop_box(sample.region, 0.05, size // 14))
-        look = f"{sample.modality}: {targets.phrase(sample.target)}, {shape(m)}, {brightness(m)}, {texture(m)}."
-        yield np.asarray(crop.resize((size, size))), look
-        if sample.group != shown:
-            shown = sample.group
-            regions = {sample.target: sample.region, **sample.others}
-            marked = [(targets.phrase(name), measure(grey, region)) for name, region in regions.items()]
-            absent = [targets.phrase(name) for name in sample.absent]
-            yield np.asarray(picture.resize((size, size))), f"{sample.modality}: {caption(marked, absent, rng)}"
+class Pair(NamedTuple):
+    """pixels [size, size, 3] uint8, cells [grid * grid] bool: the patches that the text is about, and the text."""
+
+    pixels: np.ndarray
+    cells: np.ndarray
+    text: str
+
+
+def pairs(boards: Iterable[Board], size: int, seed: int) -> Iterator[Pair]:
+    """Of each board: what it shows as a whole, what a few of its regions show, and a region's crop by itself."""
+    rng, grid = np.random.default_rng(seed), size // 14
+    everything = np.ones(grid * grid, bool)
+    for board in boards:
+        picture = Image.fromarray(board.grey).convert("RGB")
+        whole = np.asarray(picture.resize((size, size)))
+        yield Pair(whole, everything, f"Shown: {', '.join(sorted(board.order))}.")
+        *seen, cut = rng.permutation(list(board.order))[: _REGIONS + 1].tolist()
+        for name in seen:
+            quarter = f"{('upper', 'lower')[board.cells[name][0] >= 2]} {('left', 'right')[board.cells[name][1] >= 2]}"
+            cells = chosen_cells(area_resize(board.masks[name], grid), CELL_SHARE)
+            yield Pair(whole, cells, f"{_look(board, name)}, {quarter}.")
+        crop, _ = square_crop(picture, crop_box(board.masks[cut], 0.05, grid))
+        yield Pair(np.asarray(crop.resize((size, size))), everything, f"{_look(board, cut)}.")
+
+
+def _look(board: Board, name: str) -> str:
+    return f"{name}, {('darker', 'brighter')[board.bright[name]]}"
 
 
 def _loss(model: SiglipVision, text: TextTower, head: ImageHead):
     def loss(trainable, frozen, batch, rng, norms):
         pixels = (batch["pixels"].astype(jnp.float32) / 255 - 0.5) / 0.5
         seen = model.apply({"params": trainable["vision"]}, pixels)
-        images = head.apply({"params": trainable["head"]}, seen)
+        images = head.apply({"params": trainable["head"]}, seen, batch["cells"].astype(jnp.float32))
         texts = text.apply({"params": trainable["text"]}, batch["ids"])
         logits = jnp.exp(trainable["scale"]) * images @ texts.T + trainable["bias"]
         same = jnp.all(batch["ids"][:, None] == batch["ids"][None], axis=-1)
@@ -91,22 +101,22 @@ def _loss(model: SiglipVision, text: TextTower, head: ImageHead):
 
 
 def train_siglip(
-    folder: Path, tokenizer: Path, samples: Sequence[Sample], steps: int, batch: int = 128, seed: int = 0
+    folder: Path, tokenizer: Path, boards: Iterable[Board], steps: int, batch: int = 128, seed: int = 0
 ) -> dict[str, Any]:
     """Trains the tower in `folder` in place.
 
     Args:
       folder: a SigLIP folder; its weights are the start and are replaced. tokenizer: a folder with the backbone's tokenizer.
-      samples: of images that no record of an experiment shows. steps, batch: of the training.
+      boards: that no record of an experiment shows. steps, batch: of the training.
     Returns: the last step's metrics.
     """
     model, tower = load_siglip(folder)
     prompter = Prompter(tokenizer)
-    drawn = list(pairs(samples, model.config.image, seed))
-    pixels = np.stack([image for image, _ in drawn])
+    drawn = list(pairs(boards, model.config.image, seed))
+    pixels, cells = np.stack([pair.pixels for pair in drawn]), np.stack([pair.cells for pair in drawn])
     ids = np.zeros((len(drawn), _LENGTH), np.int32)
-    for row, (_, sentence) in zip(ids, drawn, strict=True):
-        found = prompter.encode_text(sentence, end=False)[:_LENGTH]
+    for row, pair in zip(ids, drawn, strict=True):
+        found = prompter.encode_text(pair.text, end=False)[:_LENGTH]
         row[: len(found)] = found
     width = model.config.width
     text, head = TextTower(int(ids.max()) + 1, width), ImageHead(width)
@@ -114,7 +124,7 @@ def train_siglip(
     trainable = {
         "vision": tower,
         "text": text.init(keys[0], ids[:1])["params"],
-        "head": head.init(keys[1], jnp.zeros((1, 4, width)))["params"],
+        "head": head.init(keys[1], jnp.zeros((1, 4, width)), jnp.ones((1, 4)))["params"],
         # SigLIP's start: temperature 10, and a bias that says that nearly all pairs are no matches.
         "scale": jnp.log(jnp.float32(10.0)),
         "bias": jnp.float32(-10.0),
@@ -126,7 +136,7 @@ def train_siglip(
         _loss(model, text, head),
         lambda b: {"pairs": jnp.float32(b["ids"].shape[1])},
         trainable,
-        ({"pixels": pixels[chosen], "ids": ids[chosen]} for chosen in draws),
+        ({"pixels": pixels[chosen], "cells": cells[chosen], "ids": ids[chosen]} for chosen in draws),
         steps,
         1e-3,
         seed,

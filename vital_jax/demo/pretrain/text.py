@@ -32,7 +32,7 @@ def _loss(model: Decoder):
 
 
 def train_text(
-    folder: Path, sentences: Sequence[str], steps: int, batch: int = 64, length: int = 48, seed: int = 0
+    folder: Path, sentences: Sequence[str], steps: int, batch: int = 64, length: int = 24, seed: int = 0
 ) -> dict[str, Any]:
     """Trains the text decoder in `folder` in place to predict each sentence's next token.
 
