@@ -61,6 +61,11 @@ def train(config):
         state, frozen = begin(config, method, mesh, checkpoints, meta, step, taught)
         progress.begin(step, checkpoints.read_meta().get(CLOCK) if step else None)
         clock, exact = progress.clock, {}
+        if config.eval.answers and config.eval.before and not step:
+            with clock.pause():
+                plan.preview_answers(
+                    config, method, merge(state["trainable"], frozen), preview, phases[:1], 0, worth=taught.worth
+                )
         while step < total:
             index, start = configuration.phase_at(phases, step)
             if start == 0 and index:
@@ -88,7 +93,9 @@ def train(config):
                 if config.eval.answers and (ends or step % config.eval.every == 0):
                     with clock.pause(report):
                         params = merge(state["trainable"], frozen)
-                        exact = plan.preview_answers(config, method, params, preview, phases[: index + 1], step, taught)
+                        exact = plan.preview_answers(
+                            config, method, params, preview, phases[: index + 1], step, worth=taught.worth
+                        )
                         del params  # a name kept here would keep a dead copy for the whole run
                 stops = stop.at(step)
                 if ends or stops or step % config.checkpoint.every == 0:

@@ -72,7 +72,7 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
     config.phases = (vital.phase("grouped", 0, 0 if small else 1, losses=(), steps=60 * small),)
     config.optim.update(learning_rate=3e-4 if small else 1e-5, schedule="constant", weight_decay=0.0)
     config.log.update(every=1, diagnose=0)
-    config.eval.update(every=20, answers=32 if small else 64, evidence="", audit=0)
+    config.eval.update(before=True, every=20, answers=32 if small else 64, evidence="", audit=0)
     config.checkpoint.update(every=20, best="max val_reward")
     if small:
         config.data.written = 96  # of text_cot

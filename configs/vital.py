@@ -143,6 +143,7 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
                 every=1000,
                 answers=16,  # decoded while training, from this split
                 split="val",
+                before=False,  # also before the first step
                 evidence="",  # a split to answer, and to probe the latents on, after the last step; empty: none
                 audit=0,  # questions of that split asked again with latents, steps and images exchanged; 0: none
                 audit_by="",  # a metadata key ("question_type"): the audit's accuracies for each of its values too; empty: none

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from learning import GROUP, GRPO, Trainer
 
+from vital_jax.pipeline.batch import Layout
 from vital_jax.rl.experience import Schedule
 from vital_jax.rl.rewards import Reward, RewardError
 
@@ -170,6 +171,19 @@ def test_another_runs_rollouts_are_learned_from_without_drawing(run, resumed):
 def test_rollouts_that_do_not_fit_this_run_are_refused(run, trainer, options, said):
     with pytest.raises(ValueError, match=said):
         trainer(more={"kept": run[0].folder}, **options).step()
+
+
+def test_a_wave_is_the_same_prompts_however_many_processes_make_it(records):
+    def numbers(part):
+        blocks = records.phase(Layout(), 0, batch=16, steps=1, seed=0, part=part, waves=2)
+        found = next(blocks)[1]["index"].reshape(2, -1)
+        blocks.close()
+        return found
+
+    whole = numbers((0, 1))
+    np.testing.assert_array_equal(np.concatenate([numbers((i, 4)) for i in range(4)], axis=1), whole)
+    with pytest.raises(ValueError, match="16 rows does not fall into 3 waves"):
+        next(records.phase(Layout(), 0, batch=16, steps=1, seed=0, waves=3))
 
 
 # --- flat groups ------------------------------------------------------------------------------------------------------

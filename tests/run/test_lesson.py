@@ -58,6 +58,7 @@ def test_the_recipe_states_every_choice(arg, method):
         ({"lora__dropout": 0.05}, r"config\.lora\.dropout=0\.05: with dropout an update"),
         ({"rl__mini_batches": 3}, r"config\.phases\[0\]\.steps=8: each rollout is learned from in 3 steps"),
         ({"eval__answers": 0}, r"config\.checkpoint\.best='max val_reward': config\.eval\.answers=0"),
+        ({"rl__merge_adapters": True, "model__quantize": "int8"}, r"config\.rl\.merge_adapters with config\.model\.quantize='int8'"),
         ({"rl__epochs": 0}, r"config\.rl\.epochs=0: at least 1"),
         ({"rl__chunk": 5}, r"config\.rl\.chunk=5 does not divide the 32 prompts"),
         ({"rl__waves": 2}, r"config\.rl\.waves=2 with config\.rl\.advantages\.zero_variance='keep'"),
@@ -98,7 +99,7 @@ def small(folder, workdir, last=10**6, **rl):
     config.batch, config.micro_batches, config.lora.dropout = 4, 2, 0.0
     config.phases = (vital.phase("grouped", 0, 0, losses=(), steps=8),)
     config.log.update(every=4, diagnose=0)
-    config.eval.update(every=3, answers=2, evidence="")
+    config.eval.update(before=True, every=3, answers=2, evidence="")
     config.checkpoint.update(every=3, best="max val_reward")
     return config
 
@@ -138,7 +139,7 @@ def test_a_run_that_dies_in_a_reward_goes_on_with_equal_curves(folder, finished)
 
 def test_held_out_answers_are_rewarded_too(finished):
     rows = [json.loads(line) for line in (finished / "answers.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [3, 3, 6, 6, 8, 8]
+    assert [row["step"] for row in rows] == [0, 0, 3, 3, 6, 6, 8, 8]
     assert all(row["val_reward"] == row["val_reward/odd"] in (0.0, 1.0) for row in rows)
 
 

@@ -209,6 +209,11 @@ def settings(config: Any) -> Settings:
         raise ValueError(
             f"config.lora.dropout={config.lora.dropout}: with dropout an update would not be of the policy that drew; set it to 0"
         )
+    if rl.merge_adapters and config.model.quantize:
+        raise ValueError(
+            f"config.rl.merge_adapters with config.model.quantize={config.model.quantize!r}: adapters cannot be added into a quantised "
+            "base; leave one of them out"
+        )
     if len({tuple(map(tuple, table)) for table in setup.tables(config)}) > 1:
         raise ValueError("config.phases: with config.rl all phases train the same leaves, those of the reference")
     return Settings(schedule, objective, normalisation)

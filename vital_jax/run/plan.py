@@ -329,17 +329,17 @@ def preview_answers(
     preview: Feed,
     phases: Sequence[Any],
     step: int,
-    taught: lesson.Supervised,
+    **more: Any,
 ) -> dict[str, float]:
-    """Asks some records of the preview, shows the answers and logs them. phases: those begun.
+    """Asks some records of the preview, shows the answers and logs them. phases: those begun. more: `worth`, as for `preview.answers`.
 
-    Returns: {"exact": share of exact ones}, and means of what they are worth to what the run learns from.
+    Returns: {"exact": share of exact ones}, and means of what else they are worth.
     """
     numbers, K = spread(preview.select(phases[-1].max_steps).tolist(), config.eval.answers), steps_in_use(phases)
     log = Path(config.workdir) / "answers.jsonl"
 
     def work(here: Mapping[str, Any]) -> dict[str, float]:
-        found = answers(method, here, preview, numbers, K, worth=taught.worth)
+        found = answers(method, here, preview, numbers, K, **more)
         show_answers(found, step, K, log)
         worth = [name for name in found[0] if name.startswith("val_")]
         return {name: sum(row[name] for row in found) / len(found) for name in ("exact", *worth)}

@@ -53,7 +53,7 @@ class Progress:
             return
         folder = Path(self._config.workdir)
         for name in ("metrics", "answers"):
-            cut_after(folder / f"{name}.jsonl", step)
+            cut_after(folder / f"{name}.jsonl", step or -1)  # answers may have been asked before the first step
         if self._config.log.tensorboard:
             self._metrics.board = Board(folder / "tensorboard", after=step)
 
