@@ -44,7 +44,7 @@ class Encoder:
     def measure_text(self, record):
         return 4, C
 
-    def encode(self, record, layout, index, roi=None, roi_global=None):
+    def encode(self, record, layout, index, *regions):
         row = toy.row(toy.batch(1, seed=zlib.crc32(record.question.encode()), S=S, P=P), 0)
         patches = np.random.default_rng(zlib.crc32(record.images[0])).normal(size=(P, toy.CONFIG.vision.patch_width))
         asked = {"answer": "answer" in layout.suffix, "chain": layout.chain, "roi": layout.roi}

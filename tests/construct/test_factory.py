@@ -209,7 +209,7 @@ def test_a_kill_at_any_moment_costs_nothing(built, corpus, tmp_path, moment, job
 
 def test_ctrl_c_stops_at_once_and_keeps_what_is_done(built, corpus, tmp_path):
     out, script = tmp_path / "out", tmp_path / "slow.py"
-    script.write_text(SLOW.replace("0.04", "0.5"))  # where a busy machine looks late, there is still something to stop
+    script.write_text(SLOW.replace("0.04", "2"))  # where a busy machine looks late, there is still something to stop
     flags = [f"--{key}={value}" for key, value in (FAST | {"jobs": 2}).items() if key != "shown"]
     command = [sys.executable, str(script), "data", "build", str(out), f"--source={corpus}", *flags]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -3,7 +3,6 @@
 import copy
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,7 +188,7 @@ def test_training_shows_answers_at_the_K_of_every_command(tmp_path, monkeypatch)
     """Of a reversed curriculum too, whose later phases take fewer steps: at each step what `vital answer` would take then."""
     config, asked = one_run(tmp_path, curriculum="reverse"), []
 
-    def answers(method, params, preview, numbers, K, worth):
+    def answers(method, params, preview, numbers, K):
         asked.append(K)
         return [{"question": "?", "gold": "Yes.", "answer": "Yes.", "exact": True}]
 
@@ -199,7 +198,7 @@ def test_training_shows_answers_at_the_K_of_every_command(tmp_path, monkeypatch)
 
     monkeypatch.setattr(plan, "answers", answers)
     for done in (1, 2, 3):
-        plan.preview_answers(config, None, {}, Preview(), config.phases[:done], done, SimpleNamespace(worth=None))
+        plan.preview_answers(config, None, {}, Preview(), config.phases[:done], done)
     assert [phase.latent_steps for phase in config.phases] == [4, 2, 1] and asked == [4, 4, 4]
     shown = [json.loads(line) for line in (Path(config.workdir) / "answers.jsonl").read_text().splitlines()]
     assert [row["K"] for row in shown] == [4, 4, 4]
