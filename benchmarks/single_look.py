@@ -40,7 +40,6 @@ FACTS = {
     "half of the rows": r"lies in the$",
     "half of the columns": r"lies in the (upper|lower)$",
     "side": r"is on the$",
-    "light": r"^The \w+ is (?=brighter|darker)",
 }
 
 
@@ -51,9 +50,8 @@ def facts(text: str) -> list[tuple[int, str]]:
         traced = sentence == text and ":" not in text
         for word in re.finditer(r"(?:^| )(\w+)" if traced else r" (\w+)", sentence):
             before = sentence[: word.start()]
-            light = re.fullmatch(r"The \w+ is", before) and word[1] in ("brighter", "darker")
             for name, pattern in FACTS.items():
-                if light if name == "light" else traced if name == "traced" else re.search(pattern, before):
+                if traced if name == "traced" else re.search(pattern, before):
                     found.append((start + word.start(), name))
         start += len(sentence) + 1
     return found

@@ -20,7 +20,7 @@ TIMES = ("", "once", "twice", "three times", "four times", "five times")
 PROMPTS = ("Describe this image.", "What does this image show?", "Report on this image.")
 LARGER = 1.2  # least ratio of two areas before they are compared
 # Of captions: the share that trace a flow, structures in a list, sentences in a description, and the share of these that tell a flow.
-_TRACES, _LISTED, _SENTENCES, _FLOW = 1 / 3, 5, 3, 0.25
+_TRACES, _LISTED, _SENTENCES, _FLOW = 1 / 3, 5, 3, 0.5
 # Answers that are as likely to who does not look; of a flow, every name but the first.
 CHOICES = {"name": len(NAMES), "presence": 2, "side": 2, "quarter": 4, "brighter": 2, "larger": 2}
 _Rng = np.random.Generator
