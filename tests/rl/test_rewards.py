@@ -189,7 +189,7 @@ def test_what_is_no_number_is_refused(value):
         ),
         (("mine.py:close", 1, {"tol": 1}), r"unexpected keyword argument 'tol'; .*its options are tolerance"),
         (("exact", 1, {"case": 1}), r"unexpected keyword argument 'case'; .*it takes no options"),
-        (("format", 1), r"reward 'format': missing a required argument: 'markers'"),
+        (("format", 1), r"reward 'format': missing a required (keyword-only )?argument: 'markers'"),
         (("format", 1, {"markers": "<think>"}), r"reward 'format': markers='<think>': use a list of texts"),
         (("overlong", 1, {"buffer": 0}), r"reward 'overlong': buffer=0: use a whole number of tokens, at least 1"),
         (("boxes", 1, {"by": "union_"}), r"by='union_': did you mean 'union'\?"),
