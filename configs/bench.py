@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 from configs import coconut, direct, quickstart, text_cot, vital
 
 WEIGHTS = "runs/pretrain/weights"
-STEPS = (600, 600, 1200)  # with one latent step, with up to two, with up to four
+STEPS = (600, 900, 2000)  # of 16 samples: with one latent step, with up to two, with up to four
 ALL = (vital.phase("all records", 0, 0, losses=(), steps=sum(STEPS)),)
 # Coconut's stages: the written chain, then a latent for each of its first sentences.
 STAGES = tuple(
     vital.phase(f"stage {stage}", 0, 0, losses=(), stage=stage, steps=steps)
-    for stage, steps in enumerate((500, 400, 400, 400, 700))
+    for stage, steps in enumerate((800, 600, 600, 600, 900))
 )
 RUNS = {
     "direct": {"method": direct.METHOD, "phases": ALL},
@@ -55,6 +55,7 @@ def get_config(arg: str = "all") -> ConfigDict:
         dict(source="flow", path="", count=12_000, seed=0, hops=(1, 2, 3, 4), questions=4, looks=1, noise=0.02)
         | dict(val=0.01, test=0.025)
     )
+    config.batch = 16
     config.phases = tuple(
         vital.phase(name, K, 0, steps=steps)
         for name, K, steps in zip(("one step", "two steps", "all steps"), (1, 2, 4), STEPS, strict=True)
