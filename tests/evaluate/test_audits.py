@@ -53,7 +53,7 @@ def questions(n: int = 60, **metadata):
     return Source(
         Record(
             f"r{i}", (picture(i % 3, i),), "Left, center or right?", f"{SIDES[i % 3].capitalize()}.",
-            chain=("One.",) * (1 + i // 3 % K), options=SIDES,
+            chain=("One.",) * (1 + i // 3 % K), step_masks=(b"-",) * (1 + i // 3 % K), options=SIDES,
             metadata={"form": "closed", "ask": "side", "teacher": "measured-2", "question_type": "location_choice",
                       "target_name": "spleen", "modality": "CT", **metadata},
         )

@@ -135,7 +135,7 @@ class Subject:
 
 def _with_steps(record: Record, steps: int) -> Record:
     """The same question, taking so many latent steps; its sentences are not read when it is asked."""
-    return replace(record, chain=(), metadata={**record.metadata, "latent_steps": steps})
+    return replace(record, chain=(), step_masks=(), metadata={**record.metadata, "latent_steps": steps})
 
 
 class Store:
