@@ -27,9 +27,9 @@ from vital_jax.pipeline.segments import Segment, Suffix
 HERE = Path(__file__).resolve().parents[1]
 SEED = 1001  # of no experiment and no training
 BATCH = 64
+TRACED = "traced"  # every word of a caption that is a trace
 # What stands before the token that is counted, within its sentence.
 FACTS = {
-    "traced": r"^(\w+( \w+)*)?$",
     "next in the list": r"^Flow:( \w+)+$",
     "side, listed": r"^Sides: (.*, )?\w+$",
     "half of the rows, listed": r"^Quarters: (.*, )?\w+$",
@@ -47,12 +47,11 @@ def facts(text: str) -> list[tuple[int, str]]:
     """(place of the character where a counted word begins, its fact) in a caption."""
     found, start = [], 0
     for sentence in re.split(r"(?<=\.) ", text):
-        traced = sentence == text and ":" not in text
-        for word in re.finditer(r"(?:^| )(\w+)" if traced else r" (\w+)", sentence):
+        if sentence == text:  # of all captions, traces alone are one sentence
+            return [(word.start(), TRACED) for word in re.finditer(r"(?:^| )\w+", text)]
+        for word in re.finditer(r" \w+", sentence):
             before = sentence[: word.start()]
-            for name, pattern in FACTS.items():
-                if traced if name == "traced" else re.search(pattern, before):
-                    found.append((start + word.start(), name))
+            found += [(start + word.start(), name) for name, pattern in FACTS.items() if re.search(pattern, before)]
         start += len(sentence) + 1
     return found
 
@@ -77,10 +76,9 @@ def main() -> None:
         return jnp.argmax(model.apply({"params": params}, method="head")(h), -1)[:, 0]
 
     asked, right, blind = Counter(), Counter(), Counter()
-    pixels = ("patches",)
     for start in range(0, len(rows) // BATCH * BATCH, BATCH):
         batch = collate(rows[start : start + BATCH])
-        exchanged = batch | {name: np.roll(batch[name], 2, axis=0) for name in pixels}
+        exchanged = batch | {"patches": np.roll(batch["patches"], 2, axis=0)}
         seen, unseen = (np.asarray(likeliest(b)) for b in (batch, exchanged))
         for row, record in enumerate(records[start : start + BATCH]):
             ids, place, at = batch["answer"][row][batch["answer_mask"][row]].tolist(), 0, {}

@@ -1,6 +1,6 @@
 """The bench: six ways to answer questions that need one to four looks at the image, on the same data, backbone and steps, three seeds.
 
-    python train.py --config=configs/pretrain.py                                       # its backbone, an hour on two cores
+    python train.py --config=configs/pretrain.py                                       # its backbone, half an hour on two cores
     python -m vital_jax.demo.pretrain runs/pretrain runs/pretrain/weights              # its text decoder and SigLIP
     python train.py --config=configs/bench.py                                          # all rows
     python train.py --config=configs/bench.py:coconut                                  # or one

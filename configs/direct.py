@@ -6,19 +6,14 @@ python train.py --config=configs/direct.py:quickstart
 
 from ml_collections import ConfigDict
 
-from configs import vital
+from configs import quickstart, vital
 
 METHOD = {"name": "direct"}
 
 
 def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
     """The recipe for a backbone of `vital.BASES`, or on the quickstart's bench. Raises: ValueError for another."""
-    if arg == "quickstart":
-        from configs import quickstart  # which takes METHOD from here
-
-        config = quickstart.get_config()
-    else:
-        config = vital.get_config(arg)
+    config = quickstart.get_config() if arg == "quickstart" else vital.get_config(arg)
     config.workdir = f"runs/direct{'_quickstart' * (arg == 'quickstart')}"
     config.method, config.runs = ConfigDict(METHOD), ()
     steps = sum(phase.steps for phase in config.phases)

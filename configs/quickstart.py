@@ -9,7 +9,7 @@ SigLIP have seen captions of other drawn images before (configs/pretrain.py) and
 
 from ml_collections import ConfigDict
 
-from configs import direct, vital
+from configs import vital
 
 WEIGHTS = "vital_jax/demo/weights"
 
@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = vital.get_config()
     work = "runs/quickstart"
     config.workdir = work
-    config.runs = (("LoRA, direct", {"method": direct.METHOD}), ("VITAL", {}))
+    config.runs = (("LoRA, direct", {"method": {"name": "direct"}}), ("VITAL", {}))
     config.model.update(
         folder=f"{WEIGHTS}/backbone",
         text_decoder=f"{WEIGHTS}/text_decoder",

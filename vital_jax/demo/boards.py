@@ -77,7 +77,11 @@ class Board:
 
 
 def draw_board(seed: int, index: int, cell: int = 32, noise: float = NOISE) -> Board:
-    """Draws board `index` of a seed, always the same. Raises: ValueError for cells under 20 pixels, where badges cannot be told apart."""
+    """Draws board `index` of a seed, always the same.
+
+    Args: cell: the side of a cell in pixels. noise: standard deviation of a pixel, where black is 0 and white 1.
+    Raises: ValueError for cells under 20 pixels, where badges cannot be told apart.
+    """
     if cell < 20:
         raise ValueError(f"a cell of {cell} pixels: badges need at least 20")
     rng = np.random.default_rng([seed, index])

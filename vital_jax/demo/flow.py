@@ -117,6 +117,7 @@ def flow_records(
     answer, its step masks that of each step; a structure that is not shown has none. Its group, by which splits are made, is the order of
     the cycle.
 
+    Args: cell, noise: as for `draw_board`.
     Raises: ValueError for hops outside 1 to 5, more questions than starts, or as `draw_board`.
     """
     if not all(1 <= hop < len(TIMES) for hop in hops) or bool(hops) != bool(per_board):

@@ -94,7 +94,7 @@ def length(record: Record, reply: Reply) -> float:
 
 
 def overlong(record: Record, reply: Reply, *, buffer: int) -> float:
-    """DAPO's soft punishment (Yu 2025, arXiv 2503.14476, eq. 13): 0, and in the last `buffer` tokens before the limit linear down to -1.
+    """DAPO's soft punishment (Yu 2025, arXiv 2503.14476): 0, and in the last `buffer` tokens before the limit linear down to -1.
 
     Raises: ValueError where the buffer is longer than the limit.
     """

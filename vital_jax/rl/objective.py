@@ -29,22 +29,22 @@ class Objective:
 
     Attributes:
       ratio: what the ratio r is of.
-        token: exp(d_t). PPO (Schulman 2017, arXiv 1707.06347, eq. 6), GRPO (Shao 2024, arXiv 2402.03300, eq. 3).
-        sequence: exp(mean_t d_t), one for all tokens. GSPO (Zheng 2025, arXiv 2507.18071, eq. 7).
-        sequence_token: the value of `sequence` with the gradient of log π(y_t) at each token. GSPO-token (there, eq. 14).
+        token: exp(d_t). PPO (Schulman 2017, arXiv 1707.06347), GRPO (Shao 2024, arXiv 2402.03300).
+        sequence: exp(mean_t d_t), one for all tokens. GSPO (Zheng 2025, arXiv 2507.18071).
+        sequence_token: the value of `sequence` with the gradient of log π(y_t) at each token. GSPO-token (the same paper).
       surrogate: what is made of it.
-        clip: min(r A, clip(r, 1 - clip_low, 1 + clip_high) A). PPO (eq. 7); two bounds: DAPO (Yu 2025, arXiv 2503.14476, eq. 8).
-        cispo: stop_gradient(clip(r)) A log π. CISPO (MiniMax-M1 2025, arXiv 2506.13585, eq. 4).
+        clip: min(r A, clip(r, 1 - clip_low, 1 + clip_high) A). PPO; two bounds: DAPO (Yu 2025, arXiv 2503.14476).
+        cispo: stop_gradient(clip(r)) A log π. CISPO (MiniMax-M1 2025, arXiv 2506.13585).
       clip_low: 1 is no lower bound, as in CISPO's paper. clip_high: TRL writes CISPO's upper bound as 1 + clip_high.
       dual_clip: c, where A < 0 the loss is at most -c A; 0 is off. Dual-clip PPO (Ye 2020, arXiv 1912.09729); TRL's `delta`.
       log_ratio_clamp: log-ratios stay within ± this before exp, those of k3 too; 0 is off. 20 in verl and EasyR1, off in TRL.
       aggregation: the weight of a token.
-        sequence_mean_token_mean: 1 / (rows |y|). GRPO (eq. 3).
-        token_mean: 1 / (tokens of the step). DAPO (eq. 8).
+        sequence_mean_token_mean: 1 / (rows |y|). GRPO.
+        token_mean: 1 / (tokens of the step). DAPO.
         constant_length: 1 / (rows `length`). Dr. GRPO (Liu 2025, arXiv 2503.20783). A row is one that has tokens left.
       length: tokens of the longest reply, for constant_length; 0 otherwise.
       kl: how the divergence from the reference is estimated, x = log π - log π_ref (Schulman 2020, joschu.net/blog/kl-approx.html).
-        none. k1: x, whose gradient is zero in the mean. k2: x² / 2. k3: exp(-x) + x - 1, GRPO (eq. 4).
+        none. k1: x, whose gradient is zero in the mean. k2: x² / 2. k3: exp(-x) + x - 1, as in GRPO.
         k3+: the value of k3 with the gradient of k2, which is that of the divergence. verl (core_algos.py, kl_penalty).
       kl_coefficient: its weight in the loss; 0 only measures it.
       kl_clamp: k3 counts at most this much; 0 is off. 10 in verl and EasyR1, off in TRL.
