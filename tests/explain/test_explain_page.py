@@ -172,6 +172,15 @@ def test_several_images_have_a_map_each():
     assert [bool(each["outline"]) for each in data["cases"][0]["images"]] == [False, True]
 
 
+def test_a_step_has_the_outline_of_its_own_region():
+    region = np.zeros((40, 60), bool)
+    region[2:6, 3:9] = True
+    _, _, data = made([with_steps(case(0), region=region), with_steps(case(1), region=np.zeros_like(region)), case(2)])
+    own, empty, without = ([step["outline"] for step in one["steps"]] for one in data["cases"])
+    assert own[0].startswith("data:image/png;base64,") and own[0] == own[1] != data["cases"][0]["images"][0]["outline"]
+    assert empty == without == ["", ""]
+
+
 def test_cases_beyond_the_bound_are_named():
     _, found, data = made([case(n) for n in range(3)], SUMMARY | {"cases": 40}, most=2)
     assert len(data["cases"]) == 2 and data["summary"]["cases"] == 40

@@ -122,6 +122,8 @@ def test_each_step_is_judged_against_its_own_region_and_the_further_ones_against
             expected = {name: value[0] for name, value in pointing.score(step.heat[0][None], share).items()}
             assert step.scores == pytest.approx(expected)
     assert cases[1].masks == (None,) and len(pointed) == 3
+    for k, step in enumerate(cases[1].steps):
+        assert (step.region == looked.region(places[min(k, 1)])).all() and cases[2].steps[k].region is None
     assert pointed[0].area == pytest.approx(np.mean(shares)) and pointed[0].scores["random"]["share"].shape == (4,)
     image, _ = decode(one.images[0], "an image")
     patches = np.asarray(model.viewer.encoder.apply(siglip_pixels(image, looked.SIDE)[None]))[0]

@@ -41,6 +41,7 @@ class Step:
       norm: |z_k|.
       scores: see `pointing.score`; None without a mask.
       similar: the nearest stored regions, best first; () without a bank.
+      region: [H, W] bool, what this step is about in the first image, of a record whose steps have regions; None: the image's mask.
     """
 
     text: str
@@ -49,6 +50,7 @@ class Step:
     norm: float
     scores: dict[str, float | bool] | None
     similar: tuple[Similar, ...]
+    region: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,11 +54,9 @@ def progress(cases: Sequence[Case], columns: int = 2) -> str:
         left, top = _EDGE + number % columns * wide, 30 + number // columns * tall
         parts.append(_text(left, top + _LINE - 3, [_title(case)], 12, wide - 3 * _GAP))
         low, high = _scale(case)
-        for k, step in enumerate(case.steps):
+        for k in range(len(case.steps)):
             x = left + k * (SIDE + _GAP)
-            parts.append(
-                _image(x, top + _LINE + 4, _overlay(case, step.heat[0], low, high), f"heat map of step {k + 1}")
-            )
+            parts += _heat_map(case, k, x, top + _LINE + 4, low, high)
             parts.append(_text(x, top + SIDE + 2 * _LINE + 4, [f"z_{k + 1}"]))
         x = left + (panels - 1) * (SIDE + _GAP)
         parts += _region(case, x, top + _LINE + 4)
@@ -120,7 +118,7 @@ def compare(cases: Mapping[str, Case]) -> str:
         for k, step in enumerate(case.steps if shows or any(step.text for step in case.steps) else ()):
             x = left + SIDE + 3 * _GAP + k * (column + _GAP)
             if step.heat:
-                parts.append(_image(x, y, _overlay(case, step.heat[0], low, high), f"heat map of step {k + 1}"))
+                parts += _heat_map(case, k, x, y, low, high)
             words = _wrapped(f"z_{k + 1}: {step.text or 'no text decoder'}", column)
             parts.append(_text(x, y + SIDE * shows + _LINE, words))
             tall = max(tall, SIDE * shows + _LINE * (len(words) + 1))
@@ -190,6 +188,17 @@ def _region(case: Case, x: float, y: float) -> list[str]:
     drawn = [_image(x, y, source, "the image")]
     if case.masks[0] is not None:
         drawn.append(_image(x, y, outline(case.masks[0], shown), "the region"))
+    return drawn
+
+
+def _heat_map(case: Case, k: int, x: float, y: float, low: float, high: float) -> list[str]:
+    """The heat map of step k, counted from 0, and the line around what it is about, where the steps have regions of their own."""
+    step = case.steps[k]
+    drawn = [_image(x, y, _overlay(case, step.heat[0], low, high), f"heat map of step {k + 1}")]
+    if step.region is not None:
+        height, width = step.region.shape
+        shown = round(2 * SIDE * width / max(height, width)), round(2 * SIDE * height / max(height, width))
+        drawn.append(_image(x, y, outline(step.region, shown), f"region of step {k + 1}"))
     return drawn
 
 

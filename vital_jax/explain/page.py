@@ -177,6 +177,9 @@ def _case(case: Case, album: "_Album") -> dict[str, Any]:
     }
     room = LIMIT - len(json.dumps(made))
     made["images"], used = album.show(case, kinds["modality"], room)
+    for step, shown in zip(case.steps, made["steps"], strict=True):
+        shown["outline"] = album.outline(made["images"][0], step.region)
+        used += len(shown["outline"])
     # The nearest of every step come first: they keep their pictures where the room does not do for all.
     ranked = sorted(
         ((rank, at) for at, step in enumerate(case.steps) for rank in range(len(step.similar))), key=lambda pair: pair
@@ -238,13 +241,18 @@ class _Album:
         shown, count = [], len(case.images)
         kind = "medical" if kind == pages.NOTHING else kind
         for number, (data, mask) in enumerate(zip(case.images, case.masks, strict=True), 1):
-            at = self._picture(case, number, data, room // count)
-            size = self.pictures[at]["width"], self.pictures[at]["height"]
-            drawn = pages.outline(np.asarray(mask, bool), size) if mask is not None and np.any(mask) else ""
             of = f", {number} of {count}" if count > 1 else ""
-            shown.append({"picture": at, "outline": drawn, "alt": f"{kind} image{of}"})
+            made = {"picture": self._picture(case, number, data, room // count), "alt": f"{kind} image{of}"}
+            shown.append({**made, "outline": self.outline(made, mask)})
         # Shared images count for every case that shows them: cases are alike, whichever came first.
         return shown, sum(len(part["outline"]) + len(self.pictures[part["picture"]]["src"]) for part in shown)
+
+    def outline(self, image: Mapping[str, Any], mask: np.ndarray | None) -> str:
+        """The line around a region of an image that `show` returned, as a data URL; "" where nothing is marked."""
+        if mask is None or not np.any(mask):
+            return ""
+        one = self.pictures[image["picture"]]
+        return pages.outline(np.asarray(mask, bool), (one["width"], one["height"]))
 
     def _picture(self, case: Case, number: int, data: bytes, most: int) -> int:
         window = case.metadata.get("window")

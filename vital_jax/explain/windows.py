@@ -135,6 +135,7 @@ def explain(
                 float(np.linalg.norm(z[i, k])),
                 seen.scores(i, k),
                 near[i][k],
+                seen.regions[i][k],
             )
             for k in range(steps[i])
         )
@@ -232,6 +233,9 @@ class _Seen:
         ]
         self.heat: list[list[np.ndarray | None]] = [[None] * len(one.images) for one in requests]
         self.masks: list[list[np.ndarray | None]] = [[None] * len(one.images) for one in requests]
+        self.regions: list[list[np.ndarray | None]] = [
+            [None] * K for K in steps
+        ]  # of the steps, where they have their own
         self.pointed: list[Pointed | None] = [None] * len(requests)
         self._own: dict[int, dict[str, np.ndarray]] = {}
         self._baselines = None
@@ -254,16 +258,17 @@ class _Seen:
             if masks:
                 mask = decode_mask(masks[j], f"mask of {self._requests[i].id}", info)
                 self.masks[i][j] = mask if mask.any() else None
+            # A region is one of the first image, as its feature is (construct/roi.py).
+            regions = regions_of(self._requests[i], self._steps[i], info) if j == 0 else []
+            if regions and getattr(self._requests[i], "step_masks", ()):
+                self.regions[i] = regions
             if patches is None:
                 continue
             grid = round(len(patches) ** 0.5)
             K = self._steps[i]
             self.heat[i][j] = (self._vectors[i, :K] @ patches.T).reshape(K, grid, grid)
-            # A region is one of the first image, as its feature is (construct/roi.py).
-            if j == 0:
-                regions = [one for one in regions_of(self._requests[i], K, info) if one is not None]
-                if K and len(regions) == K:
-                    self._score(i, patches, [pointing.patch_shares(one, (grid, grid)) for one in regions])
+            if regions and all(one is not None for one in regions):
+                self._score(i, patches, [pointing.patch_shares(one, (grid, grid)) for one in regions])
 
     def _score(self, i: int, patches: np.ndarray, shares: Sequence[np.ndarray]) -> None:
         """shares: of each step's region."""

@@ -119,7 +119,7 @@ function map(one, each, number, place) {
   const image = one.images[place];
   const of = one.images.length > 1 ? `, image ${place + 1}` : "";
   if (!heat) return [element("p", `Not drawn${of}: this map holds values that are no numbers.`, "flat")];
-  const made = figure(image, `z${number}${of}`, true);
+  const made = figure({ ...image, outline: (place === 0 && each.outline) || image.outline }, `z${number}${of}`, true);
   const canvas = Object.assign(element("canvas"), { width: heat.columns, height: heat.rows });
   const range = `cosine ${words(heat.low)} to ${words(heat.high)}`;
   canvas.setAttribute("role", "img");
@@ -247,7 +247,7 @@ function render() {
   if (!one.steps.length) $("steps").append(element("p", "No latent steps: the model answered at once, so there is nothing to read."));
   matrix(one);
   $("against").hidden = !one.steps.length;
-  $("outlines").disabled = !one.images.some((image) => image.outline);
+  $("outlines").disabled = ![...one.images, ...one.steps].some((part) => part.outline);
   $("metadata").replaceChildren(...rows(one.metadata));
   paint();
 }
