@@ -28,34 +28,38 @@ def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("shared")
 
 
-def start(shared, workdir, count=1, overrides=(), differing=()):
-    """The processes of one run; `differing` goes to the last of them alone. The base is split over their devices."""
-    small = {
+SMALL = {
+    "data.max_pixels": 64 * 64,
+    "data.buckets": "((96, 16),)",
+    "model.tiny.width": 64,
+    "model.tiny.layers": 2,
+    "data.features": "",
+    "method.scaffold": False,
+    "method.max_steps": 1,
+    "curriculum": "full_mix",
+    "phases[0].steps": 6,
+    "phases[1].steps": 0,
+    "phases[2].steps": 0,
+    "mesh.base": "fsdp",
+    "mesh.data": 1,
+    "mesh.fsdp": -1,
+    "batch": 8,
+    "checkpoint.every": 1,
+    "log.every": 1,
+    "log.diagnose": 0,
+    "eval.answers": 0,
+}
+
+
+def start(shared, workdir, count=1, overrides=(), differing=(), recipe="", small=SMALL):
+    """The processes of one run of tests/recipe.py; `differing` goes to the last of them alone. The base is split over their devices."""
+    settings = small | {
         "workdir": workdir,
         "model.folder": shared / "backbone",
         "model.text_decoder": shared / "text_decoder",
-        "model.tiny.width": 64,
-        "model.tiny.layers": 2,
         "data.records": shared / "records",
         "data.encoder": shared / "siglip",
-        "data.features": "",
-        "data.max_pixels": 64 * 64,
-        "data.buckets": "((96, 16),)",
         "data.workers": 0,
-        "method.scaffold": False,
-        "method.max_steps": 1,
-        "curriculum": "full_mix",
-        "phases[0].steps": 6,
-        "phases[1].steps": 0,
-        "phases[2].steps": 0,
-        "mesh.base": "fsdp",
-        "mesh.data": 1,
-        "mesh.fsdp": -1,
-        "batch": 8,
-        "checkpoint.every": 1,
-        "log.every": 1,
-        "log.diagnose": 0,
-        "eval.answers": 0,
         "distributed.heartbeat": 30,
     }
     with socket.socket() as probe:
@@ -70,7 +74,11 @@ def start(shared, workdir, count=1, overrides=(), differing=()):
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(count),
     }
-    arguments = ["--config=tests/recipe.py", *(f"--config.{key}={value}" for key, value in small.items()), *overrides]
+    arguments = [
+        f"--config=tests/recipe.py:{recipe}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+        *overrides,
+    ]
     workdir.mkdir(exist_ok=True)
     return [
         subprocess.Popen(

@@ -83,24 +83,14 @@ def folder(tmp_path_factory):
 
 
 def small(folder, workdir, last=10**6, **rl):
-    """Eight steps on two rollouts of a random model that writes chains."""
-    config = recipe.get_config()
+    """The recipe of grouped learning in this folder; its reward ends the run at its last call."""
+    config = recipe.get_config("grouped")
     config.workdir, config.runs = str(folder / workdir), ()
     config.model.update(folder=str(folder / "backbone"), text_decoder=str(folder / "text"))
-    config.model.tiny.update(width=64, layers=2)
-    config.data.update(records=str(folder / "records"), encoder=str(folder / "siglip"), max_pixels=64 * 64)
-    config.data.update(buckets=((96, 16),), answer=6, written=8)
-    config.table, config.method = vital.get_config().table, ConfigDict({"name": "text_cot"})
+    config.data.update(records=str(folder / "records"), encoder=str(folder / "siglip"))
     reward = folder / f"rewards_{last}.py"
     reward.write_text(REWARD.format(last=last))
-    config.rl = ConfigDict(grpo.RL)
-    config.rl.update(group=3, rewards=((f"{reward}:odd", 1.0),), mini_batches=2, epochs=2, chunk=4, **rl)
-    config.rl.objective.update(kl="k3", kl_coefficient=0.01)
-    config.batch, config.micro_batches, config.lora.dropout = 4, 2, 0.0
-    config.phases = (vital.phase("grouped", 0, 0, losses=(), steps=8),)
-    config.log.update(every=4, diagnose=0)
-    config.eval.update(before=True, every=3, answers=2, evidence="")
-    config.checkpoint.update(every=3, best="max val_reward")
+    config.rl.update(rewards=((f"{reward}:odd", 1.0),), **rl)
     return config
 
 
