@@ -1,14 +1,15 @@
-"""The paper's ablation tables on the quickstart's bench: a named list of runs, several seeds, mean and spread.
+"""The paper's ablation tables on the bench: a named list of runs, several seeds, mean and spread.
 
     python train.py --config=configs/ablations.py:losses
 
 Lists: losses (Table 2), steps and curriculum (Table 3), projector (13), encoder (14), target (15), train_k (ours), and all of them. Every
-run is the quickstart's VITAL with one value changed; the three seeds change the drawn parameters and the order of the data, not the data.
+run is VITAL on the bench (configs/bench.py) with one value changed. The three seeds change the drawn parameters and the order of the data,
+not the data.
 """
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from configs import bench, quickstart
 
 REFERENCE = ("VITAL", {})
 RUNS = {
@@ -26,7 +27,7 @@ RUNS = {
         ("encoder: the backbone's own", {"data.encoder": f"{quickstart.WEIGHTS}/backbone"}),
         ("encoder: low resolution", {"data.encoder": f"{quickstart.WEIGHTS}/siglip_low"}),
     ),
-    "target": (("a target per step", {"method.visual_target": "per_step"}),),
+    "target": tuple((f"{kind} target", {"method.visual_target": kind}) for kind in ("shared", "per_step")),
     "train_k": (("K of each record", {"method.train_k": "per_sample"}),),
 }
 
@@ -35,7 +36,7 @@ def get_config(arg: str = "all") -> ConfigDict:
     """The list named `arg`."""
     if arg != "all" and arg not in RUNS:
         raise ValueError(f"unknown list {arg!r}: use {', '.join(RUNS)} or all")
-    config = quickstart.get_config()
+    config = bench.get_config()
     config.workdir = "runs/ablations"
     chosen = RUNS.values() if arg == "all" else (RUNS[arg],)
     config.runs = (REFERENCE, *(run for runs in chosen for run in runs))

@@ -1,7 +1,7 @@
 """Coconut: written steps give way to continuous thoughts, one stage after the other, on the same data as configs/vital.py.
 
     python train.py --config=configs/coconut.py:qwen3_vl_8b --config.data.records=... --config.model.folder=...
-    python train.py --config=configs/coconut.py:quickstart
+    python train.py --config=configs/bench.py:coconut    # on drawn boards, on a laptop
 
 The published schedule (facebookresearch/coconut, GSM8K): a stage every few epochs, AdamW made anew with each, a last stage without written
 steps. Chains here have up to four steps, so one latent a step (c = 1) and four stages.
@@ -9,7 +9,7 @@ steps. Chains here have up to four steps, so one latent a step (c = 1) and four 
 
 from ml_collections import ConfigDict
 
-from configs import quickstart, vital
+from configs import vital
 
 METHOD = {
     "name": "coconut",
@@ -21,17 +21,13 @@ METHOD = {
 
 
 def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
-    """The recipe for a backbone of `vital.BASES`, or on the quickstart's bench. Raises: ValueError for another."""
-    config = quickstart.get_config() if arg == "quickstart" else vital.get_config(arg)
-    config.workdir = f"runs/coconut{'_quickstart' * (arg == 'quickstart')}"
-    config.method, config.runs = ConfigDict(METHOD), ()
-    small = arg == "quickstart"
+    """The recipe for a backbone of `vital.BASES`. Raises: ValueError for another."""
+    config = vital.get_config(arg)
+    config.workdir = "runs/coconut"
+    config.method = ConfigDict(METHOD)
     # Stage 0 is the written chain; the published runs start from a model that was trained on it.
-    lengths = [0 if small else epochs for epochs in (4, 3, 3, 3, 3, 4)]
     config.phases = tuple(
-        vital.phase(f"stage {stage}", 0, epochs, losses=(), stage=stage, steps=40 * small)
-        for stage, epochs in enumerate(lengths)
+        vital.phase(f"stage {stage}", 0, epochs, losses=(), stage=stage)
+        for stage, epochs in enumerate((4, 3, 3, 3, 3, 4))
     )
-    if small:
-        config.data.written = 96
     return config

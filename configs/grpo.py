@@ -75,5 +75,5 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
     config.eval.update(before=True, every=20, answers=32 if small else 64, evidence="", audit=0)
     config.checkpoint.update(every=20, best="max val_reward")
     if small:
-        config.data.written = 96  # of text_cot
+        config.data.written = 32  # of text_cot
     return config

@@ -20,5 +20,5 @@ def get_config(arg: str = "qwen3_vl_8b") -> ConfigDict:
     steps = sum(phase.steps for phase in config.phases)
     config.phases = (vital.phase("all records", 0, 0 if steps else 20, losses=(), steps=steps),)
     if arg == "quickstart":
-        config.data.written = 96
+        config.data.written = 32
     return config

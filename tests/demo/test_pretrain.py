@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from vital_jax.construct.build import build_records
 from vital_jax.construct.roi import record_rows
 from vital_jax.demo.boards import NAMES, draw_board
 from vital_jax.demo.flow import flow_records
-from vital_jax.demo.phantoms import phantoms
 from vital_jax.demo.pretrain import __main__ as recipe
 from vital_jax.demo.pretrain.siglip import pairs, train_siglip
 from vital_jax.demo.pretrain.text import train_text
@@ -95,7 +93,7 @@ def test_shipped_weights_are_small_complete_and_read(words):
 def test_shipped_tower_tells_regions_apart(words):
     """Targets that are all alike would make the visual loss easy and empty."""
     encoder = load_encoder(WEIGHTS / "siglip", "block")
-    records = [r for r in build_records(phantoms(24, 77), 1, 0) if r.masks]
+    records = list(flow_records(24, 77, per_board=1))
     rows = record_rows(records, encoder.apply, batch_size=8, grid=encoder.grid, size=encoder.size)
     features = np.stack([row.feature for row in rows])
     cosine, energy = distinctness(features)

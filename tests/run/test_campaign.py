@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import quickstart
+from configs import bench
 from vital_jax.evaluate import audit_table
 from vital_jax.evaluate.audit_table import Line
 from vital_jax.run import campaign, plan
@@ -19,7 +19,7 @@ PLAIN = ("LoRA, direct", {"method": {"name": "direct"}})
 
 
 def recipe(folder, runs=(PLAIN, LATENTS), seeds=(0,)):
-    config = quickstart.get_config()
+    config = bench.get_config()
     config.workdir, config.runs, config.seeds = str(folder), runs, seeds
     return config
 

@@ -114,7 +114,7 @@ def test_none_and_tuples_are_what_they_say(override, value):
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("data.buckets=((96,64))", 'buckets cannot be (96, 64): give a tuple such as --config.data.buckets="((76, 64),)", with a comma'),
+        ("data.buckets=((96,64))", 'buckets cannot be (96, 64): give a tuple such as --config.data.buckets="((56, 64),)", with a comma'),
         ("data.buckets=((96,64)", "config.data.buckets cannot be ((96,64): give a tuple such as"),
         ("data.buckets=((96,64,2),)", "config.data.buckets cannot be ((96, 64, 2),): give a tuple such as"),
         ("data.buckets=large", "config.data.buckets cannot be ('large',): give a tuple such as"),
@@ -127,7 +127,7 @@ def test_none_and_tuples_are_what_they_say(override, value):
         ("phases=({'steps': 3},)", "override its parts one by one, such as --config.phases[0].epochs=VALUE"),
         ("runs=VITAL", "config.runs cannot be ('VITAL',): give a tuple such as"),
         ("workdir=None", "config.workdir cannot be None: give a value such as 'runs/quickstart'"),
-        ("batch=None", "config.batch cannot be None: give a value such as 32"),
+        ("batch=None", "config.batch cannot be None: give a value such as 16"),
         ("data=None", "config.data cannot be None: override its parts one by one, such as --config.data.answer=VALUE"),
         ("data.build=phantoms", "it is a part of the configuration: give {'key': value, ...}, or override its keys"),
     ],
