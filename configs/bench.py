@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from configs import coconut, direct, quickstart, text_cot, vital
 
-STEPS = (600, 900, 2000)  # of 16 samples: with one latent step, with up to two, with up to four
+STEPS = (300, 500, 1200)  # of 16 samples: with one latent step, with up to two, with up to four
 ALL = (vital.phase("all records", 0, 0, losses=(), steps=sum(STEPS)),)
 # Coconut's stages: the written chain, then a latent for each of its first sentences.
 STAGES = tuple(
     vital.phase(f"stage {stage}", 0, 0, losses=(), stage=stage, steps=steps)
-    for stage, steps in enumerate((800, 600, 600, 600, 900))
+    for stage, steps in enumerate((400, 350, 350, 350, 550))
 )
 RUNS = {
     "direct": {"method": direct.METHOD, "phases": ALL},
