@@ -13,7 +13,14 @@ from ml_collections import ConfigDict
 from configs import coconut, direct, quickstart, text_cot, vital
 
 STEPS = (300, 500, 1200)  # of 16 samples: with one latent step, with up to two, with up to four
-ALL = (vital.phase("all records", 0, 0, losses=(), steps=sum(STEPS)),)
+
+
+def together(steps):
+    """All records in one phase."""
+    return (vital.phase("all records", 0, 0, losses=(), steps=steps),)
+
+
+ALL = together(sum(STEPS))
 # Coconut's stages: the written chain, then a latent for each of its first sentences.
 STAGES = tuple(
     vital.phase(f"stage {stage}", 0, 0, losses=(), stage=stage, steps=steps)
@@ -27,12 +34,15 @@ RUNS = {
     "VITAL, no regions": {"method.visual": 0.0},
     "VITAL": {},
 }
+# By name alone, with --config.seeds='(0,)': what more steps make of a model that does not think.
+MORE = {"direct, long": {"method": direct.METHOD, "phases": together(4 * sum(STEPS))}}
 
 
 def get_config(arg: str = "all") -> ConfigDict:
     """The row named `arg` (underscores for spaces, no commas), or all of them. Raises: ValueError for another."""
-    names = {name.lower().replace(",", "").replace(" ", "_"): name for name in RUNS}
-    if arg != "all" and arg not in {**names, **RUNS}:
+    rows = {**RUNS, **MORE}
+    names = {name.lower().replace(",", "").replace(" ", "_"): name for name in rows}
+    if arg != "all" and arg not in {**names, **rows}:
         raise ValueError(f"unknown row {arg!r}: use all, {', '.join(names)}")
     config = quickstart.get_config()
     config.workdir = "runs/bench"
@@ -42,7 +52,7 @@ def get_config(arg: str = "all") -> ConfigDict:
         vital.phase(name, K, 0, steps=steps)
         for name, K, steps in zip(("one step", "two steps", "all steps"), (1, 2, 4), STEPS, strict=True)
     )
-    chosen = RUNS if arg == "all" else {names.get(arg, arg): RUNS[names.get(arg, arg)]}
+    chosen = RUNS if arg == "all" else {names.get(arg, arg): rows[names.get(arg, arg)]}
     config.runs = tuple(chosen.items())
     config.seeds = (0, 1, 2)
     config.eval.audit = 512
