@@ -46,7 +46,7 @@ CLOSING = """## How to read this
 
 - Ask it: `vital answer --model RUN --image FILE --question TEXT --steps`, RUN being a run's folder.
 - Take a part away: `python train.py --config=configs/ablations.py:losses`.
-- Train longer: the recipe's own line with `--config.phases[2].steps=1000 --config.workdir=runs/longer`; the first phase is 0.
+- Train longer: the recipe's own line with `--config.phases[1].steps=2000 --config.workdir=runs/longer`; the first phase is 0.
 - Your own images and masks: `configs/fixtures.py` shows the way; `configs/vital.py` is the recipe for published backbones."""
 
 
