@@ -3,8 +3,8 @@
     python benchmarks/bench_tables.py runs/bench --figures docs/results
 
 Accuracy by number of hops for every row and seed; what changed latents cost, by number of hops; what each latent holds. Counts of several
-seeds are added: their questions are the same, the trained parameters are not, so an interval is over questions and says nothing of seeds,
-which the spread beside it does. Pointing is of `vital explain`: give its cases.json files with --cases.
+seeds are added: their questions are the same and the trained parameters are not, so an interval is over questions. The spread beside it is
+over seeds.
 """
 
 import argparse
@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from vital_jax.evaluate import figure
-from vital_jax.evaluate.audit_groups import natural
+from vital_jax.evaluate.audit_groups import Table, natural
 from vital_jax.evaluate.audit_table import IMAGES, SWEEP, TOKENS
+from vital_jax.evaluate.replacements import SAME
 from vital_jax.evaluate.score import CHANCE, markdown
 from vital_jax.statistics import wilson
 
 Counts = tuple[int, int]  # right, asked
+Runs = dict[str, dict[int, Any]]  # the evidence of each run and seed
 
 
 def percent(count: Counts) -> str:
@@ -44,152 +46,127 @@ def added(counts: Sequence[Counts]) -> Counts:
     return sum(a for a, _ in counts), sum(b for _, b in counts)
 
 
-def accuracy(runs: dict[str, dict[int, Any]], idle: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """(title, header, rows): means over seeds, then every seed."""
-    kinds = list(by_kind(next(iter(next(iter(runs.values())).values()))["answers"]))
-    untrained = [
-        [name, *(f"{100 * a / b:.1f}" for a, b in by_kind(rows).values())]
-        for name, rows in idle.items()
-        if name not in ("config", CHANCE)
+def accuracy(runs: Runs, idle: dict[str, Any]) -> Iterator[Table]:
+    """Means over seeds, baselines, then every seed. idle: answers of systems that were not trained."""
+    counted = {name: {seed: by_kind(one["answers"]) for seed, one in seeds.items()} for name, seeds in runs.items()}
+    asked = {kind: n for kind, (_, n) in next(iter(next(iter(counted.values())).values())).items()}
+    header = [f"{kind} ({n})" for kind, n in asked.items()]
+
+    def spread(shares: Sequence[float]) -> str:
+        return f"{statistics.mean(shares):.1f}" + (f" ± {statistics.stdev(shares):.1f}" if len(shares) > 1 else "")
+
+    rows = [
+        [
+            name,
+            str(len(seeds)),
+            *(spread([100 * one[kind][0] / one[kind][1] for one in seeds.values()]) for kind in asked),
+        ]
+        for name, seeds in counted.items()
     ]
-    rows = []
-    for name, seeds in runs.items():
-        found = [by_kind(one["answers"]) for one in seeds.values()]
-        cells = []
-        for kind in kinds:
-            shares = [100 * a / b for a, b in (each[kind] for each in found)]
-            spread = f" ± {statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
-            cells.append(f"{statistics.mean(shares):.1f}{spread}")
-        rows.append([name, str(len(seeds)), *cells])
-    asked = by_kind(next(iter(next(iter(runs.values())).values()))["answers"])
-    header = [f"{kind} ({asked[kind][1]})" for kind in kinds]
     yield "Exact answers, %, mean and standard deviation over seeds", ["run", "seeds", *header], rows
-    yield "Without training, exact answers, %", ["system", *header], untrained
-    every = [
-        [name, str(seed), *(percent(by_kind(one["answers"])[kind]) for kind in kinds)]
-        for name, seeds in runs.items()
-        for seed, one in seeds.items()
+    # Chance is no draw, so it has no interval.
+    rows = [
+        [name, *(f"{100 * a / b:.1f}" if name == CHANCE else percent((a, b)) for a, b in by_kind(answers).values())]
+        for name, answers in idle.items()
     ]
-    yield "Every seed, with 95 % intervals over questions", ["run", "seed", *header], every
-
-
-def audits(runs: dict[str, dict[int, Any]]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """What a change costs by number of hops, the seeds' questions added, for every run with an audit."""
     for name, seeds in runs.items():
-        found: dict[tuple[str, str], dict[str, list[tuple[Counts, Counts]]]] = defaultdict(lambda: defaultdict(list))
-        for one in seeds.values():
-            for line in one.get("audit", {}).get("by", {}).get("lines", ()):
-                if (
-                    line["audit"] in (TOKENS, SWEEP, IMAGES)
-                    and line["difference"] is not None
-                    and "hop" in line["group"]
-                ):
-                    n = line["n"]
-                    sides = (round(n * line["value"]), n), (round(n * line["run"]), n)
-                    found[line["audit"], line["what"]][line["group"]].append(sides)
+        blind = [by_kind(one["blind"]) for one in seeds.values()]
+        rows.append([f"{name}, images exchanged", *(percent(added([one[kind] for one in blind])) for kind in asked)])
+    yield "Baselines, exact answers, %, with 95 % intervals, seeds added", ["system", *header], rows
+    rows = [
+        [name, str(seed), *map(percent, one.values())] for name, seeds in counted.items() for seed, one in seeds.items()
+    ]
+    yield "Every seed, %, with 95 % intervals over questions", ["run", "seed", *header], rows
+
+
+def changed(seeds: dict[int, Any]) -> dict[tuple[str, str], dict[str, tuple[Counts, Counts]]]:
+    """{(audit, what): {group of hops: (changed, unchanged), the seeds' counts added}}."""
+    found: dict[tuple[str, str], dict[str, list[tuple[Counts, Counts]]]] = defaultdict(lambda: defaultdict(list))
+    for one in seeds.values():
+        for line in one.get("audit", {}).get("by", {}).get("lines", ()):
+            if line["audit"] in (TOKENS, SWEEP, IMAGES) and line["difference"] is not None and "hop" in line["group"]:
+                n = line["n"]
+                sides = (round(n * line["value"]), n), (round(n * line["run"]), n)
+                found[line["audit"], line["what"]][line["group"]].append(sides)
+    return {
+        key: {group: tuple(map(added, zip(*pairs, strict=True))) for group, pairs in groups.items()}
+        for key, groups in found.items()
+    }
+
+
+def audits(runs: Runs) -> Iterator[Table]:
+    """What a change costs by number of hops, for every run with an audit."""
+
+    def cell(pair: tuple[Counts, Counts] | None) -> str:
+        if pair is None:
+            return ""
+        (after, n), (before, _) = pair
+        return f"{100 * after / n:.1f} ({100 * (after - before) / n:+.1f}), N {n}"
+
+    for name, seeds in runs.items():
+        found = changed(seeds)
         groups = sorted({group for each in found.values() for group in each}, key=natural)
-        rows = []
-        for (audit, what), each in found.items():
-            cells = []
-            for group in groups:
-                after, before = (
-                    (added([pair[side] for pair in each[group]]) for side in (0, 1)) if each[group] else ((0, 0),) * 2
-                )
-                drop = 100 * (after[0] - before[0]) / after[1] if after[1] else 0.0
-                cells.append(f"{100 * after[0] / after[1]:.1f} ({drop:+.1f}), N {after[1]}" if after[1] else "")
-            rows.append([audit, what, *cells])
-        if rows:
-            yield (
-                f"{name}: accuracy with one thing changed, %, and the difference from the same questions unchanged",
-                ["audit", "what", *groups],
-                rows,
-            )
+        rows = [[*key, *(cell(each.get(group)) for group in groups)] for key, each in found.items()]
+        title = f"{name}: accuracy with one thing changed, %, and the difference from the same questions unchanged"
+        yield title, ["audit", "what", *groups], rows
 
 
-def held(runs: dict[str, dict[int, Any]]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """What each latent holds, means over seeds: the k-th name for a linear probe, the sentence decoded, how alike steps are."""
+def held(runs: Runs) -> Iterator[Table]:
+    """What each latent holds: names for a linear probe, means over seeds; sentences, counts added; how alike steps are, means."""
+    mean = statistics.mean
     for name, seeds in runs.items():
-        steps = [one["audit"]["steps"] for one in seeds.values() if one.get("audit", {}).get("steps")]
-        if not steps:
+        found = [one["audit"]["steps"] for one in seeds.values() if one.get("audit", {}).get("steps")]
+        # One list of seeds for each kind of chain.
+        chains = [each for each in zip(*found, strict=True) if "hop" in each[0]["kind"]]
+        if not chains:
             continue
-        kinds = [one["kind"] for one in steps[0] if "hop" in one["kind"]]
-        rows: dict[str, list[list[str]]] = defaultdict(list)
-        for kind in kinds:
-            each = [next(one for one in found if one["kind"] == kind) for found in steps]
-            n = sum(one["n"] for one in each)
-            for latent in each[0].get("probe", {}):
-                shares = [[share["share"] for share in one["probe"][latent]] for one in each]
-                rows["probe"].append(
-                    [kind, latent, *(f"{100 * statistics.mean(step):.0f}" for step in zip(*shares, strict=True))]
-                )
+        longest = max(each[0]["length"] for each in chains)
+        rows = []
+        for each in chains:
+            for latent in each[0]["probe"]:
+                shares = zip(*([one["share"] for one in seed["probe"][latent]] for seed in each), strict=True)
+                cells = [f"{100 * mean(step):.0f}" for step in shares]
+                rows.append([each[0]["kind"], latent, *cells, *[""] * (longest - len(cells))])
+        title = f"{name}: what a linear probe names from each latent, % right of what step j is about"
+        yield title, ["chains", "latent", *(f"step {j + 1}" for j in range(longest))], rows
+        rows = []
+        for each in chains:
             if "read" in each[0]:
                 cells = []
                 for latent, read in each[0]["read"].items():
-                    exact = added(
-                        [
-                            (
-                                round(o["read"][latent]["n"] * o["read"][latent]["exact"]["share"]),
-                                o["read"][latent]["n"],
-                            )
-                            for o in each
-                        ]
-                    )
+                    own = [seed["read"][latent] for seed in each]
+                    exact = added([(round(one["n"] * one["exact"]["share"]), one["n"]) for one in own])
                     cells.append(percent(exact) + "+" * read["beyond"])
-                rows["read"].append([kind, str(n), *cells])
-            pairs = each[0]["cosine"]
-            cells = [f"{statistics.mean(one['cosine'][pair]['value'] for one in each):.2f}" for pair in pairs]
-            ranks = [f"{statistics.mean(one['rank'][k]['value'] for one in each):.2f} of {k}" for k in each[0]["rank"]]
-            rows["alike"].append([kind, str(n), " ".join(ranks), *cells])
-            names = list(pairs)
-        longest = max(len(row) for row in rows["probe"]) - 2
-        probe = [[*row, *[""] * (longest + 2 - len(row))] for row in rows["probe"]]
-        yield (
-            f"{name}: what a linear probe names from each latent, % right of what step j is about",
-            ["chains", "latent", *(f"step {j + 1}" for j in range(longest))],
-            probe,
-        )
-        if rows["read"]:
-            width = len(rows["read"][0]) - 2
-            yield (
-                f"{name}: sentence of the step decoded word for word, %; +: beyond the chain, against its last sentence",
-                ["chains", "N", *(f"z_{k + 1}" for k in range(width))],
-                rows["read"],
-            )
-        yield (
-            f"{name}: effective rank, and mean cosine of two steps (equation 9)",
-            ["chains", "N", "rank", *names],
-            rows["alike"],
-        )
+                rows.append([each[0]["kind"], str(sum(seed["n"] for seed in each)), *cells])
+        title = f"{name}: sentence of the step decoded word for word, %; +: beyond the chain, against its last sentence"
+        yield title, ["chains", "N", *(f"z_{k + 1}" for k in range(len(rows[0]) - 2 if rows else 0))], rows
+        rows = []
+        for each in chains:
+            ranks = [f"{mean(seed['rank'][k]['value'] for seed in each):.2f} of {k}" for k in each[0]["rank"]]
+            cosines = [f"{mean(seed['cosine'][pair]['value'] for seed in each):.2f}" for pair in each[0]["cosine"]]
+            rows.append([each[0]["kind"], str(sum(seed["n"] for seed in each)), " ".join(ranks), *cosines])
+        title = f"{name}: effective rank, and mean cosine of two steps (equation 9)"
+        yield title, ["chains", "N", "rank", *chains[0][0]["cosine"]], rows
 
 
-def drawn(runs: dict[str, dict[int, Any]]) -> dict[str, str]:
+def drawn(runs: Runs) -> dict[str, str]:
     """File names and SVG texts: accuracy by hops, and what the latents of another image cost by hops."""
+
+    def curve(counts: dict[str, Counts]) -> list[figure.Point]:
+        return [(int(kind.split()[0]), a / b, *wilson(a, b)) for kind, (a, b) in counts.items()]
+
     curves, costs = {}, {}
     for name, seeds in runs.items():
         found = [by_kind(one["answers"]) for one in seeds.values()]
-        kinds = [kind for kind in found[0] if "hop" in kind]
-        counts = {int(kind.split()[0]): added([each[kind] for each in found]) for kind in kinds}
-        curves[name] = [(hops, a / b, *wilson(a, b)) for hops, (a, b) in counts.items()]
-        taken: dict[int, list[Counts]] = defaultdict(list)
-        for one in seeds.values():
-            for line in one.get("audit", {}).get("by", {}).get("lines", ()):
-                if (
-                    line["what"].startswith("latents of another")
-                    and "same question" in line["what"]
-                    and "hop" in line["group"]
-                ):
-                    taken[int(line["group"].split()[0])].append((round(line["n"] * line["value"]), line["n"]))
-        if taken:
-            costs[f"{name}, another image's latents"] = [
-                (hops, a / b, *wilson(a, b)) for hops, (a, b) in ((h, added(c)) for h, c in sorted(taken.items()))
-            ]
+        curves[name] = curve({kind: added([each[kind] for each in found]) for kind in found[0] if "hop" in kind})
+        if other := changed(seeds).get((TOKENS, SAME)):
+            costs[f"{name}, another image's latents"] = curve({kind: pair[0] for kind, pair in other.items()})
             costs[name] = curves[name]
-    out = {"bench_hops.svg": figure.lines("Right answers by number of hops", curves, "hops", "share of right answers")}
-    if costs:
-        out["bench_exchange.svg"] = figure.lines(
-            "With the latents of another image, same question", costs, "hops", "share of right answers"
-        )
-    return out
+    up = "share of right answers"
+    return {
+        "bench_hops.svg": figure.lines("Right answers by number of hops", curves, "hops", up),
+        "bench_exchange.svg": figure.lines("With the latents of another image, same question", costs, "hops", up),
+    }
 
 
 def main() -> None:
@@ -202,12 +179,9 @@ def main() -> None:
         runs[path.parent.parent.name][int(path.parent.name[4:])] = json.loads(path.read_text())
     if not runs:
         parser.error(f"{arguments.folder}: no finished run (RUN/seedS/evidence.json)")
-    idle = arguments.folder / "baselines.json"
-    for title, header, rows in (
-        *accuracy(runs, json.loads(idle.read_text()) if idle.exists() else {}),
-        *audits(runs),
-        *held(runs),
-    ):
+    found = json.loads((arguments.folder / "untrained/seed0/baselines.json").read_text())
+    idle = {name: answers for name, answers in found.items() if name != "config"}
+    for title, header, rows in (*accuracy(runs, idle), *audits(runs), *held(runs)):
         if rows:
             print(f"{title}:\n\n{markdown(header, rows)}\n")
     if arguments.figures:

@@ -34,7 +34,7 @@ RUNS = {
     "VITAL, no regions": {"method.visual": 0.0},
     "VITAL": {},
 }
-# By name alone, with --config.seeds='(0,)': what more steps make of a model that does not think.
+# By name alone, with --config.seeds='(0,)': how far direct answers come with four times the steps.
 MORE = {"direct, long": {"method": direct.METHOD, "phases": together(4 * sum(STEPS))}}
 
 

@@ -27,9 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.table = tuple((f"{part}/.*", "trainable") for part in ("base", "lora", "scaffold"))
     config.lora.update(rank=8, alpha=16.0)
     config.optim.learning_rate = 1e-3
-    config.method.update(
-        visual_target="shared", beyond="free"
-    )  # the paper's; steps of these records have no regions of their own
+    # The paper's: steps of these records have no regions of their own.
+    config.method.update(visual_target="shared", beyond="free")
     config.model.folder, config.model.text_decoder = f"{work}/models/backbone", f"{work}/models/text_decoder"
     config.data.update(
         records=f"{work}/set/records",

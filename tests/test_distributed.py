@@ -51,8 +51,11 @@ SMALL = {
 }
 
 
-def start(shared, workdir, count=1, overrides=(), differing=(), recipe="", small=SMALL):
-    """The processes of one run of tests/recipe.py; `differing` goes to the last of them alone. The base is split over their devices."""
+def start(shared, workdir, count=1, overrides=(), differing=(), recipe="", small=SMALL, script=("train.py",)):
+    """The processes of one run of tests/recipe.py; `differing` goes to the last of them alone.
+
+    With `SMALL` the base is split over their devices. script: what python runs, and arguments before the recipe.
+    """
     settings = small | {
         "workdir": workdir,
         "model.folder": shared / "backbone",
@@ -82,7 +85,7 @@ def start(shared, workdir, count=1, overrides=(), differing=(), recipe="", small
     workdir.mkdir(exist_ok=True)
     return [
         subprocess.Popen(
-            [sys.executable, "train.py", *arguments, *(differing if index == count - 1 else ())],
+            [sys.executable, *script, *arguments, *(differing if index == count - 1 else ())],
             cwd=REPOSITORY,
             env=environment | {"JAX_PROCESS_ID": str(index)},
             stderr=(workdir / f"log{index}").open("w"),

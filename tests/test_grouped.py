@@ -7,12 +7,9 @@ Over several processes sums are added in another order, so losses agree as in te
 import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
-from test_distributed import LONG, REPOSITORY, TOLERANCE, finish, start
-from test_train import environment
+from test_distributed import TOLERANCE, finish, start
 
 pytestmark = pytest.mark.slow
 
@@ -23,21 +20,9 @@ def shared(tmp_path_factory):
     return tmp_path_factory.mktemp("grouped")
 
 
-def run(shared, workdir, *script):
-    """(exit status, what was said) of one process."""
-    settings = {
-        "workdir": workdir,
-        "model.folder": shared / "backbone",
-        "model.text_decoder": shared / "text_decoder",
-        "data.records": shared / "records",
-        "data.encoder": shared / "siglip",
-    }
-    arguments = ["--config=tests/recipe.py:grouped", *(f"--config.{key}={value}" for key, value in settings.items())]
-    command = [sys.executable, *(script or ["train.py"]), *arguments]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment(shared), capture_output=True, text=True, timeout=LONG
-    )
-    return done.returncode, done.stderr
+def run(shared, workdir, count=1, **options):
+    """(exit status, what was said) of each process of a run."""
+    return finish(start(shared, workdir, count, recipe="grouped", **{"small": {}, **options}), workdir)
 
 
 def said(workdir):
@@ -45,14 +30,14 @@ def said(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     timeless = [{k: v for k, v in row.items() if not k.startswith(("seconds", "tokens/s"))} for row in rows]
     rollouts = {path.name: path.read_text() for path in sorted((workdir / "rollouts").glob("*.jsonl"))}
-    answers = workdir / "answers.jsonl"
-    return timeless, rollouts, answers.read_text() if answers.exists() else ""
+    answers = {path.name: path.read_text() for path in workdir.glob("answers.jsonl")}  # none where none are asked
+    return timeless, rollouts, answers
 
 
 @pytest.fixture(scope="module")
 def whole(shared):
     """What an uninterrupted run wrote down."""
-    status, text = run(shared, shared / "whole")
+    ((status, text),) = run(shared, shared / "whole")
     assert status == 0, text[-3000:]
     found = said(shared / "whole")
     assert [row["step"] for row in found[0]] == list(range(1, 9)) and len(found[1]) == 2
@@ -61,11 +46,11 @@ def whole(shared):
 
 @pytest.mark.parametrize("moment", ["rollout", "reward", "update"])
 def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_happened(shared, whole, tmp_path, moment):
-    status, text = run(shared, tmp_path, "tests/dying.py", moment)
+    ((status, text),) = run(shared, tmp_path, script=("tests/dying.py", moment))
     assert status == -signal.SIGKILL, text[-3000:]
     rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert 3 <= max(rows) < 8, "it died outside the second rollout and its updates"
-    status, text = run(shared, tmp_path)
+    ((status, text),) = run(shared, tmp_path)
     assert status == 0 and f"resuming {tmp_path} after step 3" in text, text[-3000:]
     assert said(tmp_path) == whole
 
@@ -78,7 +63,7 @@ SPREAD = {"eval.answers": 0, "eval.before": False, "checkpoint.best": ""}
 def two(shared, whole):
     """The folder of a run by two processes."""
     workdir = shared / "two"
-    found = finish(start(shared, workdir, 2, recipe="grouped", small=SPREAD), workdir)
+    found = run(shared, workdir, 2, small=SPREAD)
     assert [status for status, _ in found] == [0, 0], found[0][1][-3000:] + found[1][1][-3000:]
     return workdir
 
@@ -107,6 +92,6 @@ def test_one_process_goes_on_where_two_stopped(shared, two, whole):
     shutil.copytree(two, workdir)
     for step in ("6", "8"):
         shutil.rmtree(workdir / "checkpoints" / step)
-    found = finish(start(shared, workdir, 1, recipe="grouped", small=SPREAD), workdir)
-    assert found[0][0] == 0 and f"resuming {workdir} after step 3" in found[0][1], found[0][1][-3000:]
+    ((status, text),) = run(shared, workdir, small=SPREAD)
+    assert status == 0 and f"resuming {workdir} after step 3" in text, text[-3000:]
     is_the_run_of_one(workdir, whole)

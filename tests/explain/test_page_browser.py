@@ -12,6 +12,7 @@ import pytest
 from pictured import SUMMARY, case, heat, with_steps
 from sheets import HOSTILE, png
 
+from vital_jax.construct.pages import outline
 from vital_jax.explain.page import page
 
 pytestmark = pytest.mark.slow
@@ -35,7 +36,9 @@ def cases():
     two = with_steps(two, heat=(heat(-0.5, 0.2), np.full((4, 6), np.nan, np.float32)))
     none = case(4, 0, metadata={})
     texts = {"id": HOSTILE, "question": HOSTILE, "answer": "=1+1", "metadata": {"modality": HOSTILE, "note": HOSTILE}}
-    return [plain, flat, blind, two, none, with_steps(case(5, **texts), text=HOSTILE)]
+    region = np.zeros((40, 60), bool)
+    region[2:6, 3:9] = True
+    return [plain, flat, blind, two, none, with_steps(case(5, **texts), text=HOSTILE, region=region)]
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,14 @@ def test_opacity_and_outline(page_of):
     assert page_of.run(outline) == "hidden" and not page_of.run("document.getElementById('outlines').checked")
     page_of.run("document.getElementById('outlines').click()")
     assert page_of.run(outline) == "visible"
+
+
+def test_a_steps_own_region_is_outlined_on_its_map(page_of):
+    drawn = "document.querySelector('#steps img.outline').src"
+    one, _, _, _, _, own = cases()
+    assert page_of.run(drawn) == outline(one.masks[0], (384, 256))
+    choose(page_of, "#which", "5")
+    assert page_of.run(drawn) == outline(own.steps[0].region, (384, 256))
 
 
 def test_the_original_and_the_notice_stay_on_the_screen(page_of):
