@@ -1,7 +1,8 @@
 """Grouped reinforcement learning (the GRPO family) on a model that answers already: its own answers, and what they are worth.
 
     python train.py --config=configs/grpo.py:qwen3_vl_8b --config.init_from=runs/direct/checkpoints --config.data.records=...
-    python train.py --config=configs/grpo.py:quickstart --config.method.name=text_cot --config.init_from=runs/text_cot_quickstart/checkpoints
+    python train.py --config=configs/grpo.py:quickstart --config.method.name=text_cot \\
+        --config.init_from=runs/text_cot_quickstart/checkpoints
 
 It starts from a supervised run of the same method and adapters (configs/direct.py; `--config.method.name=text_cot` for written chains):
 where all answers to a question are right, or all wrong, there is nothing to learn, so stop that run at 50 to 70 % right. Every choice of
