@@ -7,6 +7,7 @@ tests/recipe.py: 6 s of CPU time against 18 to 21); jaxlib 0.12 has only the new
 from importlib import metadata
 
 PLAIN = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
+JAXLIB = tuple(map(int, metadata.version("jaxlib").split(".")[:2]))
 FAST = PLAIN
-if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+if JAXLIB < (0, 11):
     FAST += ("--xla_cpu_use_fusion_emitters=false",)

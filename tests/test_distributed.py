@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from compiling import PLAIN
+from compiling import JAXLIB, PLAIN
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -98,13 +98,15 @@ def start(shared, workdir, count=1, overrides=(), differing=(), recipe="", small
 def finish(processes, workdir) -> list[tuple[int, str]]:
     """(exit status, log) of each process."""
     deadline = time.monotonic() + LONG
-    try:
-        statuses = [process.wait(timeout=max(1, deadline - time.monotonic())) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [(status, (workdir / f"log{index}").read_text()) for index, status in enumerate(statuses)]
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    hung = [index for index, process in enumerate(processes) if process.poll() is None]
+    for process in processes:
+        process.kill()
+        process.wait()
+    logs = [(workdir / f"log{index}").read_text() for index in range(len(processes))]
+    assert not hung, f"processes {hung} did not end within {LONG} s; the first one's last words: {logs[hung[0]][-2000:]}"
+    return [(process.returncode, log) for process, log in zip(processes, logs, strict=True)]
 
 
 def curve(workdir) -> list[dict]:
@@ -159,6 +161,7 @@ def test_each_names_the_dead_among_four(killed):
         assert f"process {index} ends: process 2 (" in last and "no sign of life for 30 s" in last, last
 
 
+@pytest.mark.skipif(JAXLIB < (0, 11), reason="with jaxlib 0.10 such a step may stop for ever on CPUs (docs/launch.md)")
 def test_all_three_losses_over_two_processes(shared):
     """The whole step: collectives that do not depend on each other, which a CPU would start in any order (distributed.start)."""
     whole = {"method.scaffold": True, "method.max_steps": 2, "data.features": "auto"}
