@@ -6,7 +6,7 @@
     python benchmarks/grouped_cost.py merge                     # sampler against replay, adapters merged or not, float32 and bfloat16
     python benchmarks/grouped_cost.py parts --metrics runs/grpo_quickstart/metrics.jsonl
 
-`rollout` and `merge` make a Qwen3-VL of about 100 M parameters unless --model names one. Both sides write --answer tokens to each of
+`rollout` and `merge` make a backbone of about 100 M parameters unless --model names one. Both sides write --answer tokens to each of
 rows x group prompts, without end tokens, at temperature 1. Ratios are medians with quartiles over rounds in which both take turns.
 """
 
@@ -127,11 +127,11 @@ def folder(options: argparse.Namespace) -> Iterator[Path]:
 def rollout(options: argparse.Namespace) -> None:
     """Tokens a second beside `generate`, float32."""
     import torch
-    from transformers import Qwen3VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
     for place in folder(options):
         model, base = load_backbone(place, param_dtype=np.float32)
-        other = Qwen3VLForConditionalGeneration.from_pretrained(place, dtype=torch.float32, local_files_only=True)
+        other = AutoModelForImageTextToText.from_pretrained(place, dtype=torch.float32, local_files_only=True)
     batch, banned, drawn = writing(model, options)
     ids = torch.from_numpy(batch["tokens"].astype(np.int64))
     settings = dict(
@@ -161,24 +161,27 @@ def merge(options: argparse.Namespace) -> None:
     """Ratio of replay to sampler at equal weights, with the adapters merged before drawing and not."""
     print(f"merge: {options.rows} x {options.group} answers of {options.answer} tokens; {loop_model.device()}")
     for place in folder(options):
-        for dtype in (np.float32, jnp.bfloat16):
-            model, base = load_backbone(place, dtype=jnp.dtype(dtype), param_dtype=dtype, lora=LORA)
-            key = jax.random.key(3)
-            lora = jax.tree.map(
-                lambda x: x + 0.02 * jax.random.normal(key, x.shape, x.dtype), init_lora(model.config.decoder, LORA, key)
-            )
-            params = {"base": base, "lora": lora}
-            batch, banned, drawn = writing(model, options)
-            read = jax.jit(lambda params, batch: replay(Direct(model), params, batch, 1.0, banned).log_probs)
-            for merged in (False, True):
-                found = jax.device_get(drawn(policy(model, params, merged)))
-                again = read(params, batch | {"rollout_mode": found.modes, "rollout_tokens": found.tokens})
-                gap = np.asarray(again, np.float64) - found.log_probs
-                low, high = np.exp(gap.min()), np.exp(gap.max())
-                print(
-                    f"  {jnp.dtype(dtype).name:9s} {'merged' if merged else 'not merged':10s} mean |log ratio| {np.abs(gap).mean():.1e}, "
-                    f"ratio {low:.6g} to {high:.6g}, of the sequence {np.exp(gap.sum(-1).min()):.4g} to {np.exp(gap.sum(-1).max()):.4g}"
-                )
+        for dtype in (jnp.float32, jnp.bfloat16):
+            mismatch(place, jnp.dtype(dtype), options)
+
+
+def mismatch(place: Path, dtype: np.dtype, options: argparse.Namespace) -> None:
+    """Two lines of `merge`: random adapters on the model in `place`."""
+    model, base = load_backbone(place, dtype=dtype, param_dtype=dtype, lora=LORA)
+    key = jax.random.key(3)
+    nudge = lambda x: x + 0.02 * jax.random.normal(key, x.shape, x.dtype)  # noqa: E731
+    params = {"base": base, "lora": jax.tree.map(nudge, init_lora(model.config.decoder, LORA, key))}
+    batch, banned, drawn = writing(model, options)
+    read = jax.jit(lambda params, batch: replay(Direct(model), params, batch, 1.0, banned).log_probs)
+    for merged in (False, True):
+        found = jax.device_get(drawn(policy(model, params, merged)))
+        again = read(params, batch | {"rollout_mode": found.modes, "rollout_tokens": found.tokens})
+        gap = np.asarray(again, np.float64) - found.log_probs
+        whole = np.exp(gap.sum(-1))
+        print(
+            f"  {dtype.name:9s} {'merged' if merged else 'not merged':10s} mean |log ratio| {np.abs(gap).mean():.1e}, ratio of a token "
+            f"{np.exp(gap.min()):.6f} to {np.exp(gap.max()):.6f}, of an answer {whole.min():.5f} to {whole.max():.5f}"
+        )
 
 
 def parts(options: argparse.Namespace) -> None:

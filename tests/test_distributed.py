@@ -105,7 +105,9 @@ def finish(processes, workdir) -> list[tuple[int, str]]:
         process.kill()
         process.wait()
     logs = [(workdir / f"log{index}").read_text() for index in range(len(processes))]
-    assert not hung, f"processes {hung} did not end within {LONG} s; the first one's last words: {logs[hung[0]][-2000:]}"
+    assert not hung, (
+        f"processes {hung} did not end within {LONG} s; the first one's last words: {logs[hung[0]][-2000:]}"
+    )
     return [(process.returncode, log) for process, log in zip(processes, logs, strict=True)]
 
 

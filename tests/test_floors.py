@@ -41,6 +41,7 @@ APART = (
     ),
     "benchmarks/load_8b.py",
     "benchmarks/sft_torch.py",
+    "benchmarks/grouped_cost.py",
 )
 MAX_LINES = 500
 MAX_PARAMETERS = 8  # taken by position; beyond that a call cannot be read

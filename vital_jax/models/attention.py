@@ -5,23 +5,29 @@ prefix's keys and values without copying them. The scores of the prefix block an
 prefix stays a constant of the latent loop, and its backward pass keeps no copy of it per step. (Merging two finished attentions by
 their log-sum-exp would lose gradients silently in today's libraries.)
 
-XLA is the implementation everywhere and the oracle of the others. Long prefix passes may go to splash (TPU) or cuDNN (GPU); both take the
-structured masks below and nothing else, and whatever they cannot take goes to XLA with a log line.
+XLA is the implementation everywhere and the oracle of the others. Long prefix passes may go to splash (TPU) or cuDNN (GPU), short queries
+over a prefix to `kernels/shared_prefix.py` (TPU). All take the structured masks below and nothing else, and whatever they cannot take goes
+to XLA with a log line.
 """
 
 import dataclasses
 import functools
 import logging
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from vital_jax.kernels.shared_prefix import shared_prefix
+from vital_jax.kernels.tuned import blocks_for
+
 _LOG = logging.getLogger(__name__)
 _LOWEST = -1e30  # finite, so that a row with nothing to attend to yields zeros and finite gradients
 _ROWS = ("data", "fsdp")  # the mesh axes that split a batch
+KEPT = "kept"  # the name under which rematerialisation keeps what is dear to make again
 
 
 class Causal(NamedTuple):
@@ -59,6 +65,14 @@ def _segments(mask: Causal | Segments, queries: int) -> jax.Array:
     return (jnp.arange(queries) < mask.lengths[:, None]).astype(jnp.int32) if isinstance(mask, Causal) else mask.ids
 
 
+def _own(mask: Suffix, queries: int) -> jax.Array:
+    """[B, G, U, U'] bool, the suffix columns that each query sees."""
+    B, G, columns = mask.real.shape
+    seen = mask.real[:, :, None] & (jnp.arange(columns) <= mask.last[..., None])
+    seen = seen if mask.between is None else seen & mask.between
+    return jnp.broadcast_to(seen, (B, G, queries, columns))
+
+
 def dense_mask(mask: Mask, queries: int, prefix: int = 0) -> jax.Array:
     """The boolean mask a structured mask stands for, or the array itself.
 
@@ -67,11 +81,9 @@ def dense_mask(mask: Mask, queries: int, prefix: int = 0) -> jax.Array:
     Returns: [B, 1, U, U], where padding sees nothing and is not seen; of a `Suffix` [B, G, U, S + U'].
     """
     if isinstance(mask, Suffix):
-        B, G, columns = mask.real.shape
-        seen = mask.real[:, :, None] & (jnp.arange(columns) <= mask.last[..., None])
-        seen = seen if mask.between is None else seen & mask.between
+        own = _own(mask, queries)
         inside = (jnp.arange(prefix) < mask.lengths[:, None])[:, None, None]
-        return jnp.concatenate([jnp.broadcast_to(x, (B, G, queries, x.shape[-1])) for x in (inside, seen)], axis=-1)
+        return jnp.concatenate([jnp.broadcast_to(inside, (*own.shape[:-1], prefix)), own], axis=-1)
     if not isinstance(mask, Causal | Segments):
         return mask
     ids = _segments(mask, queries)
@@ -97,7 +109,8 @@ def attend(
       suffix_kv: keys and values [B, G, U', M, H].
       mask: `Causal` or `Segments` (no prefix then), `Suffix` beside a prefix, or a boolean array broadcastable to [B, G, U, S + U'], true
         where a query may look.
-      implementation: xla | splash | cudnn | auto (splash on TPU, cuDNN on GPU, XLA elsewhere).
+      implementation: xla | splash (TPU, with the kernel of this package over a prefix) | cudnn | auto (splash on TPU, cuDNN on GPU, XLA
+        elsewhere).
     Returns: [B, G, U, N, H] in the dtype of q. A query that may look nowhere gets zeros.
     Raises: ValueError for an unknown implementation, or a mask of the suffix block alone beside a prefix.
     """
@@ -116,6 +129,11 @@ def attend(
             q, k, v = (jnp.where(exists, x[:, 0], 0) for x in (q, *suffix_kv))
             return jnp.where(exists, _LONG[implementation](q, k, v, mask), 0)[:, None]
         _say_once(f"{implementation} attention handed over to XLA: {refusal}")
+    if implementation in _SHORT and prefix_kv is not None and isinstance(mask, Suffix):
+        refusal = _short_refusal(q, prefix_kv[0], mask)
+        if refusal is None:
+            return _SHORT[implementation](q, prefix_kv, suffix_kv, mask)
+        _say_once(f"attention over a shared prefix handed over to XLA: {refusal}")
     columns = 0 if prefix_kv is None else prefix_kv[0].shape[1]
     return _attend_xla(q, prefix_kv, suffix_kv, dense_mask(mask, q.shape[2], columns))
 
@@ -151,16 +169,28 @@ def _attend_xla(q: jax.Array, prefix_kv: KeyValues | None, suffix_kv: KeyValues,
     return (mixed / total).reshape(B, G, U, N, H).astype(q.dtype)
 
 
-def _splash_refusal(q: jax.Array, k: jax.Array, mask: Mask) -> str | None:
-    del mask
+def _uneven(q: jax.Array, k: jax.Array) -> str | None:
+    """Why a mesh cannot split rows and key heads, where it cannot."""
     mesh = jax.sharding.get_abstract_mesh()
     rows = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _ROWS)
     parts = 1 if mesh.empty else mesh.shape["tensor"]
-    if q.shape[2] % 128:
-        return f"{q.shape[2]} queries are not a multiple of 128"
     if q.shape[0] % rows or k.shape[-2] % parts:
         return f"{q.shape[0]} rows and {k.shape[-2]} key heads do not divide by the mesh's {rows} and {parts}"
     return None
+
+
+def _splash_refusal(q: jax.Array, k: jax.Array, mask: Mask) -> str | None:
+    del mask
+    return f"{q.shape[2]} queries are not a multiple of 128" if q.shape[2] % 128 else _uneven(q, k)
+
+
+def _short_refusal(q: jax.Array, k: jax.Array, mask: Suffix) -> str | None:
+    U, H = q.shape[2], q.shape[-1]
+    if q.dtype not in (jnp.float32, jnp.bfloat16) or k.dtype != q.dtype:
+        return f"queries of {q.dtype} over keys of {k.dtype} are not taken"
+    if U > 512 or mask.real.shape[-1] > 1024 or H % 8 or H > 256:
+        return f"{U} queries over {mask.real.shape[-1]} columns of their own, heads {H} wide, are not taken"
+    return _uneven(q, k)
 
 
 def _cudnn_refusal(q: jax.Array, k: jax.Array, mask: Mask) -> str | None:
@@ -204,13 +234,31 @@ def _splash(
         out = jax.vmap(lambda q, k, v, i: attention(q, k, v, kernel.SegmentIds(i, i)))(q, k, v, ids)
         return jnp.swapaxes(out, 1, 2)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        heads = PartitionSpec(_ROWS, None, "tensor", None)
-        local = jax.shard_map(
-            local, in_specs=(heads, heads, heads, PartitionSpec(_ROWS, None)), out_specs=heads, check_vma=False
-        )
-    return local(q, k, v, ids)
+    heads = PartitionSpec(_ROWS, None, "tensor", None)
+    return _locally(local, (heads, heads, heads, PartitionSpec(_ROWS, None)), heads)(q, k, v, ids)
+
+
+def _locally(kernel: Callable[..., jax.Array], inputs: Any, output: Any) -> Callable[..., jax.Array]:
+    """A kernel on each device's own rows and heads, where there is a mesh."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel
+    return jax.shard_map(kernel, in_specs=inputs, out_specs=output, check_vma=False)
+
+
+def _short(
+    q: jax.Array, prefix_kv: KeyValues, suffix_kv: KeyValues, mask: Suffix, interpret: bool = False
+) -> jax.Array:
+    """`kernels.shared_prefix` on each device's own rows and heads."""
+
+    def local(q, prefix_kv, suffix_kv, lengths, seen):
+        blocks = blocks_for(q, prefix_kv[0])
+        return shared_prefix(q, prefix_kv, suffix_kv, lengths, seen, blocks, KEPT, interpret)[0]
+
+    prefix = PartitionSpec(_ROWS, None, "tensor", None)
+    heads = PartitionSpec(_ROWS, None, None, "tensor", None)
+    rows = PartitionSpec(_ROWS)
+    inputs = (heads, (prefix, prefix), (heads, heads), rows, rows)
+    return _locally(local, inputs, heads)(q, prefix_kv, suffix_kv, mask.lengths, _own(mask, q.shape[2]))
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Causal) -> jax.Array:
@@ -228,3 +276,4 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: Causal) -> jax.Array:
 
 _REFUSALS = {"splash": _splash_refusal, "cudnn": _cudnn_refusal}
 _LONG = {"splash": _splash, "cudnn": _cudnn}
+_SHORT = {"splash": _short}

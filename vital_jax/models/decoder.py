@@ -13,17 +13,16 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from vital_jax.models import layout
-from vital_jax.models.attention import KeyValues, Mask, attend
+from vital_jax.models.attention import KEPT, KeyValues, Mask, attend
 from vital_jax.models.config import DecoderConfig, LoraConfig
 from vital_jax.models.layers import Embedding, Head, Linear, RMSNorm, kernel_init
 from vital_jax.models.rope import multimodal_angles, rotate
 
 REMAT = ("full", "names", "none")
-_KEPT = "kept"  # what `names` keeps: the products whose making again is most of a layer's work, and where the two halves of it meet
 
 
 def _keep(x: jax.Array) -> jax.Array:
-    return checkpoint_name(x, _KEPT)
+    return checkpoint_name(x, KEPT)
 
 
 def _write(cache: jax.Array, new: jax.Array, slot: jax.Array | int) -> jax.Array:
@@ -183,7 +182,7 @@ class Decoder(nn.Module):
         angles = multimodal_angles(positions, c.head_width, c.rope_theta, c.mrope_section)
         if deepstack is not None:
             deepstack = jnp.concatenate([deepstack, jnp.zeros_like(deepstack[:1])]).astype(x.dtype)
-        policies = {"full": None, "names": jax.checkpoint_policies.save_only_these_names(_KEPT)}
+        policies = {"full": None, "names": jax.checkpoint_policies.save_only_these_names(KEPT)}
         block = Block if remat == "none" else nn.remat(Block, prevent_cse=False, policy=policies[remat])
         layers = nn.scan(
             block,

@@ -149,8 +149,10 @@ def lower_sampling(
     batch = program.full_rows(method, layout, rows)
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items() if name != "index"}
     variables = variables_of(program.shapes_on(config, method, mesh))
+    sampling = Decoding(config.data.answer, (0,)).rows(
+        rows, groups
+    )  # values, which the chips of a topology cannot hold
     with jax.set_mesh(mesh):
-        sampling = Decoding(config.data.answer, (0,)).rows(rows, groups)
         plan = Plan(layout.suffix, method.feed, drawn=groups > 1)
         return respond.lower(method.model, variables, shapes, plan, sampling)
 
