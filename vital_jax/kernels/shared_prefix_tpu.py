@@ -58,6 +58,20 @@ def _visible(t: Any, seen: jax.Array) -> jax.Array:
     return jnp.concatenate([seen.astype(jnp.int32)] * t.R, axis=0) != 0
 
 
+def _each_block(t: Any, steps: int, length: Any, kp, vp, ks, vs, seen, add: Any) -> None:
+    """Calls `add(rows, keys, values, which are seen)` for the block of the walk's step: prefix for all rows, suffix group by group."""
+    step = pl.program_id(3)
+
+    @pl.when(step * t.keys < jnp.where(step < steps, length, 0))
+    def _():
+        add(slice(0, t.rows), kp[...], vp[...], _real((t.rows, t.keys), 1, step, length))
+
+    @pl.when(step >= steps)
+    def _():
+        for g in range(t.groups):
+            add(_group(t, g), ks[g], vs[g], _visible(t, seen[g]))
+
+
 # --- forward ----------------------------------------------------------------------------------------------------------
 
 
@@ -78,14 +92,7 @@ def _forward(lengths, q, kp, vp, ks, vs, seen, o, lse, m, l, acc, *, t, steps): 
         l[rows] = l[rows] * shrink + jnp.sum(p, axis=1, keepdims=True)
         acc[rows] = acc[rows] * shrink + _dot(p.astype(v.dtype), v)
 
-    @pl.when(step * t.keys < jnp.where(step < steps, lengths[b], 0))
-    def _():
-        add(slice(0, t.rows), kp[...], vp[...], _real((t.rows, t.keys), 1, step, lengths[b]))
-
-    @pl.when(step >= steps)
-    def _():
-        for g in range(t.groups):
-            add(_group(t, g), ks[g], vs[g], _visible(t, seen[g]))
+    _each_block(t, steps, lengths[b], kp, vp, ks, vs, seen, add)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _():
@@ -110,14 +117,7 @@ def _backward_queries(lengths, q, do, lse, delta, kp, vp, ks, vs, seen, dq, acc,
         ds = p * (_dot(do[rows], v, _ROWS_KEYS) - low[rows])
         acc[rows] += _dot(ds.astype(k.dtype), k)
 
-    @pl.when(step * t.keys < jnp.where(step < steps, lengths[b], 0))
-    def _():
-        add(slice(0, t.rows), kp[...], vp[...], _real((t.rows, t.keys), 1, step, lengths[b]))
-
-    @pl.when(step >= steps)
-    def _():
-        for g in range(t.groups):
-            add(_group(t, g), ks[g], vs[g], _visible(t, seen[g]))
+    _each_block(t, steps, lengths[b], kp, vp, ks, vs, seen, add)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _():
