@@ -1,4 +1,4 @@
-"""Block sizes of the kernels, by chip and class of shape. One table; `vital bench kernels --tune` prints rows for it, on hardware.
+"""Block sizes of the kernels, by chip and class of shape. One table.
 
 No row has been measured yet: the sizes are those that public TPU kernels use for many short queries over a long cache (sglang-jax and
 tpu-inference take at most 32 queries and 2,048 keys a block; MaxText 512 by 512), held to what fits a core's vector memory beside the

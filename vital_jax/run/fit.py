@@ -149,9 +149,8 @@ def lower_sampling(
     batch = program.full_rows(method, layout, rows)
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items() if name != "index"}
     variables = variables_of(program.shapes_on(config, method, mesh))
-    sampling = Decoding(config.data.answer, (0,)).rows(
-        rows, groups
-    )  # values, which the chips of a topology cannot hold
+    # Values, which the chips of a topology cannot hold, so they are made outside its mesh.
+    sampling = Decoding(config.data.answer, (0,)).rows(rows, groups)
     with jax.set_mesh(mesh):
         plan = Plan(layout.suffix, method.feed, drawn=groups > 1)
         return respond.lower(method.model, variables, shapes, plan, sampling)
